@@ -1,0 +1,22 @@
+//! The core of scrfs: what a checkpoint cache is, without MPI, FUSE, threads or a clock.
+//!
+//! Programs write *datasets* (top-level directories of the mount) and commit them by a rename.
+//! This crate holds everything about them that can be decided from values alone: identifiers,
+//! configuration, the layout on disk, redundancy geometry, and the commit, encode, rebuild and
+//! flush protocols as state machines. Its drivers live in `scrfs-coordinator` (MPI, transfer,
+//! prefix) and `scrfs-mount` (FUSE); those two meet only here.
+//!
+//! Invariants every module keeps:
+//!
+//! - **I-1** Wrong bytes are never returned. What cannot be verified is reported lost.
+//! - **I-2** A sealed dataset never changes; an unsealed one is never offered for restart.
+//! - **I-3** Records are durable before anybody is told of them.
+//! - **I-4** Every decision about a dataset is taken by rank 0 of one epoch, and can be taken
+//!   again by the next epoch from what is on disk.
+
+pub mod codec;
+pub mod config;
+pub mod fabric;
+pub mod id;
+pub mod redundancy;
+pub mod topology;
