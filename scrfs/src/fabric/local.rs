@@ -349,7 +349,8 @@ mod tests {
                         }
                     }
                     let mut next = [0; 4];
-                    let until = Instant::now() + Duration::from_secs(20);
+                    let start = Instant::now();
+                    let until = start + Duration::from_secs(20);
                     while next != [100; 4] {
                         let envelope = fabric.poll(until).expect("never fails");
                         let envelope = envelope.expect("all of them come before the deadline");
@@ -357,6 +358,7 @@ mod tests {
                         assert_eq!(envelope.bytes, text(next[from]));
                         next[from] += 1;
                     }
+                    assert!(start.elapsed() < Duration::from_secs(10), "waited despite messages");
                 })
             })
             .collect();
