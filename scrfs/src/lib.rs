@@ -16,7 +16,11 @@
 
 pub mod codec;
 pub mod config;
+pub mod control;
 pub mod fabric;
 pub mod id;
+pub mod layout;
+pub mod name;
 pub mod redundancy;
+pub mod store;
 pub mod topology;

@@ -1,0 +1,483 @@
+//! What passes over a node's control socket: daemon and coordinator, daemon and commands.
+//!
+//! Frames on a unix stream socket: length (4 bytes, little endian, at most [`FRAME_BYTES_MAX`]), then
+//! one postcard value. The first frame of a connection is a [`Hello`]; a coordinator's connection
+//! then carries [`ToDaemon`] one way and [`FromDaemon`] the other, a command's one
+//! [`Command`] and its [`Answer`].
+//!
+//! The daemon owns the namespace and the kernel; the coordinator owns every record and decides with
+//! its peers. Invariants of the conversation:
+//!
+//! - One coordinator at a time. A newer epoch takes over, an older one is refused.
+//! - What carries a `sequence` is answered by exactly one [`FromDaemon::Done`] with it; what carries
+//!   a `request` is answered by exactly one [`ToDaemon::Reply`]. Nothing else is answered.
+//! - A dataset the daemon has frozen stays frozen until [`ToDaemon::Thaw`] or a
+//!   [`ToDaemon::Dataset`] that seals it; also when the coordinator dies in between, because other
+//!   nodes may know that it is sealed.
+
+use crate::id::{DatasetId, Epoch, Rank, Slot};
+use crate::layout::record::{DatasetRecord, UnixMillis};
+use crate::name::{Name, RelPath};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::io::{self, Read, Write};
+
+/// Longest frame either side accepts.
+pub const FRAME_BYTES_MAX: usize = 64 << 20;
+/// Both sides must speak the same.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The first frame of every connection.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`] of the caller.
+    pub version: u32,
+    /// Who calls.
+    pub role: Role,
+}
+
+/// Who calls the daemon.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Role {
+    /// This node's coordinator of an epoch.
+    Coordinator {
+        /// Its epoch.
+        epoch: Epoch,
+        /// Its rank in it.
+        rank: Rank,
+        /// How many ranks there are.
+        size: u32,
+        /// The slot this node holds.
+        slot: Slot,
+        /// Its process, to be killed when the epoch ends.
+        pid: u32,
+    },
+    /// A command, such as `scrfs status`.
+    Command,
+}
+
+/// What the daemon answers to a [`Hello`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Welcome {
+    /// Go on.
+    Accepted {
+        /// The daemon's node name.
+        node: String,
+        /// The job's cache directory.
+        cache: std::path::PathBuf,
+        /// The effective configuration, as JSON.
+        config: String,
+        /// Where the filesystem is mounted.
+        mountpoint: std::path::PathBuf,
+    },
+    /// Not with us: another version, or a newer epoch is here.
+    Refused(String),
+}
+
+/// An errno, so that the kernel can be told what the coordinator found out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Writers are still at work somewhere, or another proposal is under way (`EBUSY`).
+    Busy,
+    /// The name is taken (`EEXIST`).
+    Exists,
+    /// No such dataset or path (`ENOENT`).
+    Missing,
+    /// A directory that is not empty (`ENOTEMPTY`).
+    NotEmpty,
+    /// Sealed (`EROFS`).
+    ReadOnly,
+    /// No space for it on some node (`ENOSPC`).
+    NoSpace,
+    /// Something failed; the log says what (`EIO`).
+    Failed,
+    /// The coordinators went away before it was decided (`EAGAIN`).
+    Again,
+}
+
+/// A change of directories in an open dataset, carried out on every node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum DirectoryChange {
+    /// Make a directory. It existing already is `Exists` to the caller and nothing to the others.
+    Make {
+        /// Where.
+        path: RelPath,
+        /// Permission bits after umask.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// Remove an empty directory; on other nodes, one that is not empty stays.
+    Remove {
+        /// Which.
+        path: RelPath,
+    },
+    /// Rename a directory.
+    Rename {
+        /// From.
+        from: RelPath,
+        /// To.
+        to: RelPath,
+    },
+}
+
+/// What a program asked of the mount that concerns other nodes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// `mkdir` at the top: a new open dataset, on every node.
+    Create {
+        /// Its name.
+        name: Name,
+        /// Permission bits after umask.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// A change of directories inside an open dataset. The daemon has *not* done it: it comes back
+    /// as [`ToDaemon::Change`], to this node as to all others.
+    Change {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// What.
+        change: DirectoryChange,
+    },
+    /// `rename` at the top to a name that still looks temporary: no commit.
+    Rename {
+        /// Which dataset.
+        dataset: DatasetId,
+        /// Its new name.
+        to: Name,
+    },
+    /// Propose to commit, under a name that may be the one it has. Answered when it is sealed (or as
+    /// far as `commit.wait` says), or refused.
+    Commit {
+        /// Which dataset.
+        dataset: DatasetId,
+        /// The name to commit it under.
+        to: Name,
+    },
+    /// Remove a dataset that is not sealed, on every node.
+    Remove {
+        /// Which.
+        dataset: DatasetId,
+    },
+    /// Answered when the dataset has come this far.
+    Wait {
+        /// Which.
+        dataset: DatasetId,
+        /// How far.
+        level: Level,
+    },
+    /// Flush it now, whatever the configuration says; answered when the prefix has it.
+    Flush {
+        /// Which.
+        dataset: DatasetId,
+    },
+}
+
+/// How far a wait goes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum Level {
+    /// Committed.
+    Sealed,
+    /// Survives what its scheme promises.
+    Protected,
+    /// Complete in the prefix.
+    Flushed,
+}
+
+/// How a node fares, for `.scr/nodes` and `scrfs status`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub node: String,
+    /// Its rank in this epoch.
+    pub rank: Rank,
+    /// The slot it holds.
+    pub slot: Slot,
+    /// Bytes free in its cache.
+    pub free_bytes: u64,
+}
+
+/// How far a flush, fetch, encode or rebuild of one dataset has come, over all nodes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    /// Of which dataset.
+    pub dataset: DatasetId,
+    /// What is being done.
+    pub activity: Activity,
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+}
+
+/// Long work on a dataset.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Activity {
+    /// Adding parity.
+    Encode,
+    /// Recomputing lost files.
+    Rebuild,
+    /// Cache to prefix.
+    Flush,
+    /// Prefix to cache.
+    Fetch,
+}
+
+/// Coordinator to daemon.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ToDaemon {
+    /// A dataset is now as the record says: new, renamed, sealed, protected, flushed. The record is
+    /// on disk already. Answered by `Done` when programs see it.
+    Dataset {
+        /// To be answered with.
+        sequence: u64,
+        /// All of it.
+        record: Box<DatasetRecord>,
+    },
+    /// A dataset is no more; its files are about to be removed. Answered by `Done`.
+    Forget {
+        /// To be answered with.
+        sequence: u64,
+        /// Which.
+        dataset: DatasetId,
+    },
+    /// Carry out a change of directories. Answered by `Done`.
+    Change {
+        /// To be answered with.
+        sequence: u64,
+        /// In which dataset.
+        dataset: DatasetId,
+        /// What.
+        change: DirectoryChange,
+    },
+    /// Say [`FromDaemon::Quiet`] as soon as no writable handle is open under the dataset, and
+    /// again whenever that comes true anew, until it is sealed or `Thaw` comes.
+    Quiesce {
+        /// Which.
+        dataset: DatasetId,
+    },
+    /// If nothing has changed since `generation`, let nothing change from now on (programs that
+    /// try wait). Answered by `Done`: `Ok` frozen, `Err(Busy)` not.
+    Freeze {
+        /// To be answered with.
+        sequence: u64,
+        /// Which.
+        dataset: DatasetId,
+        /// From the last `Quiet`.
+        generation: u64,
+    },
+    /// Ends `Quiesce` and `Freeze`.
+    Thaw {
+        /// Which.
+        dataset: DatasetId,
+    },
+    /// The answer to a request.
+    Reply {
+        /// Of which request.
+        request: u64,
+        /// What to tell the program.
+        result: Result<(), Refusal>,
+    },
+    /// For the status files. Done bytes equal to all of them: it has ended.
+    Progress(Progress),
+    /// For `.scr/nodes`.
+    Nodes(Vec<NodeStatus>),
+    /// Recovery has ended: programs may start. `restart` is the dataset to restart from.
+    Ready {
+        /// The dataset `.scr/restart` names.
+        restart: Option<DatasetId>,
+    },
+}
+
+/// Daemon to coordinator.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum FromDaemon {
+    /// A program's request.
+    Request {
+        /// To be answered with.
+        request: u64,
+        /// What is asked.
+        what: Request,
+    },
+    /// The answer to what carried this sequence.
+    Done {
+        /// Of which message.
+        sequence: u64,
+        /// How it went.
+        result: Result<(), Refusal>,
+    },
+    /// No writable handle is open under the dataset. Any later change raises the generation.
+    Quiet {
+        /// Which.
+        dataset: DatasetId,
+        /// To be given to `Freeze`.
+        generation: u64,
+    },
+    /// The dataset changed after a `Quiet`: what was voted no longer holds.
+    Disturbed {
+        /// Which.
+        dataset: DatasetId,
+        /// The generation now.
+        generation: u64,
+    },
+    /// Finish: flush what is pending if asked to, then go.
+    Stop {
+        /// Whether pending flushes are waited for.
+        finish_flushes: bool,
+    },
+}
+
+/// A command's question. Answered by one [`Answer`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// What `scrfs status --json` prints.
+    Status,
+    /// As if a program had asked, with the dataset given by name.
+    Commit {
+        /// Which.
+        name: Name,
+    },
+    /// Wait for a state.
+    Wait {
+        /// Which.
+        name: Name,
+        /// How far.
+        level: Level,
+    },
+    /// Flush now.
+    Flush {
+        /// Which.
+        name: Name,
+    },
+    /// Send heartbeats to this address from now on, and obey the supervisor there.
+    Attach {
+        /// `host:port` of the supervisor's UDP socket.
+        supervisor: String,
+        /// Shared secret of this `scrfs run`.
+        token: u64,
+    },
+    /// Unmount and end.
+    Unmount {
+        /// Wait for pending flushes first.
+        finish_flushes: bool,
+        /// Empty the cache as well.
+        purge: bool,
+    },
+}
+
+/// The daemon's answer to a command.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// Done; JSON where the command asks for something.
+    Ok(String),
+    /// Refused, with the words for the user.
+    Refused(Refusal, String),
+}
+
+/// Daemon to supervisor, ten times a second, as one datagram in an envelope.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Beat {
+    /// Shared secret of this `scrfs run`.
+    pub token: u64,
+    /// Who.
+    pub node: String,
+    /// Grows by one each beat.
+    pub sequence: u64,
+    /// The epoch whose coordinator is connected, if one is.
+    pub epoch: Option<Epoch>,
+    /// Recovery of that epoch has ended here.
+    pub ready: bool,
+    /// The dataset to restart from, by name, once ready.
+    pub restart: Option<Name>,
+    /// The newest sealed dataset known here: a sign of progress.
+    pub newest_sealed: Option<DatasetId>,
+    /// Datasets sealed but not yet as far as the configuration takes them (protected, flushed).
+    pub pending: u32,
+    /// Milliseconds since the Unix epoch on this node's clock.
+    pub clock: UnixMillis,
+}
+
+/// Supervisor to daemon, in answer to a beat.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// Shared secret of this `scrfs run`.
+    pub token: u64,
+    /// The beat it answers.
+    pub sequence: u64,
+    /// Kill the coordinator of any epoch below this, and refuse its return.
+    pub epoch_min: Epoch,
+}
+
+/// Writes one frame.
+pub fn write_frame<T: Serialize>(to: &mut impl Write, value: &T) -> io::Result<()> {
+    let mut bytes = postcard::to_extend(value, vec![0; 4]).map_err(io::Error::other)?;
+    let length = bytes.len() - 4;
+    if length > FRAME_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes")));
+    }
+    bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    to.write_all(&bytes)
+}
+
+/// Reads one frame; `None` at the end of the stream.
+pub fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
+    let mut length = [0; 4];
+    let mut have = 0;
+    while have < length.len() {
+        match from.read(&mut length[have..]) {
+            Ok(0) if have == 0 => return Ok(None),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => have += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let length = u32::from_le_bytes(length) as usize;
+    if length > FRAME_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes")));
+    }
+    // Grows with what really arrives, so that a hostile length costs nothing.
+    let mut bytes = Vec::new();
+    let read = from.by_ref().take(length as u64).read_to_end(&mut bytes)?;
+    if read != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    match postcard::take_from_bytes(&bytes) {
+        Ok((value, [])) => Ok(Some(value)),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "bytes left over in a frame")),
+        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_frame_comes_back_and_the_end_is_told_from_a_cut() {
+        let hello = Hello { version: PROTOCOL_VERSION, role: Role::Command };
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, &hello).expect("a vector takes any frame");
+        let mut from = bytes.as_slice();
+        assert_eq!(read_frame::<Hello>(&mut from).expect("whole"), Some(hello));
+        assert_eq!(read_frame::<Hello>(&mut from).expect("at the end"), None);
+        for cut in 1..bytes.len() {
+            assert!(read_frame::<Hello>(&mut &bytes[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_frames_never_panic(bytes: Vec<u8>) {
+            let _ = read_frame::<ToDaemon>(&mut bytes.as_slice());
+            let _ = read_frame::<FromDaemon>(&mut bytes.as_slice());
+            let _ = read_frame::<Command>(&mut bytes.as_slice());
+        }
+    }
+}

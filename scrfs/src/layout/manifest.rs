@@ -1,0 +1,258 @@
+//! The manifest of a part: what files a slot contributes, and where their bytes lie in its log.
+//!
+//! The *part log* is the concatenation of the data extents of all regular files, in manifest order;
+//! holes are not part of it. Offsets are bytes. The manifest is written before the vote and never
+//! changes; checksums ([`Sums`]) come with the first encode.
+
+use crate::id::{DatasetId, Epoch, Slot};
+use crate::name::RelPath;
+use crate::redundancy::Stream;
+use serde::{Deserialize, Serialize};
+
+/// A run of data in a file, `offset..offset + len` of the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DataExtent {
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// How long it is.
+    pub len: u64,
+}
+
+/// What an entry is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// A directory; its entries follow it.
+    Directory,
+    /// A regular file of `size` bytes, holes outside `extents`.
+    File {
+        /// Its length.
+        size: u64,
+        /// Where in the part log its first extent begins; the others follow.
+        log_offset: u64,
+        /// Its data, ascending and disjoint.
+        extents: Vec<DataExtent>,
+    },
+    /// Another name of a file that came before.
+    HardLink {
+        /// The first name.
+        to: RelPath,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// What it says, unchecked: it is never followed by scrfs.
+        target: Vec<u8>,
+    },
+    /// A named pipe.
+    Fifo,
+    /// A socket's name.
+    Socket,
+}
+
+/// One name below the dataset's root.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// Where.
+    pub path: RelPath,
+    /// What.
+    pub kind: EntryKind,
+    /// Permission bits, `0o7777`.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time: seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Extended attributes, name and value.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Everything a slot contributes to a dataset, but the bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Of which dataset.
+    pub dataset: DatasetId,
+    /// Whose part.
+    pub slot: Slot,
+    /// The epoch in which it was voted.
+    pub epoch: Epoch,
+    /// Modification time of the dataset's top directory here.
+    pub root_mtime: (i64, u32),
+    /// All names, parents before their entries.
+    pub entries: Vec<Entry>,
+    /// Length of the part log.
+    pub log_bytes: u64,
+}
+
+/// Why a manifest that decodes is not believed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// An extent begins before the one before it ends, lies outside its file, or overflows.
+    #[error("extents of `{0}` overlap or lie outside the file")]
+    Extents(RelPath),
+    /// A file's log offset is not where the file before it ended.
+    #[error("`{path}` lies at {found} of the part log, {wanted} was expected")]
+    LogOffset {
+        /// The file.
+        path: RelPath,
+        /// Offset in the manifest.
+        found: u64,
+        /// Where the file before it ends.
+        wanted: u64,
+    },
+    /// The log is not as long as its files.
+    #[error("the part log has {found} bytes, its files {wanted}")]
+    LogLength {
+        /// In the manifest.
+        found: u64,
+        /// Sum of the files.
+        wanted: u64,
+    },
+    /// Of another dataset or slot.
+    #[error("manifest of dataset {0}, {1} where another was expected")]
+    Identity(DatasetId, Slot),
+}
+
+/// A piece of the part log inside one file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogPiece<'a> {
+    /// The file.
+    pub path: &'a RelPath,
+    /// Index of its entry.
+    pub entry: usize,
+    /// Where in the file.
+    pub file_offset: u64,
+    /// How many bytes.
+    pub len: u64,
+}
+
+impl Manifest {
+    /// Checks what decoding cannot: that extents are ascending and the log is gapless.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let mut log = 0u64;
+        for entry in &self.entries {
+            let EntryKind::File { size, log_offset, extents } = &entry.kind else { continue };
+            if *log_offset != log {
+                let path = entry.path.clone();
+                return Err(ManifestError::LogOffset { path, found: *log_offset, wanted: log });
+            }
+            let mut end = 0u64;
+            for extent in extents {
+                let next = extent.offset.checked_add(extent.len);
+                match next {
+                    Some(next) if extent.offset >= end && next <= *size && extent.len > 0 => {
+                        end = next;
+                    }
+                    _ => return Err(ManifestError::Extents(entry.path.clone())),
+                }
+                log = log
+                    .checked_add(extent.len)
+                    .ok_or_else(|| ManifestError::Extents(entry.path.clone()))?;
+            }
+        }
+        if log != self.log_bytes {
+            return Err(ManifestError::LogLength { found: self.log_bytes, wanted: log });
+        }
+        Ok(())
+    }
+
+    /// Regular files in the part.
+    pub fn files(&self) -> u64 {
+        self.entries.iter().filter(|e| matches!(e.kind, EntryKind::File { .. })).count() as u64
+    }
+}
+
+/// Finds files by log offset; built once for a manifest.
+#[derive(Debug)]
+pub struct LogIndex {
+    /// (log offset, entry, file offset, length) of every extent, ascending by log offset.
+    extents: Vec<(u64, usize, u64, u64)>,
+}
+
+impl LogIndex {
+    /// Index of a checked manifest.
+    pub fn new(manifest: &Manifest) -> Self {
+        let mut extents = Vec::new();
+        let mut log = 0;
+        for (index, entry) in manifest.entries.iter().enumerate() {
+            if let EntryKind::File { extents: runs, .. } = &entry.kind {
+                for run in runs {
+                    extents.push((log, index, run.offset, run.len));
+                    log += run.len;
+                }
+            }
+        }
+        Self { extents }
+    }
+
+    /// The pieces that `offset..offset + len` of the log consists of; shorter than `len` when the
+    /// log ends first.
+    pub fn pieces<'a>(
+        &'a self,
+        manifest: &'a Manifest,
+        offset: u64,
+        len: u64,
+    ) -> impl Iterator<Item = LogPiece<'a>> {
+        let end = offset.saturating_add(len);
+        let first = self.extents.partition_point(|&(log, _, _, run)| log + run <= offset);
+        self.extents[first..].iter().take_while(move |&&(log, ..)| log < end).map(
+            move |&(log, entry, file_offset, run)| {
+                let from = offset.max(log);
+                let to = end.min(log + run);
+                LogPiece {
+                    path: &manifest.entries[entry].path,
+                    entry,
+                    file_offset: file_offset + (from - log),
+                    len: to - from,
+                }
+            },
+        )
+    }
+}
+
+/// Checksums of one stream of a part: CRC-32C of each unit, the last one of what there is of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Sums {
+    /// Of which dataset.
+    pub dataset: DatasetId,
+    /// Whose part.
+    pub slot: Slot,
+    /// Part log or parity.
+    pub stream: Stream,
+    /// Bytes a checksum covers.
+    pub unit_bytes: u32,
+    /// Length of the stream.
+    pub stream_bytes: u64,
+    /// One a unit; `None` while it has not been computed.
+    pub crcs: Vec<Option<u32>>,
+}
+
+impl Sums {
+    /// Sums of a stream whose checksums are not known yet.
+    pub fn unknown(
+        dataset: DatasetId,
+        slot: Slot,
+        stream: Stream,
+        unit_bytes: u32,
+        stream_bytes: u64,
+    ) -> Self {
+        let units = stream_bytes.div_ceil(u64::from(unit_bytes));
+        let crcs = vec![None; usize::try_from(units).unwrap_or(0)];
+        Self { dataset, slot, stream, unit_bytes, stream_bytes, crcs }
+    }
+
+    /// Index of the unit that is exactly `offset..offset + len`, if one is.
+    pub fn unit_at(&self, offset: u64, len: u32) -> Option<usize> {
+        let unit = u64::from(self.unit_bytes);
+        let whole = unit.min(self.stream_bytes.checked_sub(offset)?);
+        (offset % unit == 0 && u64::from(len) == whole)
+            .then(|| usize::try_from(offset / unit).ok())
+            .flatten()
+            .filter(|&index| index < self.crcs.len())
+    }
+
+    /// Whether every unit has its checksum.
+    pub fn is_complete(&self) -> bool {
+        self.crcs.iter().all(Option::is_some)
+    }
+}

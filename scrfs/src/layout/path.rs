@@ -1,0 +1,194 @@
+//! Where everything lies in a node's cache directory and in the prefix.
+//!
+//! ```text
+//! <store>/scrfs.<uid>/<job>/        one job's cache on this node, mode 0700
+//!   daemon.lock                     held by the daemon while it lives
+//!   daemon.json                     its pid, node name, mount point
+//!   control.sock                    where it answers
+//!   epoch                           EpochRecord
+//!   reserve                         space that records may use when the cache is full
+//!   datasets/<id>/record            DatasetRecord
+//!   datasets/<id>/slot.<n>/tree/    the files of slot n, as the application wrote them
+//!   datasets/<id>/slot.<n>/manifest, sums.data, sums.parity, parity
+//!   datasets/<id>/copy.<n>/manifest, sums.data, sums.parity      of another member of the set
+//!
+//! <prefix>/<dataset>/               the application's files and nothing else
+//! <prefix>/.scrfs/inflight/<id>/    a flush that has not ended
+//! <prefix>/.scrfs/index/<id>        IndexEntry
+//! <prefix>/.scrfs/manifests/<id>/<slot>.{manifest,sums}
+//! <prefix>/.scrfs/trash/            replaced datasets on their way out
+//! ```
+
+use crate::id::{DatasetId, Slot};
+use crate::redundancy::Stream;
+use std::path::{Path, PathBuf};
+
+/// Paths of one job's cache on one node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CachePaths {
+    root: PathBuf,
+}
+
+/// Whether a slot's metadata is its own or kept for another node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// The slot's data lies here.
+    Own,
+    /// Only its manifest and checksums do.
+    Copy,
+}
+
+impl CachePaths {
+    /// The cache of `job` of user `uid` in `store`.
+    pub fn new(store: &Path, uid: u32, job: &str) -> Self {
+        Self { root: store.join(format!("scrfs.{uid}")).join(job) }
+    }
+
+    /// A cache whose root is known.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The job's cache directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Locked by the daemon while it lives.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("daemon.lock")
+    }
+
+    /// Facts about the daemon, for people and for `scrfs` commands.
+    pub fn daemon(&self) -> PathBuf {
+        self.root.join("daemon.json")
+    }
+
+    /// The daemon's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.root.join("control.sock")
+    }
+
+    /// The epoch record.
+    pub fn epoch(&self) -> PathBuf {
+        self.root.join("epoch")
+    }
+
+    /// Space given up when a record does not fit otherwise.
+    pub fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
+    /// All datasets.
+    pub fn datasets(&self) -> PathBuf {
+        self.root.join("datasets")
+    }
+
+    /// One dataset.
+    pub fn dataset(&self, id: DatasetId) -> PathBuf {
+        self.datasets().join(id.0.to_string())
+    }
+
+    /// Its record.
+    pub fn record(&self, id: DatasetId) -> PathBuf {
+        self.dataset(id).join("record")
+    }
+
+    /// What is kept of one slot of it.
+    pub fn slot(&self, id: DatasetId, slot: Slot, keep: Keep) -> PathBuf {
+        let kind = match keep {
+            Keep::Own => "slot",
+            Keep::Copy => "copy",
+        };
+        self.dataset(id).join(format!("{kind}.{}", slot.0))
+    }
+
+    /// The files of a slot.
+    pub fn tree(&self, id: DatasetId, slot: Slot) -> PathBuf {
+        self.slot(id, slot, Keep::Own).join("tree")
+    }
+
+    /// The parity of a slot.
+    pub fn parity(&self, id: DatasetId, slot: Slot) -> PathBuf {
+        self.slot(id, slot, Keep::Own).join("parity")
+    }
+
+    /// The manifest of a slot.
+    pub fn manifest(&self, id: DatasetId, slot: Slot, keep: Keep) -> PathBuf {
+        self.slot(id, slot, keep).join("manifest")
+    }
+
+    /// The checksums of one stream of a slot.
+    pub fn sums(&self, id: DatasetId, slot: Slot, stream: Stream, keep: Keep) -> PathBuf {
+        self.slot(id, slot, keep).join(match stream {
+            Stream::Data => "sums.data",
+            Stream::Parity => "sums.parity",
+        })
+    }
+}
+
+/// The dataset number that a directory name stands for.
+pub fn parse_dataset_directory(name: &str) -> Option<DatasetId> {
+    let number = name.parse::<u64>().ok()?;
+    (number.to_string() == name).then_some(DatasetId(number))
+}
+
+/// The slot that `slot.<n>` or `copy.<n>` stands for.
+pub fn parse_slot_directory(name: &str) -> Option<(Slot, Keep)> {
+    let (kind, number) = name.split_once('.')?;
+    let keep = match kind {
+        "slot" => Keep::Own,
+        "copy" => Keep::Copy,
+        _ => return None,
+    };
+    let slot = number.parse::<u32>().ok()?;
+    (slot.to_string() == number).then_some((Slot(slot), keep))
+}
+
+/// Paths of a prefix directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PrefixPaths {
+    root: PathBuf,
+}
+
+impl PrefixPaths {
+    /// The prefix at `root`.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The prefix directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Everything of ours.
+    pub fn control(&self) -> PathBuf {
+        self.root.join(".scrfs")
+    }
+
+    /// Flushes that have not ended.
+    pub fn inflight(&self, id: DatasetId) -> PathBuf {
+        self.control().join("inflight").join(id.0.to_string())
+    }
+
+    /// All index entries.
+    pub fn index(&self) -> PathBuf {
+        self.control().join("index")
+    }
+
+    /// One index entry.
+    pub fn entry(&self, id: DatasetId) -> PathBuf {
+        self.index().join(id.0.to_string())
+    }
+
+    /// The manifests of a dataset.
+    pub fn manifests(&self, id: DatasetId) -> PathBuf {
+        self.control().join("manifests").join(id.0.to_string())
+    }
+
+    /// Where replaced datasets wait to be removed.
+    pub fn trash(&self) -> PathBuf {
+        self.control().join("trash")
+    }
+}

@@ -1,0 +1,174 @@
+//! The store on a POSIX filesystem: write a temporary name, fsync, rename, fsync the directory.
+//!
+//! A reserve file of a few MiB in the cache is given up when a record meets a full device, so
+//! that a commit is still possible when programs have filled the cache.
+
+use super::{Store, StoreError};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// A store on real files.
+#[derive(Clone, Debug, Default)]
+pub struct PosixStore {
+    reserve: Option<PathBuf>,
+}
+
+/// Size of the reserve: room for the records of many commits.
+const RESERVE_BYTES: i64 = 8 << 20;
+
+impl PosixStore {
+    /// A store without a reserve.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A store that keeps a reserve at `path`. Not being able to make it now is no error: it is
+    /// made again by [`Self::refill_reserve`] when there is space.
+    pub fn with_reserve(path: &Path) -> Self {
+        let store = Self { reserve: Some(path.to_owned()) };
+        store.refill_reserve();
+        store
+    }
+
+    /// Makes the reserve whole again if there is space.
+    pub fn refill_reserve(&self) {
+        let Some(path) = &self.reserve else { return };
+        let made = File::options().create(true).truncate(false).write(true).open(path).and_then(
+            |file| {
+                let mode = nix::fcntl::FallocateFlags::empty();
+                nix::fcntl::fallocate(&file, mode, 0, RESERVE_BYTES).map_err(io::Error::from)
+            },
+        );
+        if let Err(error) = made {
+            tracing::debug!(path = %path.display(), %error, "no space for the reserve now");
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn spend_reserve(&self) -> bool {
+        match &self.reserve {
+            Some(path) => match fs::metadata(path) {
+                Ok(found) if found.len() > 0 => fs::remove_file(path).is_ok(),
+                _ => false,
+            },
+            None => false,
+        }
+    }
+
+    fn put_once(path: &Path, directory: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        fs::create_dir_all(directory).map_err(StoreError::of("make", directory))?;
+        let mut name = OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        name.push(format!(".{}.new", std::process::id()));
+        let temporary = directory.join(name);
+        let written = File::create(&temporary)
+            .and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.sync_all()
+            })
+            .map_err(StoreError::of("write", &temporary))
+            .and_then(|()| fs::rename(&temporary, path).map_err(StoreError::of("replace", path)));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written?;
+        sync_directory(directory)
+    }
+}
+
+/// Makes the names in `directory` durable.
+pub fn sync_directory(directory: &Path) -> Result<(), StoreError> {
+    File::open(directory)
+        .and_then(|file| file.sync_all())
+        .map_err(StoreError::of("sync", directory))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
+}
+
+impl Store for PosixStore {
+    fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let directory = parent(path);
+        match Self::put_once(path, directory, bytes) {
+            Err(error) if error.is_no_space() && self.spend_reserve() => {
+                Self::put_once(path, directory, bytes)
+            }
+            other => other,
+        }
+    }
+
+    fn get(&self, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+        match fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::of("read", path)(error)),
+        }
+    }
+
+    fn list(&self, path: &Path) -> Result<Vec<OsString>, StoreError> {
+        let entries = match fs::read_dir(path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(StoreError::of("list", path)(error)),
+        };
+        let mut names = entries
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(StoreError::of("list", path))?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), StoreError> {
+        let removed = match fs::symlink_metadata(path) {
+            Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+            Ok(_) => fs::remove_file(path),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Ok(()) => sync_directory(parent(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(StoreError::of("remove", path)(error)),
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
+        let directory = parent(to);
+        fs::create_dir_all(directory).map_err(StoreError::of("make", directory))?;
+        fs::rename(from, to).map_err(StoreError::of("rename", from))?;
+        sync_directory(parent(from))?;
+        sync_directory(directory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_replaced_whole_and_removed() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let store = PosixStore::new();
+        let path = root.path().join("a/b/record");
+        assert_eq!(store.get(&path).expect("nothing there"), None);
+        store.put(&path, b"one").expect("put");
+        store.put(&path, b"two!").expect("put again");
+        assert_eq!(store.get(&path).expect("get").as_deref(), Some(&b"two!"[..]));
+        assert_eq!(store.list(&root.path().join("a/b")).expect("list"), ["record"]);
+        store.remove(&root.path().join("a")).expect("remove");
+        store.remove(&root.path().join("a")).expect("remove nothing");
+        assert_eq!(store.list(&root.path().join("a")).expect("list nothing"), [""; 0]);
+    }
+
+    #[test]
+    fn errors_name_the_path() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let file = root.path().join("file");
+        fs::write(&file, b"").expect("write");
+        let error = PosixStore::new().put(&file.join("x"), b"").expect_err("below a file");
+        assert!(error.to_string().contains("file"), "{error}");
+    }
+}
