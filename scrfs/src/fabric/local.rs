@@ -358,7 +358,10 @@ mod tests {
                         assert_eq!(envelope.bytes, text(next[from]));
                         next[from] += 1;
                     }
-                    assert!(start.elapsed() < Duration::from_secs(10), "waited despite messages");
+                    assert!(
+                        start.elapsed() < Duration::from_secs(10),
+                        "waited despite messages"
+                    );
                 })
             })
             .collect();
