@@ -103,6 +103,9 @@ pub struct DatasetRecord {
     pub committed_from: Option<Name>,
     /// Whether it may be dropped unflushed.
     pub class: Class,
+    /// Which checkpoint it is, counting from 1 over the life of the prefix; given at the commit,
+    /// `None` before it and for what is not a checkpoint.
+    pub checkpoint: Option<u64>,
     /// How far it has come.
     pub phase: Phase,
     /// The epoch of the newest change of this record.
@@ -200,4 +203,6 @@ pub struct EpochRecord {
     pub slot: Option<Slot>,
     /// The highest dataset number ever given out, as known here.
     pub last_dataset: u64,
+    /// The highest checkpoint number ever given out, as known here.
+    pub last_checkpoint: u64,
 }
