@@ -1,1 +1,4 @@
-//! Placeholder while the seams are laid.
+//! What crosses nodes: the fabric over MPI, the transfer engine, and their benchmarks.
+
+#[cfg(feature = "mpi")]
+pub mod mpi;
