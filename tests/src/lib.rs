@@ -1,1 +1,12 @@
-//! Placeholder while the seams are laid.
+//! What the tests of whole clusters stand on: a virtual cluster on one machine, a way to wait for
+//! conditions, and the way to the programs under test.
+//!
+//! Invariants: nothing here is part of the product; nothing made here outlives its owner.
+
+mod binary;
+pub mod cluster;
+mod wait;
+
+pub use binary::binary;
+pub use cluster::{Builder, Cluster, Loss};
+pub use wait::wait_until;
