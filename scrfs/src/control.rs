@@ -390,6 +390,8 @@ pub struct Beat {
     pub sequence: u64,
     /// The epoch whose coordinator is connected, if one is.
     pub epoch: Option<Epoch>,
+    /// The newest epoch that ever began on this node, from its epoch record.
+    pub epoch_last: Epoch,
     /// Recovery of that epoch has ended here.
     pub ready: bool,
     /// The dataset to restart from, by name, once ready.
