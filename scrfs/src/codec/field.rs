@@ -277,8 +277,8 @@ mod tests {
             let mut shards = bytes[..data].to_vec();
             for p in 0..parity {
                 let mut made = [0];
-                for d in 0..data {
-                    multiply_add(&mut made, code.encode_coefficient(p, d), &[shards[d]]);
+                for (d, &shard) in shards.iter().enumerate().take(data) {
+                    multiply_add(&mut made, code.encode_coefficient(p, d), &[shard]);
                 }
                 shards.push(made[0]);
             }

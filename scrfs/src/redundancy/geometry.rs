@@ -100,7 +100,7 @@ enum Placement {
     /// Whole copies on the right neighbours.
     Mirrored,
     /// Bands of stripes.
-    Striped(Code),
+    Striped(Box<Code>),
 }
 
 /// The validated values that all plans of a set share.
@@ -168,7 +168,7 @@ impl SetGeometry {
             Scheme::Single => Placement::Bare,
             Scheme::Partner { .. } => Placement::Mirrored,
             Scheme::Xor | Scheme::ReedSolomon { .. } => {
-                Placement::Striped(Code::new(members.len() - parities, parities)?)
+                Placement::Striped(Box::new(Code::new(members.len() - parities, parities)?))
             }
         };
         let (slots, lengths): (Vec<Slot>, Vec<u64>) = members.into_iter().unzip();
