@@ -37,6 +37,8 @@ pub enum Kind {
     Message = 5,
     /// A heartbeat or its answer.
     Heartbeat = 6,
+    /// An [`super::index::IndexEntry`].
+    IndexEntry = 7,
 }
 
 /// Why bytes are not the record that was asked for.

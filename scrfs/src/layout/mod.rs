@@ -5,6 +5,7 @@
 //! never panics.
 
 pub mod envelope;
+pub mod index;
 pub mod manifest;
 pub mod path;
 pub mod record;

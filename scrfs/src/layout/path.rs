@@ -10,16 +10,18 @@
 //!   datasets/<id>/record            DatasetRecord
 //!   datasets/<id>/slot.<n>/tree/    the files of slot n, as the application wrote them
 //!   datasets/<id>/slot.<n>/manifest, sums.data, sums.parity, parity
+//!   datasets/<id>/slot.<n>/tree.new, tree.old, parity.new          on their way in or out
 //!   datasets/<id>/copy.<n>/manifest, sums.data, sums.parity      of another member of the set
 //!
 //! <prefix>/<dataset>/               the application's files and nothing else
-//! <prefix>/.scrfs/inflight/<id>/    a flush that has not ended
+//! <prefix>/.scrfs/inflight/<id>/<epoch>/    a flush that has not ended, one directory an attempt
 //! <prefix>/.scrfs/index/<id>        IndexEntry
 //! <prefix>/.scrfs/manifests/<id>/<slot>.{manifest,sums}
 //! <prefix>/.scrfs/trash/            replaced datasets on their way out
 //! ```
 
-use crate::id::{DatasetId, Slot};
+use crate::id::{DatasetId, Epoch, Slot};
+use crate::name::Name;
 use crate::redundancy::Stream;
 use std::path::{Path, PathBuf};
 
@@ -108,6 +110,21 @@ impl CachePaths {
         self.slot(id, slot, Keep::Own).join("tree")
     }
 
+    /// The files of a slot while they are brought back; renamed to [`Self::tree`] when whole.
+    pub fn tree_new(&self, id: DatasetId, slot: Slot) -> PathBuf {
+        self.slot(id, slot, Keep::Own).join("tree.new")
+    }
+
+    /// What was at [`Self::tree`] before, on its way out.
+    pub fn tree_old(&self, id: DatasetId, slot: Slot) -> PathBuf {
+        self.slot(id, slot, Keep::Own).join("tree.old")
+    }
+
+    /// The parity of a slot while it is computed; renamed to [`Self::parity`] when whole.
+    pub fn parity_new(&self, id: DatasetId, slot: Slot) -> PathBuf {
+        self.slot(id, slot, Keep::Own).join("parity.new")
+    }
+
     /// The parity of a slot.
     pub fn parity(&self, id: DatasetId, slot: Slot) -> PathBuf {
         self.slot(id, slot, Keep::Own).join("parity")
@@ -167,9 +184,24 @@ impl PrefixPaths {
         self.root.join(".scrfs")
     }
 
-    /// Flushes that have not ended.
+    /// Where a flushed dataset is, for everybody to read.
+    pub fn dataset(&self, name: &Name) -> PathBuf {
+        self.root.join(name.as_os_str())
+    }
+
+    /// All flushes that have not ended.
+    pub fn inflights(&self) -> PathBuf {
+        self.control().join("inflight")
+    }
+
+    /// Flushes of one dataset that have not ended.
     pub fn inflight(&self, id: DatasetId) -> PathBuf {
-        self.control().join("inflight").join(id.0.to_string())
+        self.inflights().join(id.0.to_string())
+    }
+
+    /// One attempt: that of one epoch, so that a late-comer of an earlier one writes elsewhere.
+    pub fn attempt(&self, id: DatasetId, epoch: Epoch) -> PathBuf {
+        self.inflight(id).join(epoch.0.to_string())
     }
 
     /// All index entries.
@@ -185,6 +217,16 @@ impl PrefixPaths {
     /// The manifests of a dataset.
     pub fn manifests(&self, id: DatasetId) -> PathBuf {
         self.control().join("manifests").join(id.0.to_string())
+    }
+
+    /// The manifest of one part of a dataset.
+    pub fn manifest(&self, id: DatasetId, slot: Slot) -> PathBuf {
+        self.manifests(id).join(format!("{}.manifest", slot.0))
+    }
+
+    /// The checksums of one part's log.
+    pub fn sums(&self, id: DatasetId, slot: Slot) -> PathBuf {
+        self.manifests(id).join(format!("{}.sums", slot.0))
     }
 
     /// Where replaced datasets wait to be removed.

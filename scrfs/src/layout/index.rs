@@ -1,0 +1,69 @@
+//! What a prefix remembers of each dataset in it.
+//!
+//! One entry a dataset, at `<prefix>/.scrfs/index/<id>`. It is the truth about the prefix: a
+//! directory without an entry is not ours, whatever it is called. An entry is written *before* the
+//! dataset's directory gets its name ([`EntryState::Flushing`], when every byte has been checked)
+//! and again after it ([`EntryState::Complete`]), so that a crash between the two can be finished
+//! by anybody who reads it. Times are milliseconds since the Unix epoch, UTC.
+
+use super::envelope::{EnvelopeError, Kind, open, seal};
+use super::record::{DatasetRecord, UnixMillis};
+use crate::id::{DatasetId, Epoch};
+use serde::{Deserialize, Serialize};
+
+/// How far the prefix has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum EntryState {
+    /// All of it is in the prefix and checked, but may not have its name yet.
+    Flushing,
+    /// Under its name, whole.
+    Complete,
+}
+
+/// The dataset that had the name before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Replaced {
+    /// Its number.
+    pub id: DatasetId,
+    /// Inode number of its directory.
+    pub inode: u64,
+}
+
+/// One dataset of the prefix.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IndexEntry {
+    /// As it was when it was flushed, with its seal: what is needed to bring it back.
+    pub record: DatasetRecord,
+    /// How far the prefix has it.
+    pub state: EntryState,
+    /// The epoch whose attempt it is: which directory below `inflight/<id>/` it came from.
+    pub attempt: Epoch,
+    /// Inode number of its directory, which a rename keeps: tells our directory from another that
+    /// was put under its name. Another number is no proof against it: prefixes are copied.
+    pub inode: u64,
+    /// What it takes the name from, while the exchange is under way.
+    pub replaces: Option<Replaced>,
+    /// When all of it was in the prefix.
+    pub flushed: UnixMillis,
+    /// Bytes of all part logs.
+    pub bytes: u64,
+    /// Regular files of all parts.
+    pub files: u64,
+}
+
+impl IndexEntry {
+    /// As it lies on disk.
+    pub fn encode(&self) -> Vec<u8> {
+        seal(Kind::IndexEntry, self)
+    }
+
+    /// From what lies on disk.
+    pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        open(Kind::IndexEntry, bytes)
+    }
+
+    /// Whether a restart may read it from the prefix.
+    pub fn is_complete(&self) -> bool {
+        self.state == EntryState::Complete
+    }
+}
