@@ -21,6 +21,7 @@ pub mod fabric;
 pub mod id;
 pub mod layout;
 pub mod name;
+pub mod protocol;
 pub mod redundancy;
 pub mod store;
 pub mod topology;

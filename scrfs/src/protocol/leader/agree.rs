@@ -1,0 +1,297 @@
+//! The commit: propose, vote, confirm, seal.
+//!
+//! - Any program's trigger only proposes. Identical proposals join; another name is refused.
+//! - Every member votes with the summary of a manifest that is durable on its node.
+//! - When all votes stand, a second round freezes every node at its voted generation. If one cannot,
+//!   all are released and voting goes on.
+//! - When all are frozen, the seal is persisted here: **that is the decision**. Then every member
+//!   persists it, and only when all have, the programs that proposed are answered.
+//! - Before the decision, the deadline ends the proposal: all are released, the programs get
+//!   `EBUSY`, the dataset stays open. After it, nothing can.
+//!
+//! A crash before the decision leaves the dataset open everywhere. A crash after it leaves the seal
+//! on at least one node, and frozen, durable votes on all: the next epoch rolls it forward.
+
+use super::{Asker, Leader, Led, Purpose};
+use crate::config::CommitWait;
+use crate::control::{Level, Refusal};
+use crate::id::{DatasetId, Rank, Slot};
+use crate::layout::record::{PartSummary, Phase, Seal};
+use crate::name::Name;
+use crate::protocol::Now;
+use crate::protocol::message::{Failure, Message, Order};
+use crate::protocol::step::Step;
+use crate::redundancy::Scheme;
+use crate::topology;
+use std::collections::BTreeMap;
+
+/// Checksums cover units of this many bytes; also the size of a unit on the wire.
+pub(super) const UNIT_BYTES: u32 = 256 << 10;
+
+/// What `commit.wait` means as a level.
+fn level_of(wait: CommitWait) -> Level {
+    match wait {
+        CommitWait::Sealed => Level::Sealed,
+        CommitWait::Protected => Level::Protected,
+        CommitWait::Flushed => Level::Flushed,
+    }
+}
+
+/// A commit that is being agreed on.
+#[derive(Debug)]
+pub(super) struct Proposal {
+    number: u64,
+    to: Name,
+    pub(super) askers: Vec<Asker>,
+    deadline: u64,
+    votes: BTreeMap<Rank, PartSummary>,
+    confirming: bool,
+}
+
+impl Proposal {
+    /// When it ends, if it has not been decided.
+    pub(super) fn deadline(&self) -> u64 {
+        // While frozen it cannot expire: the answer is a matter of milliseconds.
+        if self.confirming { u64::MAX } else { self.deadline }
+    }
+}
+
+impl Leader {
+    pub(super) fn propose(
+        &mut self,
+        now: Now,
+        asker: Asker,
+        dataset: DatasetId,
+        to: Name,
+        step: &mut Step,
+    ) {
+        let wait = level_of(self.config.commit.wait);
+        let taken = self.live_by_name(&to).is_some_and(|other| other != dataset)
+            || self.datasets.iter().any(|(id, led)| {
+                *id != dataset && led.proposal.as_ref().is_some_and(|other| other.to == to)
+            });
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return Self::reply(asker, Err(Refusal::Missing), step);
+        };
+        if led.leaving {
+            return Self::reply(asker, Err(Refusal::Missing), step);
+        }
+        match led.record.phase {
+            Phase::Sealed if led.record.name == to => {
+                return self.wait(asker, dataset, wait, step);
+            }
+            Phase::Open => {}
+            _ => return Self::reply(asker, Err(Refusal::ReadOnly), step),
+        }
+        if taken {
+            return Self::reply(asker, Err(Refusal::Exists), step);
+        }
+        match &mut led.proposal {
+            Some(standing) if standing.to == to => standing.askers.push(asker),
+            Some(_) => Self::reply(asker, Err(Refusal::Busy), step),
+            None => {
+                let number = self.next_proposal;
+                self.next_proposal += 1;
+                led.proposal = Some(Proposal {
+                    number,
+                    to,
+                    askers: vec![asker],
+                    deadline: now.tick.saturating_add(self.config.commit.grace_seconds * 1000),
+                    votes: BTreeMap::new(),
+                    confirming: false,
+                });
+                self.tell_all(&Message::Collect { dataset, proposal: number }, step);
+            }
+        }
+    }
+
+    fn standing(&mut self, dataset: DatasetId, number: u64) -> Option<&mut Led> {
+        self.datasets
+            .get_mut(&dataset)
+            .filter(|led| led.proposal.as_ref().is_some_and(|held| held.number == number))
+    }
+
+    pub(super) fn vote(
+        &mut self,
+        now: Now,
+        from: Rank,
+        (dataset, number): (DatasetId, u64),
+        part: Result<PartSummary, Failure>,
+        step: &mut Step,
+    ) {
+        let Some(led) = self.standing(dataset, number) else { return };
+        match (part, led.proposal.as_mut()) {
+            (Ok(part), Some(proposal)) => {
+                proposal.votes.insert(from, part);
+                self.confirm_if_unanimous(dataset, step);
+            }
+            (Err(failure), _) => {
+                led.record.error = Some(format!("commit refused by {from}: {failure}"));
+                self.give_up(dataset, failure.refusal, step);
+                self.update(dataset, Purpose::Noted, step);
+            }
+            (Ok(_), None) => {}
+        }
+        self.expire_proposals(now, step);
+    }
+
+    pub(super) fn withdrawn(&mut self, from: Rank, dataset: DatasetId, number: u64) {
+        let proposal = self.standing(dataset, number).and_then(|led| led.proposal.as_mut());
+        if let Some(proposal) = proposal {
+            proposal.votes.remove(&from);
+        }
+    }
+
+    fn confirm_if_unanimous(&mut self, dataset: DatasetId, step: &mut Step) {
+        let size = self.size as usize;
+        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(proposal) = &mut led.proposal else { return };
+        if proposal.confirming || proposal.votes.len() < size {
+            return;
+        }
+        proposal.confirming = true;
+        let proposal = proposal.number;
+        let purpose = Purpose::Confirm { dataset, proposal };
+        self.order(Order::Confirm { dataset, proposal }, purpose, step);
+    }
+
+    pub(super) fn confirmed(
+        &mut self,
+        now: Now,
+        dataset: DatasetId,
+        number: u64,
+        frozen: bool,
+        step: &mut Step,
+    ) {
+        let size = self.size as usize;
+        let Some(led) = self.standing(dataset, number) else { return };
+        let Some(proposal) = &mut led.proposal else { return };
+        proposal.confirming = false;
+        // Frozen everywhere at voted generations: then no vote can have been withdrawn.
+        if frozen && proposal.votes.len() == size {
+            return self.decide(now, dataset, step);
+        }
+        let again = now.tick < proposal.deadline;
+        if again {
+            self.tell_all(&Message::Release { dataset, proposal: number, again }, step);
+            self.confirm_if_unanimous(dataset, step);
+        } else {
+            self.give_up(dataset, Refusal::Busy, step);
+        }
+    }
+
+    fn decide(&mut self, now: Now, dataset: DatasetId, step: &mut Step) {
+        let Some(proposal) = self.datasets.get_mut(&dataset).and_then(|led| led.proposal.take())
+        else {
+            return;
+        };
+        let Proposal { to, askers, votes, .. } = proposal;
+        let class = self.config.class_of(to.as_bytes());
+        let checkpoint = class.is_checkpoint().then(|| self.last_checkpoint + 1);
+        let (seal, warning) = self.seal(checkpoint, votes.into_values().collect());
+        self.last_checkpoint = checkpoint.unwrap_or(self.last_checkpoint);
+        let replaced: Vec<DatasetId> = self
+            .datasets
+            .iter()
+            .filter(|(id, led)| {
+                **id != dataset && led.record.name == to && led.record.phase != Phase::Open
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        let wait = level_of(self.config.commit.wait);
+        let ranks = self.ranks();
+        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let from = std::mem::replace(&mut led.record.name, to);
+        led.record.committed_from = (from != led.record.name).then_some(from);
+        led.record.class = class;
+        led.record.checkpoint = checkpoint;
+        led.record.phase = Phase::Sealed;
+        led.record.sealed = Some(now.wall);
+        led.record.seal = Some(seal);
+        led.record.error = warning;
+        led.holders = ranks.map(|rank| (Slot(rank.0), rank)).collect();
+        led.waiters.extend(askers.into_iter().map(|asker| (wait, asker)));
+        self.update(dataset, Purpose::Reached { dataset }, step);
+        for gone in replaced {
+            self.forget(gone, None, step);
+        }
+        // What an earlier run left unfinished or lost has been overtaken.
+        let overtaken: Vec<DatasetId> = self
+            .datasets
+            .iter()
+            .filter(|(_, led)| {
+                matches!(led.record.phase, Phase::Incomplete | Phase::Lost) && !led.leaving
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for gone in overtaken {
+            self.forget(gone, None, step);
+        }
+    }
+
+    fn seal(&self, checkpoint: Option<u64>, parts: Vec<PartSummary>) -> (Seal, Option<String>) {
+        let groups: Vec<&str> = self
+            .ranks()
+            .map(|rank| self.hellos.get(&rank).map_or("", |hello| hello.group.as_str()))
+            .collect();
+        let redundancy = match checkpoint {
+            Some(number) => self.config.scheme_for(number).redundancy,
+            None => &self.config.redundancy,
+        };
+        let chunk_bytes = redundancy.chunk_bytes;
+        let mut seal = Seal {
+            epoch: self.epoch,
+            scheme: redundancy.scheme,
+            chunk_bytes,
+            unit_bytes: u32::try_from(chunk_bytes).unwrap_or(u32::MAX).min(UNIT_BYTES),
+            sets: vec![self.ranks().map(|rank| Slot(rank.0)).collect()],
+            parts,
+        };
+        let mut warning = None;
+        if self.size == 1 {
+            seal.scheme = Scheme::Single;
+        } else {
+            match topology::redundancy_sets(&groups, redundancy.set_size) {
+                Ok(sets) => seal.sets = sets,
+                Err(error) => {
+                    seal.scheme = Scheme::Single;
+                    warning = Some(format!("kept without redundancy: {error}"));
+                }
+            }
+        }
+        let impossible =
+            seal.sets.iter().filter_map(|set| seal.geometry_of(*set.first()?).err()).next();
+        if let Some(error) = impossible {
+            warning = Some(format!("kept without redundancy: {error}"));
+            seal.scheme = Scheme::Single;
+        }
+        (seal, warning)
+    }
+
+    /// Ends a proposal without a decision.
+    fn give_up(&mut self, dataset: DatasetId, refusal: Refusal, step: &mut Step) {
+        let Some(proposal) = self.datasets.get_mut(&dataset).and_then(|led| led.proposal.take())
+        else {
+            return;
+        };
+        let release = Message::Release { dataset, proposal: proposal.number, again: false };
+        self.tell_all(&release, step);
+        for asker in proposal.askers {
+            Self::reply(asker, Err(refusal), step);
+        }
+    }
+
+    pub(super) fn expire_proposals(&mut self, now: Now, step: &mut Step) {
+        let expired: Vec<DatasetId> = self
+            .datasets
+            .iter()
+            .filter(|(_, led)| {
+                led.proposal.as_ref().is_some_and(|proposal| proposal.deadline() <= now.tick)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for dataset in expired {
+            self.give_up(dataset, Refusal::Busy, step);
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! Which work comes next: fetch and rebuild for a restart first, then protection, then the prefix.
+//!
+//! Before programs may start, the newest checkpoint that can be had is made whole: from the cache,
+//! by rebuilding, else from the prefix. After that, one rebuild or encode at a time, newest first,
+//! beside one flush at a time, oldest first. Failed work is tried again with growing pauses, and
+//! its error shown in the record meanwhile. A dataset is evicted when newer ones fill the count
+//! and it is safe elsewhere.
+
+use super::{Leader, Led, LEADER, Purpose};
+use crate::config::Class;
+use crate::control::{Activity, Level, Progress};
+use crate::id::{DatasetId, Rank, Slot};
+use crate::layout::record::Phase;
+use crate::protocol::message::{Failure, Message, Order};
+use crate::protocol::recover;
+use crate::protocol::step::{Effect, Step};
+use crate::protocol::Now;
+use std::collections::BTreeMap;
+
+/// Work on a dataset that is under way.
+#[derive(Clone, Debug)]
+pub(super) enum Working {
+    Encode,
+    Rebuild { assigned: Vec<(Slot, Rank)> },
+    /// The parity of what was rebuilt.
+    Restore,
+    Flush,
+    Fetch { assigned: Vec<(Slot, Rank)> },
+}
+
+impl Working {
+    fn activity(&self) -> Activity {
+        match self {
+            Self::Encode => Activity::Encode,
+            Self::Rebuild { .. } | Self::Restore => Activity::Rebuild,
+            Self::Flush => Activity::Flush,
+            Self::Fetch { .. } => Activity::Fetch,
+        }
+    }
+}
+
+/// Pause before failed work is tried for the first time again, in milliseconds; doubles each time.
+const RETRY_MS: u64 = 1_000;
+/// Longest pause.
+const RETRY_MS_MAX: u64 = 30_000;
+
+impl Led {
+    fn may_try(&self, activity: Activity, now: Now) -> bool {
+        self.retry.get(&activity).is_none_or(|(at, _)| *at <= now.tick)
+    }
+
+    fn is_resting(&self) -> bool {
+        self.working.is_none() && !self.leaving
+    }
+
+    fn wants_encode(&self) -> bool {
+        self.record.phase == Phase::Sealed
+            && self.record.protected.is_none()
+            && self.lost.is_empty()
+    }
+
+    fn wants_rebuild(&self) -> bool {
+        self.record.phase == Phase::Sealed && !self.lost.is_empty()
+    }
+}
+
+impl Leader {
+    fn wants_flush(&self, led: &Led) -> bool {
+        let every = self.config.flush.every;
+        let due = match led.record.checkpoint {
+            Some(number) => every > 0 && number % every == 0,
+            None => false,
+        };
+        let output = led.record.class != Class::Checkpoint;
+        self.prefix.is_some()
+            && led.record.phase == Phase::Sealed
+            && led.record.flushed.is_none()
+            && led.lost.is_empty()
+            && (led.flush_now || output || due)
+    }
+
+    /// Whether anything is left to protect or flush that has not failed.
+    pub(super) fn has_work(&self, _now: Now) -> bool {
+        self.datasets.values().any(|led| {
+            (led.wants_encode() && !led.retry.contains_key(&Activity::Encode))
+                || (self.wants_flush(led) && !led.retry.contains_key(&Activity::Flush))
+                || led.wants_rebuild()
+        })
+    }
+
+    /// Begins whatever can begin now.
+    pub(super) fn schedule(&mut self, now: Now, step: &mut Step) {
+        if !self.has_begun() {
+            return;
+        }
+        if !self.ready {
+            return self.recover(now, step);
+        }
+        let busy = |led: &Led| {
+            led.working.as_ref().is_some_and(|work| work.activity() != Activity::Flush)
+        };
+        if !self.datasets.values().any(busy) {
+            let next = self.datasets.iter().rev().find(|(_, led)| {
+                led.is_resting()
+                    && ((led.wants_rebuild() && led.may_try(Activity::Rebuild, now))
+                        || (led.wants_encode() && led.may_try(Activity::Encode, now)))
+            });
+            if let Some((&dataset, led)) = next {
+                if led.wants_rebuild() {
+                    self.rebuild(dataset, step);
+                } else {
+                    self.encode(dataset, step);
+                }
+            }
+        }
+        let flushing = |led: &Led| matches!(led.working, Some(Working::Flush));
+        if !self.datasets.values().any(flushing) {
+            let next = self.datasets.iter().find(|(_, led)| {
+                let guarded =
+                    led.record.protected.is_some() || led.retry.contains_key(&Activity::Encode);
+                led.is_resting()
+                    && guarded
+                    && self.wants_flush(led)
+                    && led.may_try(Activity::Flush, now)
+            });
+            if let Some((&dataset, _)) = next {
+                self.flush(dataset, step);
+            }
+        }
+    }
+
+    /// One step towards a dataset to restart from; when there is one, or none to be had, programs
+    /// may start.
+    fn recover(&mut self, now: Now, step: &mut Step) {
+        if self.datasets.values().any(|led| led.working.is_some()) {
+            return;
+        }
+        let cached = self
+            .datasets
+            .iter()
+            .rev()
+            .find(|(_, led)| led.record.is_restartable() && !led.leaving)
+            .map(|(&id, led)| (id, led.lost.is_empty()));
+        match cached {
+            Some((dataset, true)) => self.be_ready(now, Some(dataset), step),
+            Some((dataset, false)) => self.rebuild(dataset, step),
+            None => match self.fetchable() {
+                Some(dataset) => self.fetch(dataset, step),
+                None => self.be_ready(now, None, step),
+            },
+        }
+    }
+
+    fn be_ready(&mut self, now: Now, restart: Option<DatasetId>, step: &mut Step) {
+        self.ready = true;
+        self.tell_all(&Message::Ready { restart }, step);
+        self.schedule(now, step);
+    }
+
+    /// The newest checkpoint that only the prefix has, of those that were not tried in vain.
+    fn fetchable(&mut self) -> Option<DatasetId> {
+        if !self.config.restart.fetch {
+            return None;
+        }
+        let prefix = self.prefix.as_mut()?;
+        prefix.complete.sort_by_key(|record| record.id);
+        let wanted = prefix.current.clone();
+        let named = wanted.and_then(|name| {
+            prefix.complete.iter().rposition(|record| record.name == name)
+        });
+        while let Some(last) = prefix.complete.len().checked_sub(1) {
+            let record = prefix.complete.remove(named.filter(|&at| at < last).unwrap_or(last));
+            let failed =
+                self.datasets.get(&record.id).is_some_and(|led| led.record.phase == Phase::Failed);
+            if record.class == Class::Output || record.seal.is_none() || failed {
+                continue;
+            }
+            let id = record.id;
+            let mut led = Led::new(record);
+            led.record.phase = Phase::Evicted;
+            led.record.error = None;
+            self.datasets.insert(id, led);
+            return Some(id);
+        }
+        None
+    }
+
+    fn begin_work(&mut self, dataset: DatasetId, working: Working, order: Order, step: &mut Step) {
+        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let activity = working.activity();
+        led.working = Some(working);
+        led.advanced.clear();
+        self.order(order, Purpose::Work { dataset, activity }, step);
+    }
+
+    fn encode(&mut self, dataset: DatasetId, step: &mut Step) {
+        let Some(led) = self.datasets.get(&dataset) else { return };
+        let slots = led.holders.keys().copied().collect();
+        let order = Order::Encode { dataset, slots, holders: led.holders_list() };
+        self.begin_work(dataset, Working::Encode, order, step);
+    }
+
+    fn rebuild(&mut self, dataset: DatasetId, step: &mut Step) {
+        let Some(led) = self.datasets.get(&dataset) else { return };
+        let assigned = recover::assign(&led.lost, &led.holders, self.size);
+        let holders = led.holders_list();
+        let order = Order::Rebuild { dataset, holders, lost: assigned.clone() };
+        self.begin_work(dataset, Working::Rebuild { assigned }, order, step);
+    }
+
+    fn flush(&mut self, dataset: DatasetId, step: &mut Step) {
+        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        led.record.flushing = true;
+        let order = Order::Flush { dataset, holders: led.holders_list() };
+        self.update(dataset, Purpose::Noted, step);
+        self.begin_work(dataset, Working::Flush, order, step);
+    }
+
+    fn fetch(&mut self, dataset: DatasetId, step: &mut Step) {
+        let Some(led) = self.datasets.get(&dataset) else { return };
+        let Some(seal) = &led.record.seal else { return };
+        let slots = 0..u32::try_from(seal.parts.len()).unwrap_or(u32::MAX);
+        let assigned: Vec<_> =
+            slots.map(|slot| (Slot(slot), Rank(slot % self.size))).collect();
+        let record = Box::new(led.record.clone());
+        let order = Order::Fetch { record, holders: assigned.clone() };
+        self.begin_work(dataset, Working::Fetch { assigned }, order, step);
+    }
+
+    /// Work on a dataset has ended on all members.
+    pub(super) fn worked(
+        &mut self,
+        now: Now,
+        dataset: DatasetId,
+        activity: Activity,
+        failures: &BTreeMap<Rank, Failure>,
+        step: &mut Step,
+    ) {
+        let error = failures.iter().next().map(|(rank, failure)| format!("{rank}: {failure}"));
+        let parts = self.datasets.get(&dataset).and_then(|led| led.record.seal.as_ref());
+        let resized = parts.is_some_and(|seal| seal.parts.len() != self.size as usize);
+        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let working = led.working.take();
+        match (working, error) {
+            (Some(Working::Encode), None) => {
+                led.record.protected = Some(now.wall);
+                led.record.error = None;
+                led.retry.remove(&activity);
+                self.update(dataset, Purpose::Reached { dataset }, step);
+                self.evict(step);
+            }
+            (Some(Working::Rebuild { assigned }), None) => {
+                let slots = assigned.iter().map(|(slot, _)| *slot).collect();
+                led.holders.extend(assigned);
+                let order = Order::Encode { dataset, slots, holders: led.holders_list() };
+                self.begin_work(dataset, Working::Restore, order, step);
+            }
+            (Some(Working::Restore), None) => {
+                led.lost.clear();
+                led.record.error = None;
+                self.update(dataset, Purpose::Reached { dataset }, step);
+            }
+            (Some(Working::Fetch { assigned }), None) => {
+                led.holders.extend(assigned);
+                led.record.phase = Phase::Sealed;
+                // Protected again once its parity is back; on other nodes than it was made for, its
+                // sets would not hold, but the prefix does.
+                led.record.protected = resized.then_some(now.wall);
+                led.record.flushing = false;
+                self.update(dataset, Purpose::Reached { dataset }, step);
+            }
+            (Some(Working::Flush), None) if led.leaving => {}
+            (Some(Working::Flush), None) => {
+                // Still flushing until it is verified and visible.
+                led.working = Some(Working::Flush);
+                let record = Box::new(led.record.clone());
+                step.effect(Effect::CompleteFlush { record });
+            }
+            (Some(Working::Rebuild { .. } | Working::Restore), Some(error)) => {
+                let flushed = led.record.flushed.is_some();
+                led.record.phase = if flushed { Phase::Evicted } else { Phase::Lost };
+                led.record.error = Some(format!("rebuild failed: {error}"));
+                self.update(dataset, Purpose::Noted, step);
+            }
+            (Some(Working::Fetch { .. }), Some(error)) => {
+                led.record.error = Some(format!("fetch failed: {error}"));
+                self.update(dataset, Purpose::Noted, step);
+            }
+            (Some(Working::Encode | Working::Flush), Some(error)) => {
+                self.failed(now, dataset, activity, error, step);
+            }
+            (None, _) => {}
+        }
+    }
+
+    fn failed(
+        &mut self,
+        now: Now,
+        dataset: DatasetId,
+        activity: Activity,
+        error: String,
+        step: &mut Step,
+    ) {
+        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let times = led.retry.get(&activity).map_or(0, |(_, times)| *times);
+        let pause = (RETRY_MS << times.min(10)).min(RETRY_MS_MAX);
+        led.retry.insert(activity, (now.tick.saturating_add(pause), times.saturating_add(1)));
+        let verb = match activity {
+            Activity::Encode => "encode",
+            Activity::Rebuild => "rebuild",
+            Activity::Flush => "flush",
+            Activity::Fetch => "fetch",
+        };
+        led.record.error = Some(format!("{verb} failed, will be tried again: {error}"));
+        led.record.flushing = false;
+        self.update(dataset, Purpose::Noted, step);
+    }
+
+    /// The prefix has the dataset, or not.
+    pub(super) fn flush_completed(
+        &mut self,
+        now: Now,
+        dataset: DatasetId,
+        result: Result<(), Failure>,
+        step: &mut Step,
+    ) {
+        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        led.working = None;
+        match result {
+            Ok(()) => {
+                led.record.flushing = false;
+                led.record.flushed = Some(now.wall);
+                led.record.error = None;
+                led.retry.remove(&Activity::Flush);
+                self.update(dataset, Purpose::Reached { dataset }, step);
+                self.evict(step);
+            }
+            Err(failure) => {
+                self.failed(now, dataset, Activity::Flush, format!("{LEADER}: {failure}"), step);
+            }
+        }
+        self.schedule(now, step);
+    }
+
+    /// Makes room: of the sealed datasets beyond the count, the oldest go that are safe elsewhere, or
+    /// that need not be kept because a newer checkpoint is protected.
+    fn evict(&mut self, step: &mut Step) {
+        let count = self.config.store.first().map_or(1, |store| store.count) as usize;
+        let sealed: Vec<DatasetId> = self
+            .datasets
+            .iter()
+            .rev()
+            .filter(|(_, led)| led.record.phase == Phase::Sealed && !led.leaving)
+            .map(|(id, _)| *id)
+            .collect();
+        for (place, dataset) in sealed.into_iter().enumerate().skip(count.max(1)) {
+            debug_assert!(place >= 1, "the newest is never evicted");
+            let Some(led) = self.datasets.get(&dataset) else { continue };
+            let newer_protected = self.datasets.range(dataset..).skip(1).any(|(_, newer)| {
+                newer.record.is_restartable() && newer.has_reached(Level::Protected)
+            });
+            if !led.is_resting() || !newer_protected {
+                continue;
+            }
+            if led.record.flushed.is_some() {
+                if let Some(led) = self.datasets.get_mut(&dataset) {
+                    led.record.phase = Phase::Evicted;
+                    led.holders.clear();
+                }
+                self.update(dataset, Purpose::Noted, step);
+            } else if !self.wants_flush(led) {
+                self.forget(dataset, None, step);
+            }
+        }
+    }
+
+    pub(super) fn advanced(
+        &mut self,
+        from: Rank,
+        dataset: DatasetId,
+        activity: Activity,
+        bytes: u64,
+        step: &mut Step,
+    ) {
+        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        if led.working.as_ref().map(Working::activity) != Some(activity) {
+            return;
+        }
+        led.advanced.insert(from, bytes);
+        let done_bytes = led.advanced.values().fold(0u64, |sum, part| sum.saturating_add(*part));
+        let total_bytes = led.record.seal.as_ref().map_or(0, |seal| seal.bytes());
+        let progress = Progress {
+            dataset,
+            activity,
+            // Complete is said by the record, never by progress.
+            done_bytes: done_bytes.min(total_bytes.saturating_sub(1)),
+            total_bytes,
+        };
+        self.tell_all(&Message::Progress(progress), step);
+    }
+}

@@ -1,0 +1,303 @@
+//! What coordinators say to each other, and how it looks on the wire.
+//!
+//! Every message is an [`Packet`] in an envelope: versioned, checksummed, marked with its epoch. A
+//! packet of another epoch is refused by the receiver.
+
+use crate::control::{Activity, DirectoryChange, NodeStatus, Progress, Refusal, Request};
+use crate::id::{DatasetId, Epoch, Rank, Slot};
+use crate::layout::envelope::{self, EnvelopeError, Kind};
+use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
+use crate::name::Name;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Why something was not done: for programs an errno, for people words.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// What a program is told.
+    pub refusal: Refusal,
+    /// What a person is told: with paths and values.
+    pub text: String,
+}
+
+impl Failure {
+    /// A failure in words.
+    pub fn new(refusal: Refusal, text: impl Into<String>) -> Self {
+        Self { refusal, text: text.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// What one node holds of one slot of a dataset.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PartState {
+    /// Which slot.
+    pub slot: Slot,
+    /// CRC-32C of the manifest's encoding, as in [`PartSummary`].
+    pub manifest_crc: u32,
+    /// The files are there and are as the manifest says.
+    pub intact: bool,
+    /// All checksums are there.
+    pub sums: bool,
+    /// The parity is there.
+    pub parity: bool,
+}
+
+/// What one node holds of one dataset.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InventoryEntry {
+    /// The record, as this node has it.
+    pub record: DatasetRecord,
+    /// The slots whose files are here.
+    pub parts: Vec<PartState>,
+    /// The slots whose metadata is kept here for others.
+    pub copies: Vec<Slot>,
+}
+
+/// What one node found in its cache when an epoch began.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Inventory {
+    /// The node's name.
+    pub node: String,
+    /// Its failure group.
+    pub group: String,
+    /// Bytes free in its cache.
+    pub free_bytes: u64,
+    /// The epoch it was last part of.
+    pub epoch: EpochRecord,
+    /// Its datasets.
+    pub datasets: Vec<InventoryEntry>,
+}
+
+/// What the leader tells every member to do. Answered by [`Message::Done`] with its ticket, when
+/// it is done and durable.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// Make a new open dataset.
+    Create(Box<DatasetRecord>),
+    /// The dataset is now as the record says.
+    Update(Box<DatasetRecord>),
+    /// The dataset is no more.
+    Forget(DatasetId),
+    /// Change directories of an open dataset.
+    Change {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// What.
+        change: DirectoryChange,
+    },
+    /// Freeze the dataset if the vote still holds.
+    Confirm {
+        /// Which dataset.
+        dataset: DatasetId,
+        /// Of which proposal.
+        proposal: u64,
+    },
+    /// Make the parity of some slots, and give copies of manifests and checksums to the set.
+    Encode {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Whose parity is to be made: all slots, or those that were rebuilt.
+        slots: Vec<Slot>,
+        /// Who holds which slot.
+        holders: Vec<(Slot, Rank)>,
+    },
+    /// Recompute the files of lost slots; their parity is a later `Encode`.
+    Rebuild {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Who holds which slot, without the lost.
+        holders: Vec<(Slot, Rank)>,
+        /// Which slots are lost, and who shall have them.
+        lost: Vec<(Slot, Rank)>,
+    },
+    /// Copy to the prefix.
+    Flush {
+        /// Which dataset.
+        dataset: DatasetId,
+        /// Who holds which slot.
+        holders: Vec<(Slot, Rank)>,
+    },
+    /// Copy from the prefix.
+    Fetch {
+        /// The dataset, as the prefix knows it.
+        record: Box<DatasetRecord>,
+        /// Who shall have which slot.
+        holders: Vec<(Slot, Rank)>,
+    },
+}
+
+/// Manifest and checksums of a slot, as they lie on disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Of which dataset.
+    pub dataset: DatasetId,
+    /// Of which slot.
+    pub slot: Slot,
+    /// The encoded manifest.
+    pub manifest: Vec<u8>,
+    /// The encoded checksums of its part log.
+    pub data_sums: Vec<u8>,
+    /// The encoded checksums of its parity.
+    pub parity_sums: Vec<u8>,
+}
+
+/// What coordinators say to each other.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Message {
+    /// Member to leader, first of all: what is here.
+    Hello(Box<Inventory>),
+    /// Leader to member: what the epoch begins with. Everything else here is to go.
+    Begin {
+        /// All datasets.
+        records: Vec<DatasetRecord>,
+        /// The slots this member is to keep; other files are to go.
+        keep: Vec<(DatasetId, Slot)>,
+        /// Highest dataset number given out.
+        last_dataset: u64,
+        /// Highest checkpoint number given out.
+        last_checkpoint: u64,
+    },
+    /// Member to leader: begun, durable, and shown to programs.
+    Begun,
+    /// Member to leader: a program asks.
+    Asked {
+        /// Of this member.
+        request: u64,
+        /// What.
+        what: Request,
+    },
+    /// Leader to member: the answer.
+    Reply {
+        /// Of which request.
+        request: u64,
+        /// What to tell the program.
+        result: Result<(), Refusal>,
+    },
+    /// Leader to member: do this.
+    Order {
+        /// To be answered with.
+        ticket: u64,
+        /// What.
+        order: Order,
+    },
+    /// Member to leader: done.
+    Done {
+        /// Of which order.
+        ticket: u64,
+        /// How it went.
+        result: Result<(), Failure>,
+    },
+    /// Leader to member: vote as soon as nobody writes.
+    Collect {
+        /// On which dataset.
+        dataset: DatasetId,
+        /// On which proposal.
+        proposal: u64,
+    },
+    /// Member to leader: my part is complete and its manifest durable.
+    Vote {
+        /// On which dataset.
+        dataset: DatasetId,
+        /// On which proposal.
+        proposal: u64,
+        /// What the part holds, or why there is no part.
+        part: Result<PartSummary, Failure>,
+    },
+    /// Member to leader: my vote no longer holds.
+    Withdraw {
+        /// On which dataset.
+        dataset: DatasetId,
+        /// On which proposal.
+        proposal: u64,
+    },
+    /// Leader to member: let programs go on.
+    Release {
+        /// Which dataset.
+        dataset: DatasetId,
+        /// Of which proposal.
+        proposal: u64,
+        /// The proposal still stands: vote again when nobody writes.
+        again: bool,
+    },
+    /// Member to leader: work has come this far here.
+    Advanced {
+        /// On which dataset.
+        dataset: DatasetId,
+        /// What is being done.
+        activity: Activity,
+        /// Bytes so far.
+        bytes: u64,
+    },
+    /// Leader to member: work has come this far everywhere.
+    Progress(Progress),
+    /// Leader to member: who takes part.
+    Nodes(Vec<NodeStatus>),
+    /// Leader to member: programs may start.
+    Ready {
+        /// The dataset to restart from.
+        restart: Option<DatasetId>,
+    },
+    /// Member to member: keep this for me.
+    Keep(Box<Metadata>),
+    /// The answer to `Keep`.
+    Kept {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Of which slot.
+        slot: Slot,
+        /// How it went.
+        result: Result<(), Failure>,
+    },
+    /// Member to member: what do you know of this slot?
+    WantMetadata {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Of which slot.
+        slot: Slot,
+    },
+    /// The answer to `WantMetadata`; `None` when nothing trustworthy is here.
+    HaveMetadata {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Of which slot.
+        slot: Slot,
+        /// What is known.
+        metadata: Option<Box<Metadata>>,
+    },
+}
+
+/// A message with the epoch it belongs to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Packet {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The message.
+    pub message: Message,
+}
+
+impl Packet {
+    /// For the wire.
+    pub fn encode(&self) -> Vec<u8> {
+        envelope::seal(Kind::Message, self)
+    }
+
+    /// From the wire; never panics.
+    pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        envelope::open(Kind::Message, bytes)
+    }
+}
+
+/// What the prefix holds, as far as the leader must know.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PrefixView {
+    /// Complete datasets, by their records.
+    pub complete: Vec<DatasetRecord>,
+    /// The dataset the user wants to restart from, by name; newest when none.
+    pub current: Option<Name>,
+}

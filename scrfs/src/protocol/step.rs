@@ -1,0 +1,143 @@
+//! A step of the state machine: what must be durable first, and what may be done then.
+//!
+//! Invariant I-3 by type: the effects of a step come out only of [`Step::persisted_by`], which has
+//! put every record down before.
+
+use super::message::{Failure, Message, Order};
+use crate::control::ToDaemon;
+use crate::id::{DatasetId, Rank};
+use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
+
+/// A record to put down.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Write {
+    /// The record of a dataset; replaces the one before.
+    Dataset(Box<DatasetRecord>),
+    /// The dataset is no more: its record goes first, its files follow.
+    Forget(DatasetId),
+    /// The epoch record.
+    Epoch(EpochRecord),
+}
+
+/// Something to do. Effects of one step are carried out in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Send to a peer, or to oneself.
+    Send {
+        /// To whom.
+        to: Rank,
+        /// What.
+        message: Message,
+    },
+    /// Tell the daemon.
+    Daemon(ToDaemon),
+    /// Make this node's empty part of a new dataset; answered by [`Outcome::Worked`].
+    MakePart {
+        /// To be answered with.
+        ticket: u64,
+        /// Of which dataset.
+        record: Box<DatasetRecord>,
+    },
+    /// Scan this node's part and put its manifest down; answered by [`Outcome::Scanned`].
+    Scan {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Of the daemon's `Quiet`.
+        generation: u64,
+    },
+    /// Move bytes: encode, rebuild, flush, fetch. Answered by [`Outcome::Worked`].
+    Work {
+        /// To be answered with.
+        ticket: u64,
+        /// What.
+        order: Order,
+    },
+    /// Verify what all nodes have flushed and make it visible in the prefix; answered by
+    /// [`Outcome::FlushCompleted`].
+    CompleteFlush {
+        /// Of which dataset.
+        record: Box<DatasetRecord>,
+    },
+    /// Remove the files of a dataset; its record may stay. Not answered.
+    DropData {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Only these slots; all of them when empty.
+        slots: Vec<crate::id::Slot>,
+    },
+}
+
+/// How an effect ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// A part was made or work was done.
+    Worked {
+        /// Of the effect.
+        ticket: u64,
+        /// How it went.
+        result: Result<(), Failure>,
+    },
+    /// A manifest was put down.
+    Scanned {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Of the effect.
+        generation: u64,
+        /// What the part holds.
+        result: Result<PartSummary, Failure>,
+    },
+    /// The prefix has the dataset, or not.
+    FlushCompleted {
+        /// Which.
+        dataset: DatasetId,
+        /// How it went.
+        result: Result<(), Failure>,
+    },
+    /// Work on a dataset has come this far on this node.
+    Advanced {
+        /// On which dataset.
+        dataset: DatasetId,
+        /// What is being done.
+        activity: crate::control::Activity,
+        /// Bytes so far.
+        bytes: u64,
+    },
+}
+
+/// What follows from one input.
+#[derive(Default, Debug)]
+#[must_use = "a step that is not carried out is a lost decision"]
+pub struct Step {
+    writes: Vec<Write>,
+    effects: Vec<Effect>,
+}
+
+impl Step {
+    pub(super) fn write(&mut self, write: Write) {
+        self.writes.push(write);
+    }
+
+    pub(super) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    pub(super) fn send(&mut self, to: Rank, message: Message) {
+        self.effect(Effect::Send { to, message });
+    }
+
+    pub(super) fn daemon(&mut self, message: ToDaemon) {
+        self.effect(Effect::Daemon(message));
+    }
+
+    /// Puts every record down with `put`, then hands out the effects. At the first failure nothing
+    /// is handed out: the caller must stop being a member, for it can no longer keep its word.
+    pub fn persisted_by<E>(
+        self,
+        mut put: impl FnMut(&Write) -> Result<(), E>,
+    ) -> Result<Vec<Effect>, E> {
+        for write in &self.writes {
+            put(write)?;
+        }
+        Ok(self.effects)
+    }
+}
