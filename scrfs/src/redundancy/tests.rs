@@ -194,7 +194,8 @@ proptest! {
                     // Only nothing, or a copy that luckily survived.
                     let lucky = matches!(scheme, Scheme::Partner { .. });
                     prop_assert!(lucky || len == 0);
-                    prop_assert!(survivors.carry_out(plan, key, 0, len, 4096) == original.streams[&key]);
+                    let made = survivors.carry_out(plan, key, 0, len, 4096);
+                    prop_assert!(made == original.streams[&key]);
                 }
                 Err(e) => {
                     prop_assert_eq!((e.target, e.tolerates), (slot, scheme.tolerates()));
