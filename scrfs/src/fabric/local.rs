@@ -8,6 +8,9 @@
 //! vanishes, it receives nothing, what it sends goes nowhere, and of what it had sent each stream
 //! loses a random tail. Nobody is told. Its own calls go on returning `Ok`.
 //!
+//! The receiver gets a copy, as it does over a network: a sender's buffer is free once its message
+//! was received, whatever the receiver does with it. (Senders count on that to bound memory.)
+//!
 //! Memory is not bounded here: queues hold what was sent and not yet received. Time enters only as
 //! the deadline of a wait; there are no delays and no losses other than a kill's.
 
@@ -168,8 +171,10 @@ impl Fabric for LocalFabric {
         let mut inboxes = self.hub.lock();
         loop {
             let inbox = &mut inboxes.ranks[self.me.0 as usize];
-            if let Some(envelope) = inbox.take() {
-                return Ok(Some(envelope));
+            if let Some(Envelope { from, lane, bytes }) = inbox.take() {
+                drop(inboxes);
+                let bytes = Bytes::copy_from_slice(&bytes);
+                return Ok(Some(Envelope { from, lane, bytes }));
             }
             if std::mem::take(&mut inbox.woken) {
                 return Ok(None);
@@ -388,6 +393,29 @@ mod tests {
         );
         assert!(start.elapsed() < long / 2);
         other.join().expect("the waker's thread panicked");
+    }
+
+    #[test]
+    fn a_received_message_leaves_its_sender_free() {
+        struct Owned(Arc<()>);
+        impl AsRef<[u8]> for Owned {
+            fn as_ref(&self) -> &[u8] {
+                b"lent"
+            }
+        }
+        let (mut fabric, lent) = (solo(), Arc::new(()));
+        let bytes = Bytes::from_owner(Owned(lent.clone()));
+        fabric
+            .send(Rank(0), Lane::Data, bytes)
+            .expect("rank 0 exists");
+        let got = fabric
+            .poll(Instant::now())
+            .expect("never fails")
+            .expect("it was sent");
+        assert_eq!(
+            (&got.bytes[..], Arc::strong_count(&lent)),
+            (&b"lent"[..], 1)
+        );
     }
 
     #[test]
