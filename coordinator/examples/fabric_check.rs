@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
     if fabric.size() > 1 {
         let busy = round_trips(&mut fabric, Duration::ZERO, 200);
         meet(&mut fabric);
-        let silent = round_trips(&mut fabric, Duration::from_millis(100), 15);
+        let silent = round_trips(&mut fabric, Duration::from_millis(70), 15);
         meet(&mut fabric);
         if fabric.me() == Rank(0) {
             println!("round_trip busy_us p50 {:.0} p95 {:.0}", busy.0, busy.1);
@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<()> {
                 silent.0, silent.1
             );
             assert!(
-                silent.0 < 30_000.0,
+                silent.0 < 5_000.0,
                 "a ring does not end a nap: {silent:?} us"
             );
         }
@@ -270,8 +270,9 @@ fn woken(fabric: &mut Ranks) {
     let until = start + Duration::from_secs(20);
     waker();
     assert_eq!(fabric.poll(until), None);
+    // By now naps are long: this falls into the middle of one of about 50 ms.
     let thread = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(70));
         waker();
         Instant::now()
     });
@@ -279,11 +280,11 @@ fn woken(fabric: &mut Ranks) {
     let awake = Instant::now();
     let rung = thread.join().expect("the waker's thread does not panic");
     assert!(
-        start.elapsed() >= Duration::from_millis(100),
+        start.elapsed() >= Duration::from_millis(70),
         "the first wake was counted twice"
     );
     assert!(
-        awake < rung + Duration::from_millis(25),
+        awake < rung + Duration::from_millis(15),
         "woken late: {:?}",
         awake - rung
     );
