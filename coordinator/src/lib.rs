@@ -2,3 +2,4 @@
 
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod transfer;
