@@ -463,9 +463,18 @@ fn messages_name_file_line_and_remedy() {
         (
             "[redundancy]\nscheme='rs'\nset_size=2",
             "scrfs.toml:3: redundancy.set_size = 2: \
-             expected a set of more than the 2",
+             expected at least 3",
         ),
         ("[redundancy]\nscheme='rs'\nset_size=200", "at most 128"),
+        (
+            "[redundancy]\nfailures=12\n[[checkpoint]]\nscheme='rs'",
+            "scrfs.toml:2: redundancy.failures = 12: \
+             expected fewer failures than the set_size of 8",
+        ),
+        (
+            "[redundancy]\nfailures=3\n[[checkpoint]]\nscheme='rs'\nset_size=3",
+            "scrfs.toml:5: checkpoint.set_size = 3: expected at least 4",
+        ),
         (
             "[redundancy]\ngroup = 'switch'",
             "expected one of node, or a table for it in [groups]",
@@ -502,6 +511,37 @@ fn messages_name_file_line_and_remedy() {
             "{text:?}\n  says {message}\n  not  {expected}"
         );
     }
+}
+
+/// The user's list replaces the system's; an empty variable says nothing.
+#[test]
+fn lists_are_taken_whole_from_one_file() {
+    let table = |name: &str| {
+        format!(
+            "[[checkpoint]]\ninterval = 2\n[[dataset]]\nmatch = '{name}'\nclass = 'both'\n\
+             [[store]]\npath = '/{name}'\n[groups.{name}]\nx = '{name}1'\n[groups.k]\n{name} = 'n'"
+        )
+    };
+    let env = [("SCR_FLUSH", ""), ("SCR_CACHE_BASE", "")];
+    let (config, known) = load(&env, &table("u"), &table("s"), &[]).expect("valid");
+    assert_eq!(
+        (
+            config.checkpoint.len(),
+            config.dataset.len(),
+            config.store.len()
+        ),
+        (1, 1, 1)
+    );
+    assert_eq!(config.dataset[0].pattern.as_str(), "u");
+    assert_eq!(config.store[0].path, Path::new("/u"));
+    assert_eq!(config.groups.keys().collect::<Vec<_>>(), ["k", "s", "u"]);
+    assert_eq!(config.groups["k"].keys().collect::<Vec<_>>(), ["u"]);
+    assert_eq!(origin(&known, "flush.every"), "1 from default");
+    let (config, _) = load(&[], "", &table("s"), &[]).expect("valid");
+    assert_eq!(
+        (config.checkpoint.len(), config.dataset[0].pattern.as_str()),
+        (1, "s")
+    );
 }
 
 #[test]
@@ -603,6 +643,22 @@ fn invariant_config_is_consistent((config, known): &(Config, Provenance)) {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn the_first_of_any_sources_wins(given in proptest::collection::vec(any::<bool>(), 5)) {
+        let file = |on: bool, width: u32| {
+            if on { format!("[flush]\nwidth = {width}") } else { String::new() }
+        };
+        let env: Vec<(&str, &str)> = [("SCRFS_FLUSH_WIDTH", "2"), ("SCR_FLUSH_WIDTH", "3")]
+            .into_iter()
+            .zip(&given[1..3])
+            .filter_map(|(variable, on)| on.then_some(variable))
+            .collect();
+        let cli: &[(&str, &str)] = if given[0] { &[("flush.width", "1")] } else { &[] };
+        let (config, _) = load(&env, &file(given[3], 4), &file(given[4], 5), cli).expect("valid");
+        let first = given.iter().position(|on| *on).map_or(256, |at| at as u32 + 1);
+        prop_assert_eq!(config.flush.width, first);
+    }
 
     #[test]
     fn no_text_panics(user in any::<String>(), system in "[a-z\\[\\]=\"'.{}0-9\n ]{0,60}") {

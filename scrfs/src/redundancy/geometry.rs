@@ -472,7 +472,6 @@ impl Shape {
         member: usize,
         range: &std::ops::Range<u64>,
     ) -> Option<Vec<Option<Vec<Source>>>> {
-        let lost = gone.iter().filter(|&&gone| gone).count();
         match &self.placement {
             Placement::Bare => None,
             Placement::Mirrored => {
@@ -486,7 +485,6 @@ impl Shape {
                     coefficient,
                 }])])
             }
-            Placement::Striped(_) if lost > self.parities => None,
             Placement::Striped(code) => {
                 let mut rows = vec![None; self.slots.len()];
                 let first = range.start / self.chunk_bytes;

@@ -53,6 +53,12 @@ impl World {
             next += u64::from(destination.len);
             assert!(destination.len > 0 && destination.len <= unit_bytes);
             inside_a_chunk(destination);
+            let unit_of = |at: u64| at % CHUNK / u64::from(unit_bytes);
+            assert_eq!(
+                unit_of(destination.offset),
+                unit_of(next - 1),
+                "units lie on a grid"
+            );
             let start = (destination.offset - from) as usize;
             let target = &mut made[start..start + destination.len as usize];
             for (
