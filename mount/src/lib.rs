@@ -1,1 +1,23 @@
-//! Placeholder while the seams are laid.
+//! The FUSE daemon and the `scrfs` command.
+//!
+//! The daemon owns the namespace of one node's mount, the kernel's side of it and the count of writers;
+//! it outlives coordinators and programs. The coordinator, another process, owns every record on disk
+//! and decides with its peers; they meet at the control socket ([`scrfs::control`]).
+//!
+//! - [`vfs`] the filesystem, callable without a kernel · [`gate`] when a dataset may change
+//! - [`fuse`] the kernel's side · [`errno`] what programs see of an error · [`sys`] system calls
+//! - [`control`] the socket · [`daemon`] the process · [`mountpoint`] what lies under it
+//! - [`heartbeat`] signs of life · [`cli`] commands
+//!
+//! Absent on purpose: MPI, redundancy, the prefix.
+
+pub mod cli;
+pub mod control;
+pub mod daemon;
+pub mod errno;
+pub mod fuse;
+pub mod gate;
+pub mod heartbeat;
+pub mod mountpoint;
+pub mod sys;
+pub mod vfs;

@@ -1,0 +1,89 @@
+//! `scrfs config`, and the options that every command with a configuration takes.
+
+use super::{Failure, print};
+use scrfs::config::{Config, Provenance, Sources};
+use std::path::{Path, PathBuf};
+
+/// The administrator's file.
+const SYSTEM_FILE: &str = "/etc/scrfs.toml";
+
+#[derive(clap::Args, Debug)]
+pub(super) struct ConfigOptions {
+    /// Cache directory; several, fastest first
+    #[arg(long, value_name = "DIR")]
+    cache: Vec<PathBuf>,
+    /// Directory on the parallel file system
+    #[arg(long, value_name = "DIR")]
+    prefix: Option<PathBuf>,
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Job id
+    #[arg(long, value_name = "ID")]
+    job: Option<String>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct ConfigArgs {
+    #[command(flatten)]
+    options: ConfigOptions,
+    /// Only say whether it is valid
+    #[arg(long)]
+    check: bool,
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn text(path: &Path) -> Result<String, Failure> {
+    let path = std::path::absolute(path).map_err(Failure::usage)?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| Failure::usage(format!("{} is not UTF-8", path.display())))
+}
+
+fn read(path: &Path, must_exist: bool) -> Result<Option<(PathBuf, String)>, Failure> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some((path.to_owned(), text))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => Ok(None),
+        Err(error) => Err(Failure::usage(format!(
+            "cannot read {}: {error}",
+            path.display()
+        ))),
+    }
+}
+
+impl ConfigOptions {
+    /// The effective configuration. Everything wrong with it is wrong usage.
+    pub(super) fn load(&self) -> Result<(Config, Provenance), Failure> {
+        let mut cli = Vec::new();
+        for cache in &self.cache {
+            cli.push(("store.path".to_owned(), text(cache)?));
+        }
+        if let Some(prefix) = &self.prefix {
+            cli.push(("prefix".to_owned(), text(prefix)?));
+        }
+        if let Some(job) = &self.job {
+            cli.push(("job".to_owned(), job.clone()));
+        }
+        let named = self.config.as_deref();
+        let (user, must_exist) = Config::user_file(named, self.prefix.as_deref(), &environment);
+        let sources = Sources {
+            env: &environment,
+            user: read(&user, must_exist)?,
+            system: read(Path::new(SYSTEM_FILE), false)?,
+            cli,
+        };
+        Config::load(&sources).map_err(Failure::usage)
+    }
+}
+
+pub(super) fn run(args: &ConfigArgs) -> Result<(), Failure> {
+    let (_, provenance) = args.options.load()?;
+    if args.check {
+        Ok(())
+    } else {
+        print(&provenance.to_string())
+    }
+}

@@ -1,0 +1,90 @@
+//! `scrfs commit`, `wait` and `flush`: one dataset, by name.
+
+use super::{At, Failure, ask, daemon_at, name};
+use scrfs::control::{Command, Level};
+use std::ffi::OsString;
+use std::time::Duration;
+
+#[derive(clap::Args, Debug)]
+pub(super) struct NameArgs {
+    #[command(flatten)]
+    at: At,
+    /// The dataset
+    name: OsString,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum For {
+    Sealed,
+    Protected,
+    Flushed,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct WaitArgs {
+    #[command(flatten)]
+    at: At,
+    /// The dataset
+    name: OsString,
+    /// For what
+    #[arg(long = "for", value_enum, default_value = "sealed")]
+    level: For,
+    /// Seconds to wait at most
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<f64>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct FlushArgs {
+    #[command(flatten)]
+    at: At,
+    /// The datasets
+    #[arg(required = true)]
+    names: Vec<OsString>,
+}
+
+pub(super) fn commit(args: &NameArgs) -> Result<(), Failure> {
+    let daemon = daemon_at(&args.at.mountpoint)?;
+    ask(
+        &daemon,
+        &Command::Commit {
+            name: name(&args.name)?,
+        },
+        None,
+    )
+    .map(drop)
+}
+
+pub(super) fn wait(args: &WaitArgs) -> Result<(), Failure> {
+    let daemon = daemon_at(&args.at.mountpoint)?;
+    let level = match args.level {
+        For::Sealed => Level::Sealed,
+        For::Protected => Level::Protected,
+        For::Flushed => Level::Flushed,
+    };
+    let patience = args.timeout.map(|seconds| {
+        // A read timeout of zero would mean none.
+        Duration::try_from_secs_f64(seconds)
+            .map(|timeout| timeout.max(Duration::from_millis(1)))
+            .map_err(|error| Failure::usage(format!("--timeout {seconds}: {error}")))
+    });
+    let command = Command::Wait {
+        name: name(&args.name)?,
+        level,
+    };
+    ask(&daemon, &command, patience.transpose()?).map(drop)
+}
+
+pub(super) fn flush(args: &FlushArgs) -> Result<(), Failure> {
+    let daemon = daemon_at(&args.at.mountpoint)?;
+    for dataset in &args.names {
+        ask(
+            &daemon,
+            &Command::Flush {
+                name: name(dataset)?,
+            },
+            None,
+        )?;
+    }
+    Ok(())
+}

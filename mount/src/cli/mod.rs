@@ -1,0 +1,279 @@
+//! The `scrfs` command line.
+//!
+//! Commands find the daemon by its mount point: `.scr/daemon` there names the socket. Exit codes: 0
+//! done, 1 failed, 2 wrong usage or configuration, 3 nothing to do it on, 4 timed out.
+
+mod config;
+mod dataset;
+mod mount;
+mod status;
+mod unmount;
+
+use crate::daemon::DaemonFile;
+use clap::{CommandFactory, Parser, Subcommand};
+use scrfs::control::{Answer, Command, Refusal};
+use scrfs::name::Name;
+use std::io::{IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Why a command failed, and the exit code that says so.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    /// It was tried and failed: 1.
+    pub fn failed(error: anyhow::Error) -> Self {
+        Self { code: 1, error }
+    }
+
+    /// Wrong usage or configuration: 2.
+    pub fn usage(words: impl std::fmt::Display) -> Self {
+        Self {
+            code: 2,
+            error: anyhow::anyhow!("{words}"),
+        }
+    }
+
+    /// No mount, no such dataset: 3.
+    pub fn nothing(words: impl std::fmt::Display) -> Self {
+        Self {
+            code: 3,
+            error: anyhow::anyhow!("{words}"),
+        }
+    }
+
+    /// Timed out: 4.
+    pub fn timed_out(words: impl std::fmt::Display) -> Self {
+        Self {
+            code: 4,
+            error: anyhow::anyhow!("{words}"),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::failed(error)
+    }
+}
+
+/// Checkpoints at memory speed, protected across nodes, streamed to the parallel file system.
+#[derive(Parser, Debug)]
+#[command(name = "scrfs", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Mount this node; returns when the mount is ready
+    Mount(mount::MountArgs),
+    /// Finish the flushes, stop the coordinator, unmount
+    #[command(alias = "umount")]
+    Unmount(unmount::UnmountArgs),
+    /// Datasets, their state and progress; nodes; how data travels
+    Status(status::StatusArgs),
+    /// Commit a dataset that was written in place
+    Commit(dataset::NameArgs),
+    /// Wait until a dataset has come so far
+    Wait(dataset::WaitArgs),
+    /// Copy datasets to the prefix now, and wait for it
+    Flush(dataset::FlushArgs),
+    /// The effective configuration, and where each value came from
+    Config(config::ConfigArgs),
+    /// The whole life of a job; see `scrfs run --help`
+    #[command(disable_help_flag = true)]
+    Run {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Completions for a shell, on stdout
+    Completions {
+        /// Which shell
+        shell: String,
+    },
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // clap's own code for wrong usage is 2; help and version are no failure.
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let result = match cli.command {
+        Verb::Mount(args) => mount::run(args),
+        Verb::Unmount(args) => unmount::run(&args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Commit(args) => dataset::commit(&args),
+        Verb::Wait(args) => dataset::wait(&args),
+        Verb::Flush(args) => dataset::flush(&args),
+        Verb::Config(args) => config::run(&args),
+        Verb::Run { args } => exec_program("scrfs-coordinator", "run", &args),
+        Verb::Completions { shell } => completions(&shell),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr(), "scrfs: {:#}", failure.error);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn exec_program(name: &str, verb: &str, args: &[std::ffi::OsString]) -> Result<(), Failure> {
+    let program = crate::daemon::find_program(name).ok_or_else(|| {
+        Failure::failed(anyhow::anyhow!(
+            "{name} is neither beside this program nor on the PATH"
+        ))
+    })?;
+    let error = std::process::Command::new(&program)
+        .arg(verb)
+        .args(args)
+        .exec();
+    Err(Failure::failed(anyhow::anyhow!(
+        "cannot run {}: {error}",
+        program.display()
+    )))
+}
+
+/// Words after which a shell may complete; made from the commands, so that none is forgotten.
+fn completions(shell: &str) -> Result<(), Failure> {
+    let root = Cli::command();
+    let verbs: Vec<&str> = root
+        .get_subcommands()
+        .map(clap::Command::get_name)
+        .collect();
+    let mut text = String::new();
+    match shell {
+        "bash" => {
+            text += "_scrfs() {\n  local cur=${COMP_WORDS[COMP_CWORD]}\n  local words\n";
+            text += "  if [ \"$COMP_CWORD\" = 1 ]; then words=\"";
+            text += &verbs.join(" ");
+            text += "\"; else case ${COMP_WORDS[1]} in\n";
+            for verb in root.get_subcommands() {
+                let options: Vec<String> = options_of(verb).collect();
+                text += &format!(
+                    "    {}) words=\"{}\";;\n",
+                    verb.get_name(),
+                    options.join(" ")
+                );
+            }
+            text += "  esac; fi\n  COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\n";
+            text += "complete -o default -F _scrfs scrfs\n";
+        }
+        "zsh" => {
+            text += "#compdef scrfs\n_arguments '1:command:(";
+            text += &verbs.join(" ");
+            text += ")' '*::file:_files'\n";
+        }
+        "fish" => {
+            for verb in root.get_subcommands() {
+                let name = verb.get_name();
+                let about = verb
+                    .get_about()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                let about = about.replace('\'', "\\'");
+                text +=
+                    &format!("complete -c scrfs -n __fish_use_subcommand -a {name} -d '{about}'\n");
+                for option in options_of(verb) {
+                    let option = option.trim_start_matches('-').to_owned();
+                    text += &format!(
+                        "complete -c scrfs -n '__fish_seen_subcommand_from {name}' -l {option}\n"
+                    );
+                }
+            }
+        }
+        other => {
+            return Err(Failure::usage(format!(
+                "no completions for {other}: bash, zsh or fish"
+            )));
+        }
+    }
+    print(&text)
+}
+
+fn options_of(verb: &clap::Command) -> impl Iterator<Item = String> {
+    verb.get_arguments()
+        .filter(|arg| !arg.is_hide_set())
+        .filter_map(|arg| arg.get_long().map(|long| format!("--{long}")))
+}
+
+/// Logs to stderr; `SCRFS_LOG` filters as `RUST_LOG` does elsewhere.
+pub fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SCRFS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,fuser=warn"));
+    // Set once; a second time is no harm.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+}
+
+/// Writes to stdout; a reader that has gone is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(error.into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where a command looks for the mount.
+#[derive(clap::Args, Debug)]
+struct At {
+    /// The mount point
+    #[arg(long = "mount", value_name = "MOUNTPOINT", default_value = "/scr")]
+    mountpoint: PathBuf,
+}
+
+/// The daemon that serves a mount point.
+fn daemon_at(mountpoint: &Path) -> Result<DaemonFile, Failure> {
+    let path = mountpoint.join(".scr/daemon");
+    let text = std::fs::read(&path).map_err(|error| {
+        Failure::nothing(format!(
+            "{} is no scrfs mount ({error}); `scrfs mount` makes one",
+            mountpoint.display()
+        ))
+    })?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Failure::nothing(format!("{}: {error}", path.display())))
+}
+
+/// Asks the daemon; what it refuses becomes the failure that fits.
+fn ask(
+    daemon: &DaemonFile,
+    command: &Command,
+    patience: Option<Duration>,
+) -> Result<String, Failure> {
+    match crate::control::ask(&daemon.socket, command, patience) {
+        Ok(Answer::Ok(text)) => Ok(text),
+        Ok(Answer::Refused(Refusal::Missing, words)) => Err(Failure::nothing(words)),
+        Ok(Answer::Refused(_, words)) => Err(Failure::failed(anyhow::anyhow!(words))),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(Failure::timed_out("not in time"))
+        }
+        Err(error) => Err(Failure::nothing(format!(
+            "the daemon of {} does not answer: {error}",
+            daemon.mountpoint.display()
+        ))),
+    }
+}
+
+fn name(text: &std::ffi::OsStr) -> Result<Name, Failure> {
+    Name::new(text.as_bytes()).map_err(Failure::usage)
+}

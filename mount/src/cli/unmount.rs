@@ -1,0 +1,47 @@
+//! `scrfs unmount`.
+
+use super::{Failure, ask, daemon_at};
+use crate::mountpoint::{self, Found};
+use scrfs::control::Command;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long the daemon's process may take to end after its answer.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(clap::Args, Debug)]
+pub(super) struct UnmountArgs {
+    /// Which
+    #[arg(default_value = "/scr")]
+    mountpoint: PathBuf,
+    /// Do not wait for pending flushes
+    #[arg(long)]
+    now: bool,
+    /// Empty the cache as well
+    #[arg(long)]
+    purge: bool,
+}
+
+pub(super) fn run(args: &UnmountArgs) -> Result<(), Failure> {
+    let path =
+        mountpoint::absolute(&args.mountpoint).map_err(|error| Failure::failed(error.into()))?;
+    let found = mountpoint::look(&path).map_err(|error| Failure::failed(error.into()))?;
+    if found == Found::DeadScrfs {
+        return mountpoint::unmount(&path, true).map_err(|error| Failure::failed(error.into()));
+    }
+    let daemon = daemon_at(&path)?;
+    let unmount = Command::Unmount {
+        finish_flushes: !args.now,
+        purge: args.purge,
+    };
+    ask(&daemon, &unmount, None)?;
+    // It still puts its lock away; the next mount must not meet it.
+    let deadline = Instant::now() + END_PATIENCE;
+    while daemon.socket.with_file_name("daemon.lock").exists()
+        && std::path::Path::new(&format!("/proc/{}", daemon.pid)).exists()
+        && Instant::now() < deadline
+    {
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    Ok(())
+}

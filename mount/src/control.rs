@@ -1,0 +1,534 @@
+//! The control socket: this node's coordinator, and commands.
+//!
+//! One thread a connection reads; what goes to the coordinator is queued and written by a thread of
+//! its own, so that nobody who tells it something ever waits for it. Only this user and root are
+//! heard. One coordinator at a time: a newer epoch takes over, an older one is refused, and so is
+//! any below the epoch the supervisor asks for.
+//!
+//! Lock: `Inner`, a leaf. The filesystem is never called with it held.
+
+use crate::errno::refusal_of;
+use crate::vfs::Vfs;
+use nix::sys::socket::{getsockopt, sockopt};
+use scrfs::control::{
+    Answer, Command, FromDaemon, Hello, Level, PROTOCOL_VERSION, Refusal, Request, Role, ToDaemon,
+    Welcome, read_frame, write_frame,
+};
+use scrfs::id::{DatasetId, Epoch};
+use scrfs::layout::record::Phase;
+use scrfs::name::Name;
+use std::io::{self, BufReader};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a caller may take to introduce itself.
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest path a unix socket address holds, without its NUL.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// What does not change while the daemon lives.
+#[derive(Debug)]
+pub struct Facts {
+    /// Node name.
+    pub node: String,
+    /// The job's cache directory.
+    pub cache: PathBuf,
+    /// The effective configuration, as JSON.
+    pub config: String,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+}
+
+/// What a command asks of the daemon as a process.
+#[derive(Debug)]
+pub enum ProcessCommand {
+    /// See [`Command::Attach`].
+    Attach { supervisor: String, token: u64 },
+    /// See [`Command::Unmount`]; the answer goes to the sender.
+    Unmount {
+        finish_flushes: bool,
+        purge: bool,
+        answer: Sender<Answer>,
+    },
+}
+
+#[derive(Debug)]
+struct Link {
+    serial: u64,
+    epoch: Epoch,
+    ready: bool,
+    stream: UnixStream,
+    process: Option<OwnedFd>,
+    pid: i32,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    serial: u64,
+    link: Option<Link>,
+    epoch_min: Epoch,
+}
+
+/// The server of the control socket.
+#[derive(Debug)]
+pub struct Server {
+    vfs: Arc<Vfs>,
+    facts: Facts,
+    process: Sender<ProcessCommand>,
+    inner: Mutex<Inner>,
+    gone: Condvar,
+}
+
+/// An address that is short enough, for a socket whose path may not be. The descriptor must live
+/// while the address is used.
+pub fn short_address(path: &Path) -> io::Result<(PathBuf, Option<OwnedFd>)> {
+    use std::os::fd::AsRawFd;
+    if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        return Ok((path.to_owned(), None));
+    }
+    let directory = std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?;
+    let name = path.file_name().unwrap_or_default();
+    let short = PathBuf::from(format!("/proc/{}/fd", std::process::id()))
+        .join(directory.as_raw_fd().to_string())
+        .join(name);
+    Ok((short, Some(directory.into())))
+}
+
+/// Calls a daemon.
+pub fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let (address, _directory) = short_address(socket)?;
+    UnixStream::connect(address)
+}
+
+/// Asks a daemon one thing.
+pub fn ask(socket: &Path, command: &Command, patience: Option<Duration>) -> io::Result<Answer> {
+    let mut stream = connect(socket)?;
+    stream.set_read_timeout(patience)?;
+    write_frame(
+        &mut stream,
+        &Hello {
+            version: PROTOCOL_VERSION,
+            role: Role::Command,
+        },
+    )?;
+    match read_frame::<Welcome>(&mut stream)? {
+        Some(Welcome::Accepted { .. }) => {}
+        Some(Welcome::Refused(why)) => return Err(io::Error::other(why)),
+        None => return Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+    write_frame(&mut stream, command)?;
+    read_frame::<Answer>(&mut stream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+impl Server {
+    /// A server; [`Self::serve`] starts it.
+    pub fn new(vfs: Arc<Vfs>, facts: Facts, process: Sender<ProcessCommand>) -> Arc<Self> {
+        let inner = Mutex::default();
+        Arc::new(Self {
+            vfs,
+            facts,
+            process,
+            inner,
+            gone: Condvar::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers callers from now on, on threads of its own.
+    pub fn serve(self: &Arc<Self>, listener: UnixListener) -> io::Result<()> {
+        let server = Arc::clone(self);
+        let accept = move || {
+            for stream in listener.incoming() {
+                match stream {
+                    Ok(stream) => {
+                        let server = Arc::clone(&server);
+                        let talk = move || {
+                            if let Err(error) = server.talk(stream) {
+                                tracing::warn!(%error, "a control connection ended");
+                            }
+                        };
+                        if let Err(error) = spawn("control", talk) {
+                            tracing::error!(%error, "no thread for a control connection");
+                        }
+                    }
+                    Err(error) => {
+                        // Out of descriptors, most likely: do not spin.
+                        tracing::error!(%error, "cannot accept on the control socket");
+                        std::thread::park_timeout(Duration::from_millis(100));
+                    }
+                }
+            }
+        };
+        spawn("accept", accept)
+    }
+
+    /// The epoch whose coordinator is connected, and whether its recovery has ended.
+    pub fn epoch(&self) -> Option<(Epoch, bool)> {
+        self.lock()
+            .link
+            .as_ref()
+            .map(|link| (link.epoch, link.ready))
+    }
+
+    /// The supervisor's order: no epoch below this. Kills the coordinator of one.
+    pub fn require_epoch(&self, epoch_min: Epoch) {
+        let mut inner = self.lock();
+        inner.epoch_min = inner.epoch_min.max(epoch_min);
+        let Some(link) = inner.link.take_if(|link| link.epoch < epoch_min) else {
+            return;
+        };
+        drop(inner);
+        tracing::warn!(epoch = %link.epoch, pid = link.pid, %epoch_min, "killing the coordinator");
+        kill(&link);
+        let _ = link.stream.shutdown(Shutdown::Both);
+        self.vfs.coordinator_gone();
+        self.gone.notify_all();
+    }
+
+    /// Tells the coordinator to finish and waits until it has gone; `true` when it has.
+    pub fn stop_coordinator(&self, finish_flushes: bool, patience: Option<Duration>) -> bool {
+        self.vfs
+            .requests()
+            .tell(FromDaemon::Stop { finish_flushes });
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let mut inner = self.lock();
+        while inner.link.is_some() {
+            let step = Duration::from_millis(200);
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return false;
+            }
+            inner = self
+                .gone
+                .wait_timeout(inner, step)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+
+    fn talk(self: &Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
+        let peer = getsockopt(&stream, sockopt::PeerCredentials)?;
+        if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(io::Error::other(format!(
+                "user {} is not heard here",
+                peer.uid()
+            )));
+        }
+        stream.set_read_timeout(Some(HELLO_PATIENCE))?;
+        let Some(hello) = read_frame::<Hello>(&mut stream)? else {
+            return Ok(());
+        };
+        stream.set_read_timeout(None)?;
+        if hello.version != PROTOCOL_VERSION {
+            let why = format!(
+                "control protocol {}, this is {PROTOCOL_VERSION}",
+                hello.version
+            );
+            return write_frame(&mut stream, &Welcome::Refused(why));
+        }
+        match hello.role {
+            Role::Command => {
+                write_frame(&mut stream, &self.welcome())?;
+                while let Some(command) = read_frame::<Command>(&mut stream)? {
+                    write_frame(&mut stream, &self.answer(command))?;
+                }
+                Ok(())
+            }
+            Role::Coordinator {
+                epoch,
+                rank,
+                size,
+                slot,
+                pid: _,
+            } => {
+                let Some(serial) = self.admit(&stream, epoch, peer.pid())? else {
+                    let why = format!("{epoch} is over");
+                    return write_frame(&mut stream, &Welcome::Refused(why));
+                };
+                tracing::info!(%epoch, %rank, size, %slot, "coordinator connected");
+                let result = self.converse(stream, slot);
+                self.left(serial);
+                tracing::info!(%epoch, "coordinator gone");
+                result
+            }
+        }
+    }
+
+    fn welcome(&self) -> Welcome {
+        Welcome::Accepted {
+            node: self.facts.node.clone(),
+            cache: self.facts.cache.clone(),
+            config: self.facts.config.clone(),
+            mountpoint: self.facts.mountpoint.clone(),
+        }
+    }
+
+    /// Makes a coordinator the one that counts; `None` when it comes too late.
+    fn admit(&self, stream: &UnixStream, epoch: Epoch, pid: i32) -> io::Result<Option<u64>> {
+        let process = open_process(pid);
+        let mut inner = self.lock();
+        let newest = inner.link.as_ref().map_or(Epoch(0), |link| link.epoch);
+        if epoch < inner.epoch_min.max(newest) {
+            return Ok(None);
+        }
+        inner.serial += 1;
+        let serial = inner.serial;
+        let stream = stream.try_clone()?;
+        let link = Link {
+            serial,
+            epoch,
+            ready: false,
+            stream,
+            process,
+            pid,
+        };
+        let old = inner.link.replace(link);
+        drop(inner);
+        if let Some(old) = old {
+            let _ = old.stream.shutdown(Shutdown::Both);
+            self.vfs.coordinator_gone();
+        }
+        Ok(Some(serial))
+    }
+
+    fn left(&self, serial: u64) {
+        let mut inner = self.lock();
+        let mine = inner.link.take_if(|link| link.serial == serial).is_some();
+        drop(inner);
+        if mine {
+            self.vfs.coordinator_gone();
+            self.gone.notify_all();
+        }
+    }
+
+    fn converse(&self, mut stream: UnixStream, slot: scrfs::id::Slot) -> io::Result<()> {
+        write_frame(&mut stream, &self.welcome())?;
+        let (outbox, outgoing) = mpsc::channel();
+        let writer = stream.try_clone()?;
+        spawn("coordinator-out", move || write_all(writer, &outgoing))?;
+        self.vfs.set_slot(slot);
+        self.vfs
+            .requests()
+            .connect(outbox.clone(), |what| self.vfs.settled(what));
+        let mut incoming = BufReader::new(stream);
+        while let Some(message) = read_frame::<ToDaemon>(&mut incoming)? {
+            self.handle(message, &outbox);
+        }
+        Ok(())
+    }
+
+    fn handle(&self, message: ToDaemon, outbox: &Sender<FromDaemon>) {
+        let vfs = &self.vfs;
+        let done = |sequence: u64, result: Result<(), Refusal>| {
+            // It is going away; the reader will see the end of the stream.
+            let _ = outbox.send(FromDaemon::Done { sequence, result });
+        };
+        match message {
+            ToDaemon::Dataset { sequence, record } => {
+                vfs.publish(*record);
+                done(sequence, Ok(()));
+            }
+            ToDaemon::Forget { sequence, dataset } => {
+                vfs.forget_dataset(dataset);
+                done(sequence, Ok(()));
+            }
+            ToDaemon::Change {
+                sequence,
+                dataset,
+                change,
+            } => {
+                let result = vfs.carry_out(dataset, &change);
+                done(sequence, result.map_err(|error| refusal_of(&error)));
+            }
+            ToDaemon::Quiesce { dataset } => {
+                if let Some(gate) = vfs.gate(dataset) {
+                    gate.quiesce();
+                }
+            }
+            ToDaemon::Freeze {
+                sequence,
+                dataset,
+                generation,
+            } => {
+                let frozen = vfs.gate(dataset).ok_or(Refusal::Missing).and_then(|gate| {
+                    if gate.freeze(generation) {
+                        Ok(())
+                    } else {
+                        Err(Refusal::Busy)
+                    }
+                });
+                done(sequence, frozen);
+            }
+            ToDaemon::Thaw { dataset } => {
+                if let Some(gate) = vfs.gate(dataset) {
+                    gate.thaw();
+                }
+            }
+            ToDaemon::Reply { request, result } => vfs.requests().reply(request, result),
+            ToDaemon::Progress(progress) => vfs.set_progress(progress),
+            ToDaemon::Nodes(nodes) => vfs.set_nodes(nodes),
+            ToDaemon::Ready { restart } => {
+                vfs.ready(restart);
+                if let Some(link) = &mut self.lock().link {
+                    link.ready = true;
+                }
+            }
+        }
+    }
+
+    fn answer(&self, command: Command) -> Answer {
+        match command {
+            Command::Status => Answer::Ok(self.status().to_string()),
+            Command::Commit { name } => match self.find(&name) {
+                Ok(dataset) => self.request(
+                    &name,
+                    Request::Commit {
+                        dataset,
+                        to: name.clone(),
+                    },
+                ),
+                Err(answer) => answer,
+            },
+            Command::Wait { name, level } => match self.find(&name) {
+                Ok(dataset) if self.has_reached(dataset, level) => Answer::Ok(String::new()),
+                Ok(dataset) => self.request(&name, Request::Wait { dataset, level }),
+                Err(answer) => answer,
+            },
+            Command::Flush { name } => match self.find(&name) {
+                Ok(dataset) => self.request(&name, Request::Flush { dataset }),
+                Err(answer) => answer,
+            },
+            Command::Attach { supervisor, token } => {
+                let _ = self
+                    .process
+                    .send(ProcessCommand::Attach { supervisor, token });
+                Answer::Ok(String::new())
+            }
+            Command::Unmount {
+                finish_flushes,
+                purge,
+            } => {
+                let (answer, answered) = mpsc::channel();
+                let unmount = ProcessCommand::Unmount {
+                    finish_flushes,
+                    purge,
+                    answer,
+                };
+                let _ = self.process.send(unmount);
+                answered.recv().unwrap_or_else(|_| {
+                    Answer::Refused(Refusal::Failed, "the daemon is ending".into())
+                })
+            }
+        }
+    }
+
+    fn find(&self, name: &Name) -> Result<DatasetId, Answer> {
+        let names = self.vfs.read_names();
+        let by_name = |found: &&crate::vfs::namespace::Dataset| found.record.name == *name;
+        let found = names
+            .find(name)
+            .or_else(|| names.iter().filter(by_name).last());
+        found
+            .map(|found| found.record.id)
+            .ok_or_else(|| Answer::Refused(Refusal::Missing, format!("no dataset {name} here")))
+    }
+
+    fn has_reached(&self, dataset: DatasetId, level: Level) -> bool {
+        let names = self.vfs.read_names();
+        let Some(found) = names.get(dataset) else {
+            return false;
+        };
+        match level {
+            Level::Sealed => found.record.phase == Phase::Sealed,
+            Level::Protected => found.record.protected.is_some() || found.record.flushed.is_some(),
+            Level::Flushed => found.record.flushed.is_some(),
+        }
+    }
+
+    fn request(&self, name: &Name, what: Request) -> Answer {
+        let (done, result) = mpsc::channel();
+        self.vfs.requests().ask(
+            what,
+            Box::new(move |answer| {
+                // A command that has gone waits for nothing.
+                let _ = done.send(answer);
+            }),
+        );
+        match result.recv().unwrap_or(Err(Refusal::Failed)) {
+            Ok(()) => Answer::Ok(String::new()),
+            Err(refusal) => Answer::Refused(refusal, words(name, refusal)),
+        }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let coordinator = self.epoch();
+        serde_json::json!({
+            "node": self.facts.node,
+            "mountpoint": self.facts.mountpoint,
+            "cache": self.facts.cache,
+            "pid": std::process::id(),
+            "data_path": self.vfs.data_path(),
+            "passthrough": self.vfs.has_passthrough(),
+            "epoch": coordinator.map(|(epoch, _)| epoch.0),
+            "ready": coordinator.is_some_and(|(_, ready)| ready),
+            "writers": self.vfs.writers(),
+            "uptime_seconds": self.vfs.started().elapsed().as_secs(),
+            "datasets": self.vfs.statuses(),
+            "nodes": self.vfs.nodes_json(),
+        })
+    }
+}
+
+fn words(name: &Name, refusal: Refusal) -> String {
+    let why = match refusal {
+        Refusal::Busy => "is still being written, or another commit of it is under way",
+        Refusal::Exists => "cannot take that name: it is taken",
+        Refusal::Missing => "is not known to the coordinators",
+        Refusal::NotEmpty => "is not empty",
+        Refusal::ReadOnly => "is sealed already",
+        Refusal::NoSpace => "does not fit: no space on some node",
+        Refusal::Failed => "failed; the coordinator's log says why",
+        Refusal::Again => "has no coordinator; is scrfs-coordinator running? see daemon.log",
+    };
+    format!("{name} {why}")
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map(drop)
+}
+
+fn write_all(mut stream: UnixStream, outgoing: &Receiver<FromDaemon>) {
+    for message in outgoing {
+        if let Err(error) = write_frame(&mut stream, &message) {
+            tracing::debug!(%error, "the coordinator does not listen any more");
+            let _ = stream.shutdown(Shutdown::Both);
+            return;
+        }
+    }
+}
+
+/// Holds on to the process behind a connection, so that no other is ever killed in its place.
+fn open_process(pid: i32) -> Option<OwnedFd> {
+    crate::sys::open_process(pid).ok()
+}
+
+fn kill(link: &Link) {
+    let Some(process) = &link.process else {
+        tracing::error!(pid = link.pid, "the coordinator's process is out of reach");
+        return;
+    };
+    if let Err(errno) = crate::sys::kill_process(process.as_fd()) {
+        tracing::debug!(pid = link.pid, %errno, "the coordinator is dead already");
+    }
+}

@@ -1,0 +1,638 @@
+//! The daemon as a process: lock, socket, mount, signals, its coordinator, and the end.
+//!
+//! What can fail for a reason the user can mend is checked before the process splits in two, while
+//! stderr is still theirs; after that the ready pipe carries the error. The parent returns only when the
+//! mount answers.
+//!
+//! Invariants: one daemon a cache (a lock on `daemon.lock` that dies with the process); nothing in
+//! the cache is changed but by the coordinator, except by `--purge` after the unmount; the daemon is never
+//! an MPI process.
+
+use crate::cli::Failure;
+use crate::control::{Facts, ProcessCommand, Server, short_address};
+use crate::fuse::{MountSettings, Mounted};
+use crate::heartbeat::{Heartbeat, Pulse};
+use crate::vfs::{Settings, Vfs, alias};
+use crate::{mountpoint, sys};
+use anyhow::{Context, anyhow};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{SigSet, Signal};
+use scrfs::config::{Config, Provenance};
+use scrfs::control::{Answer, Refusal};
+use scrfs::layout::path::CachePaths;
+use serde::{Deserialize, Serialize};
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long the mount may take to answer.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest pause before a solo coordinator that died is started again.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Everything that is asked of a mount.
+pub struct Plan {
+    /// Where, absolute.
+    pub mountpoint: PathBuf,
+    /// Effective configuration.
+    pub config: Config,
+    /// Where its values came from.
+    pub provenance: Provenance,
+    /// Node name.
+    pub node: String,
+    /// Supervisor and secret of this run.
+    pub supervisor: Option<(String, u64)>,
+    /// Start a coordinator of our own: a cluster of one.
+    pub solo: bool,
+    /// Stay in the foreground.
+    pub foreground: bool,
+    /// FUSE options.
+    pub mount: MountSettings,
+}
+
+/// `daemon.json`: facts about a live daemon, for commands and people.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DaemonFile {
+    /// Its process.
+    pub pid: u32,
+    /// Node name.
+    pub node: String,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The cache.
+    pub cache: PathBuf,
+    /// Where it answers.
+    pub socket: PathBuf,
+    /// The prefix.
+    pub prefix: PathBuf,
+    /// The job.
+    pub job: String,
+}
+
+/// How a start ended, for the process that asked for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Started {
+    /// A daemon was there already.
+    Already(DaemonFile),
+    /// A new one is there.
+    New(DaemonFile),
+    /// It was served in the foreground, and has ended.
+    Ended,
+}
+
+/// The cache of a configuration.
+pub fn cache_of(config: &Config) -> Result<CachePaths, Failure> {
+    let store = config
+        .store
+        .first()
+        .ok_or_else(|| Failure::usage("no [[store]] is configured"))?;
+    if store.is_private_tmpfs() {
+        return Err(Failure::usage(
+            "store.path = \"tmpfs\" is not supported yet; mount a tmpfs and name its directory",
+        ));
+    }
+    Ok(CachePaths::new(
+        &store.path,
+        nix::unistd::geteuid().as_raw(),
+        &config.job,
+    ))
+}
+
+fn make_cache(cache: &CachePaths) -> Result<(), Failure> {
+    let root = cache.root();
+    let make = |path: &Path| match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    };
+    let user = root.parent().unwrap_or(root);
+    let made = make(user).and_then(|()| make(root)).and_then(|()| {
+        let probe = root.join(".writable");
+        File::create(&probe)?;
+        std::fs::remove_file(&probe)
+    });
+    made.map_err(|error| {
+        Failure::failed(anyhow!(
+            "cannot write the cache {}: {error}; give another with --cache DIR",
+            root.display()
+        ))
+    })?;
+    // In a directory like /dev/shm anybody could have made it before us.
+    for path in [user, root] {
+        let found = std::fs::symlink_metadata(path).map_err(|error| {
+            Failure::failed(anyhow!(
+                "cannot look at the cache {}: {error}",
+                path.display()
+            ))
+        })?;
+        let mine = found.uid() == nix::unistd::geteuid().as_raw();
+        if !found.is_dir() || !mine || found.permissions().mode() & 0o077 != 0 {
+            return Err(Failure::failed(anyhow!(
+                "the cache {} must be a directory of yours with mode 0700",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_prefix(prefix: &Path) -> Result<(), Failure> {
+    match std::fs::metadata(prefix) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(Failure::failed(anyhow!(
+            "the prefix {} is no directory",
+            prefix.display()
+        ))),
+        Err(error) => Err(Failure::failed(anyhow!(
+            "the prefix {} cannot be used: {error}; make it: mkdir -p {0}, or give another with \
+             --prefix DIR",
+            prefix.display()
+        ))),
+    }
+}
+
+/// Makes room for a mount, or says why there is none.
+fn check_mountpoint(path: &Path) -> Result<(), Failure> {
+    use mountpoint::Found;
+    let shown = path.display();
+    for _ in 0..8 {
+        let found = mountpoint::look(path)
+            .map_err(|error| Failure::failed(anyhow!("cannot look at {shown}: {error}")))?;
+        let problem = match found {
+            Found::Free => return Ok(()),
+            Found::DeadScrfs => {
+                tracing::warn!(mountpoint = %shown, "taking away the mount of a dead daemon");
+                match mountpoint::unmount(path, true) {
+                    Ok(()) => continue,
+                    Err(error) => format!("{shown} is a dead scrfs mount that stays: {error}"),
+                }
+            }
+            Found::LiveScrfs => {
+                format!("{shown} is served by another scrfs; `scrfs unmount {shown}` ends it")
+            }
+            Found::Other(kind) => {
+                format!(
+                    "{shown} has another filesystem ({kind}) mounted on it; choose another \
+                         directory"
+                )
+            }
+            Found::NotDirectory => format!("{shown} is not a directory"),
+            Found::Missing => format!("{shown} does not exist; make it: mkdir -p {shown}"),
+        };
+        return Err(Failure::failed(anyhow!(problem)));
+    }
+    Err(Failure::failed(anyhow!(
+        "{shown} is under too many dead mounts; umount it by hand"
+    )))
+}
+
+fn check_fuse() -> Result<(), Failure> {
+    if !Path::new("/dev/fuse").exists() {
+        return Err(Failure::failed(anyhow!(
+            "this system has no /dev/fuse: load the fuse module, or pass the device into the \
+             container (--device /dev/fuse)"
+        )));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join("fusermount3").exists());
+    if !nix::unistd::geteuid().is_root() && !found {
+        return Err(Failure::failed(anyhow!(
+            "fusermount3 is needed to mount as an ordinary user; install the package fuse3"
+        )));
+    }
+    Ok(())
+}
+
+/// Reads `daemon.json` of a cache.
+pub fn read_daemon_file(cache: &CachePaths) -> Option<DaemonFile> {
+    let text = std::fs::read(cache.daemon()).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Waits for the daemon that holds the lock to answer at its socket.
+fn find_live(cache: &CachePaths) -> Option<DaemonFile> {
+    let deadline = Instant::now() + READY_PATIENCE;
+    while Instant::now() < deadline {
+        if let Some(file) = read_daemon_file(cache)
+            && crate::control::connect(&file.socket).is_ok()
+            && matches!(
+                mountpoint::look(&file.mountpoint),
+                Ok(mountpoint::Found::LiveScrfs)
+            )
+        {
+            return Some(file);
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    None
+}
+
+/// Starts a daemon, or finds the one that is there.
+pub fn start(plan: Plan) -> Result<Started, Failure> {
+    let cache = cache_of(&plan.config)?;
+    check_fuse()?;
+    check_prefix(&plan.config.prefix)?;
+    make_cache(&cache)?;
+    let lock_path = cache.lock();
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .with_context(|| format!("cannot open {}", lock_path.display()))?;
+    let lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err(_) => {
+            let found = find_live(&cache).ok_or_else(|| {
+                anyhow!("a daemon holds {} but does not answer", lock_path.display())
+            })?;
+            if found.mountpoint != plan.mountpoint {
+                return Err(Failure::failed(anyhow!(
+                    "the cache {} is in use by the daemon at {} (pid {}); give another --job or \
+                     --cache",
+                    cache.root().display(),
+                    found.mountpoint.display(),
+                    found.pid
+                )));
+            }
+            return Ok(Started::Already(found));
+        }
+    };
+    check_mountpoint(&plan.mountpoint)?;
+    if plan.foreground {
+        crate::cli::log_to_stderr();
+        serve(plan, cache, lock, None)?;
+        return Ok(Started::Ended);
+    }
+    let (mut reader, writer) = io::pipe().context("cannot make a pipe")?;
+    if sys::fork_daemon().context("cannot fork")?.is_some() {
+        // The child holds the lock too; closing ours does not release it, unlocking would.
+        std::mem::forget(lock);
+        drop(writer);
+        let mut words = String::new();
+        reader
+            .read_to_string(&mut words)
+            .context("cannot read what the daemon says")?;
+        return match words.strip_prefix("ready\n") {
+            Some(file) => {
+                let file = serde_json::from_str(file).context("the daemon spoke nonsense")?;
+                Ok(Started::New(file))
+            }
+            None if words.is_empty() => Err(Failure::failed(anyhow!(
+                "the daemon died while it started; see {}",
+                cache.root().join("daemon.log").display()
+            ))),
+            None => Err(Failure::failed(anyhow!("{}", words.trim_end()))),
+        };
+    }
+    drop(reader);
+    let log = cache.root().join("daemon.log");
+    let mut ready = Some(writer);
+    let code = match detach(&log).and_then(|()| serve(plan, cache, lock, ready.take())) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            if let Some(mut ready) = ready {
+                let _ = writeln!(ready, "{error:#}");
+            }
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+fn detach(log: &Path) -> anyhow::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("cannot open {}", log.display()))?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&file)?;
+    nix::unistd::chdir("/")?;
+    crate::cli::log_to_stderr();
+    Ok(())
+}
+
+struct Running {
+    mountpoint: PathBuf,
+    vfs: Arc<Vfs>,
+    ending: AtomicBool,
+    /// What to do once it is unmounted.
+    farewell: Mutex<Option<(bool, bool, Sender<Answer>)>>,
+}
+
+fn serve(
+    plan: Plan,
+    cache: CachePaths,
+    lock: Flock<File>,
+    ready: Option<io::PipeWriter>,
+) -> anyhow::Result<()> {
+    // Before any thread: all of them inherit it, and one waits for them.
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    let ready = Arc::new(Mutex::new(ready));
+    let result = serve_inner(plan, &cache, signals, &ready);
+    if let Err(error) = &result
+        && let Some(mut ready) = ready.lock().unwrap_or_else(PoisonError::into_inner).take()
+    {
+        let _ = writeln!(ready, "{error:#}");
+    }
+    drop(lock);
+    result
+}
+
+fn serve_inner(
+    plan: Plan,
+    cache: &CachePaths,
+    signals: SigSet,
+    ready: &Arc<Mutex<Option<io::PipeWriter>>>,
+) -> anyhow::Result<()> {
+    let files = sys::raise_open_files();
+    let socket = cache.socket();
+    let _ = std::fs::remove_file(&socket);
+    let (address, _directory) = short_address(&socket)?;
+    let listener = UnixListener::bind(&address)
+        .with_context(|| format!("cannot listen at {}", socket.display()))?;
+    let file = DaemonFile {
+        pid: std::process::id(),
+        node: plan.node.clone(),
+        mountpoint: plan.mountpoint.clone(),
+        cache: cache.root().to_owned(),
+        socket: socket.clone(),
+        prefix: plan.config.prefix.clone(),
+        job: plan.config.job.clone(),
+    };
+    let daemon_text = format!("{}\n", serde_json::to_string_pretty(&file)?);
+    std::fs::write(cache.daemon(), &daemon_text)
+        .with_context(|| format!("cannot write {}", cache.daemon().display()))?;
+    let commit = plan.config.commit.clone();
+    let grace = Duration::from_secs(commit.grace_seconds);
+    let (uid, gid) = (
+        nix::unistd::geteuid().as_raw(),
+        nix::unistd::getegid().as_raw(),
+    );
+    let vfs = Vfs::new(Settings {
+        cache: cache.clone(),
+        is_temporary: Box::new(move |name| commit.is_temporary(name.as_bytes())),
+        grace,
+        config_text: plan.provenance.to_string(),
+        daemon_text: daemon_text.clone(),
+        top: (uid, gid, 0o755),
+        is_renaming: alias::is_renaming,
+    });
+    vfs.load()
+        .with_context(|| format!("cannot read {}", cache.datasets().display()))?;
+    let mounted = Mounted::new(&vfs, &plan.mountpoint, &plan.mount)
+        .with_context(|| format!("cannot mount on {}", plan.mountpoint.display()))?;
+    tracing::info!(mountpoint = %plan.mountpoint.display(), files, node = plan.node, "mounted");
+
+    let (process, commands) = mpsc::channel();
+    let facts = Facts {
+        node: plan.node.clone(),
+        cache: cache.root().to_owned(),
+        config: serde_json::to_string(&plan.config)?,
+        mountpoint: plan.mountpoint.clone(),
+    };
+    let server = Server::new(Arc::clone(&vfs), facts, process.clone());
+    server.serve(listener)?;
+    let running = Arc::new(Running {
+        mountpoint: plan.mountpoint.clone(),
+        vfs: Arc::clone(&vfs),
+        ending: AtomicBool::new(false),
+        farewell: Mutex::new(None),
+    });
+    let pulse = Arc::new(Pulse {
+        vfs: Arc::clone(&vfs),
+        server: Arc::clone(&server),
+        node: plan.node.clone(),
+        flush_every: plan.config.flush.every,
+    });
+    if let Some((supervisor, token)) = plan.supervisor.clone() {
+        let _ = process.send(ProcessCommand::Attach { supervisor, token });
+    }
+    thread("signals", {
+        let running = Arc::clone(&running);
+        move || watch_signals(&running, &signals)
+    })?;
+    thread("commands", {
+        let running = Arc::clone(&running);
+        move || obey(&running, &pulse, &commands)
+    })?;
+    thread("clock", {
+        let running = Arc::clone(&running);
+        move || {
+            while !running.ending.load(Ordering::Relaxed) {
+                std::thread::park_timeout(Duration::from_millis(100));
+                running.vfs.requests().expire(grace);
+            }
+        }
+    })?;
+    let solo = if plan.solo {
+        let running = Arc::clone(&running);
+        Some(
+            std::thread::Builder::new()
+                .name("solo".into())
+                .spawn(move || solo(&running, &socket))?,
+        )
+    } else {
+        None
+    };
+    thread("ready", {
+        let (ready, mountpoint) = (Arc::clone(ready), plan.mountpoint.clone());
+        move || {
+            // Answered by the mount itself: so it is served.
+            let answered = std::fs::metadata(mountpoint.join(".scr"));
+            let mut ready = ready.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(mut ready) = ready.take() {
+                let _ = match answered {
+                    Ok(_) => write!(ready, "ready\n{daemon_text}"),
+                    Err(error) => writeln!(ready, "the mount does not answer: {error}"),
+                };
+            }
+        }
+    })?;
+
+    let served = mounted.run();
+    running.ending.store(true, Ordering::Relaxed);
+    tracing::info!("unmounted");
+    let farewell = running
+        .farewell
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    let (finish, purge, answer) = match farewell {
+        Some((finish, purge, answer)) => (finish, purge, Some(answer)),
+        None => (false, false, None),
+    };
+    let patience = if finish {
+        None
+    } else {
+        Some(Duration::from_secs(5))
+    };
+    if !server.stop_coordinator(finish, patience) {
+        tracing::warn!("the coordinator did not stop in time");
+    }
+    if let Some(solo) = solo {
+        let _ = solo.join();
+    }
+    let _ = std::fs::remove_file(cache.socket());
+    let _ = std::fs::remove_file(cache.daemon());
+    let mut last = Answer::Ok(String::new());
+    if purge && let Err(error) = purge_cache(cache) {
+        last = Answer::Refused(
+            Refusal::Failed,
+            format!("unmounted, but not purged: {error}"),
+        );
+    }
+    if let Some(answer) = answer {
+        let _ = answer.send(last);
+        // The connection's thread has it; give it the moment it takes to write.
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    served.context("the FUSE session failed")
+}
+
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    std::thread::Builder::new().name(name.into()).spawn(work)?;
+    Ok(())
+}
+
+/// Empties the job's cache; the lock file stays, because it is held.
+fn purge_cache(cache: &CachePaths) -> io::Result<()> {
+    for entry in std::fs::read_dir(cache.root())? {
+        let entry = entry?;
+        if entry.path() == cache.lock() {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn watch_signals(running: &Running, signals: &SigSet) {
+    loop {
+        match signals.wait() {
+            // The terminal it was started from is gone: no reason to go.
+            Ok(Signal::SIGHUP) | Err(_) => {}
+            Ok(signal) => {
+                if running.ending.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%signal, "again: leaving at once");
+                    std::process::exit(1);
+                }
+                tracing::info!(%signal, "unmounting");
+                if let Err(error) = mountpoint::unmount(&running.mountpoint, false) {
+                    tracing::warn!(%error, "in use: it goes when its last user does");
+                    if let Err(error) = mountpoint::unmount(&running.mountpoint, true) {
+                        tracing::error!(%error, "cannot unmount");
+                        std::process::exit(1);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn obey(running: &Running, pulse: &Arc<Pulse>, commands: &Receiver<ProcessCommand>) {
+    let mut heartbeat = None;
+    for command in commands {
+        match command {
+            ProcessCommand::Attach { supervisor, token } => {
+                tracing::info!(supervisor, "reporting to this supervisor");
+                drop(heartbeat.take());
+                match Heartbeat::start(Arc::clone(pulse), &supervisor, token) {
+                    Ok(started) => heartbeat = Some(started),
+                    Err(error) => tracing::error!(supervisor, %error, "no heartbeat"),
+                }
+            }
+            ProcessCommand::Unmount {
+                finish_flushes,
+                purge,
+                answer,
+            } => {
+                let mut farewell = running
+                    .farewell
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                *farewell = Some((finish_flushes, purge, answer));
+                if let Err(error) = mountpoint::unmount(&running.mountpoint, false)
+                    && let Some((_, _, answer)) = farewell.take()
+                {
+                    let shown = running.mountpoint.display();
+                    let words = format!(
+                        "cannot unmount {shown}: {error}; `fuser -vm {shown}` lists who uses it"
+                    );
+                    let _ = answer.send(Answer::Refused(Refusal::Busy, words));
+                }
+            }
+        }
+    }
+}
+
+/// Finds a program that belongs to scrfs: beside this one, else where the shell would.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join(name)));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|dir| dir.join(name));
+    beside
+        .into_iter()
+        .chain(on_path)
+        .find(|path| path.is_file())
+}
+
+/// Keeps a coordinator of a cluster of one running until the daemon ends.
+fn solo(running: &Running, socket: &Path) {
+    const PROGRAM: &str = "scrfs-coordinator";
+    let mut pause = Duration::from_millis(100);
+    while !running.ending.load(Ordering::Relaxed) {
+        let Some(program) = find_program(PROGRAM) else {
+            tracing::error!(
+                "{PROGRAM} is neither beside this program nor on the PATH: nothing can be \
+                 created or committed until it is installed"
+            );
+            pause_unless_ending(running, BACKOFF_MAX);
+            continue;
+        };
+        let began = Instant::now();
+        let mut command = Command::new(&program);
+        command.arg("serve").arg("--socket").arg(socket);
+        sys::unblock_signals_in_child(&mut command);
+        match command.status() {
+            Ok(status) if running.ending.load(Ordering::Relaxed) => {
+                tracing::info!(%status, "the coordinator has ended");
+                return;
+            }
+            Ok(status) => tracing::error!(%status, "the coordinator died; starting another"),
+            Err(error) => tracing::error!(program = %program.display(), %error, "cannot start"),
+        }
+        if began.elapsed() > BACKOFF_MAX {
+            pause = Duration::from_millis(100);
+        }
+        pause_unless_ending(running, pause);
+        pause = (pause * 2).min(BACKOFF_MAX);
+    }
+}
+
+fn pause_unless_ending(running: &Running, pause: Duration) {
+    let until = Instant::now() + pause;
+    while Instant::now() < until && !running.ending.load(Ordering::Relaxed) {
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,145 @@
+//! Signs of life to the supervisor, and obedience to its orders.
+//!
+//! One datagram every 100 ms; each may be answered by an order, which names the oldest epoch whose
+//! coordinator may live. Datagrams with another secret than this run's are ignored. Nothing here waits for
+//! anything but the network, so that a beat means that the daemon's process runs, and no more.
+
+use crate::control::Server;
+use crate::vfs::Vfs;
+use scrfs::control::{Beat, Order};
+use scrfs::id::Epoch;
+use scrfs::layout::envelope::{self, Kind};
+use scrfs::layout::record::{EpochRecord, Phase};
+use std::io;
+use std::net::{ToSocketAddrs, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// One beat each.
+const BEAT_INTERVAL: Duration = Duration::from_millis(100);
+const DATAGRAM_BYTES_MAX: usize = 64 << 10;
+
+/// What the beats need to know.
+pub struct Pulse {
+    /// The filesystem.
+    pub vfs: Arc<Vfs>,
+    /// Who knows the coordinator.
+    pub server: Arc<Server>,
+    /// Node name.
+    pub node: String,
+    /// Every how many checkpoints are flushed; 0 none.
+    pub flush_every: u64,
+}
+
+/// A running heartbeat; ends when it is dropped.
+pub struct Heartbeat {
+    _stop: std::sync::mpsc::Sender<()>,
+}
+
+impl Heartbeat {
+    /// Beats to `supervisor` (`host:port`) from now on.
+    pub fn start(pulse: Arc<Pulse>, supervisor: &str, token: u64) -> io::Result<Self> {
+        let address = supervisor
+            .to_socket_addrs()?
+            .next()
+            .ok_or_else(|| io::Error::other(format!("{supervisor} has no address")))?;
+        let any = if address.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(address)?;
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let beat = move || {
+            let mut sequence = 0;
+            while stopped.try_recv() != Err(std::sync::mpsc::TryRecvError::Disconnected) {
+                let next = Instant::now() + BEAT_INTERVAL;
+                sequence += 1;
+                let beat = pulse.beat(token, sequence);
+                // Refused while the supervisor is not there: the next one may be heard.
+                let _ = socket.send(&envelope::seal(Kind::Heartbeat, &beat));
+                pulse.obey(&socket, token, next);
+            }
+        };
+        std::thread::Builder::new()
+            .name("heartbeat".into())
+            .spawn(beat)?;
+        Ok(Self { _stop: stop })
+    }
+}
+
+impl Pulse {
+    fn beat(&self, token: u64, sequence: u64) -> Beat {
+        let link = self.server.epoch();
+        let ready = link.is_some_and(|(_, ready)| ready);
+        let record = std::fs::read(self.vfs.settings().cache.epoch()).ok();
+        let record =
+            record.and_then(|bytes| envelope::open::<EpochRecord>(Kind::Epoch, &bytes).ok());
+        let names = self.vfs.read_names();
+        let sealed = || {
+            names
+                .iter()
+                .filter(|dataset| dataset.record.phase == Phase::Sealed)
+        };
+        let pending = sealed().filter(|dataset| {
+            let record = &dataset.record;
+            let due = record
+                .checkpoint
+                .and_then(|number| number.checked_rem(self.flush_every));
+            let flushes = record.class.is_output() || due == Some(0);
+            dataset.is_unprotected() || (flushes && record.flushed.is_none())
+        });
+        Beat {
+            token,
+            node: self.node.clone(),
+            sequence,
+            epoch: link.map(|(epoch, _)| epoch),
+            epoch_last: record.map_or(Epoch(0), |record| record.epoch),
+            ready,
+            restart: names
+                .restart()
+                .filter(|_| ready)
+                .map(|found| found.record.name.clone()),
+            newest_sealed: sealed().map(|dataset| dataset.record.id).max(),
+            pending: u32::try_from(pending.count()).unwrap_or(u32::MAX),
+            clock: now_millis(),
+        }
+    }
+
+    /// Reads orders until `until`.
+    fn obey(&self, socket: &UdpSocket, token: u64, until: Instant) {
+        let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
+                return;
+            }
+            match socket.recv(&mut buffer) {
+                Ok(length) => match envelope::open::<Order>(Kind::Heartbeat, &buffer[..length]) {
+                    Ok(order) if order.token == token => self.server.require_epoch(order.epoch_min),
+                    Ok(_) => tracing::debug!("an order of another run"),
+                    Err(error) => tracing::debug!(%error, "not an order"),
+                },
+                Err(error) if is_timeout(&error) => return,
+                // The supervisor's port is closed: wait the interval out.
+                Err(_) => std::thread::park_timeout(left),
+            }
+        }
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+/// Milliseconds since the Unix epoch.
+pub fn now_millis() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,425 @@
+//! The virtual directory `.scr`: what scrfs knows, readable from any language.
+//!
+//! Everything is made anew at each lookup, listing or open, and the kernel may keep none of it (all
+//! lifetimes are zero, files are read past the page cache), so that it is never stale. Read-only.
+//!
+//! ```text
+//! status/<name>.<state>   JSON of a dataset      restart      link to the dataset to restart from
+//! nodes/<name>            JSON of a node         incomplete/  datasets left unsealed by earlier runs
+//! config                  effective settings     daemon       this daemon: pid, socket, how data goes
+//! ```
+
+use super::attr::Attr;
+use super::handle::Listed;
+use super::inode::VIRTUAL_BIT;
+use super::namespace::{Dataset, Names};
+use super::{Entry, FsError, FsResult, Vfs};
+use scrfs::config::Class;
+use scrfs::control::{Activity, NodeStatus};
+use scrfs::id::DatasetId;
+use scrfs::layout::record::{Phase, State, UnixMillis};
+use serde::Serialize;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+/// An entry of `.scr`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ControlNode {
+    /// `.scr` itself.
+    Top,
+    /// `status/`
+    Status,
+    /// `nodes/`
+    Nodes,
+    /// `incomplete/`
+    Incomplete,
+    /// `restart`
+    Restart,
+    /// `config`
+    Config,
+    /// `daemon`
+    Daemon,
+    /// One file of `status/`.
+    DatasetFile(DatasetId),
+    /// One file of `nodes/`, by rank.
+    NodeFile(u32),
+}
+
+const KIND_SHIFT: u32 = 48;
+const FIXED: [(ControlNode, &[u8]); 7] = [
+    (ControlNode::Top, b".scr"),
+    (ControlNode::Status, b"status"),
+    (ControlNode::Nodes, b"nodes"),
+    (ControlNode::Incomplete, b"incomplete"),
+    (ControlNode::Restart, b"restart"),
+    (ControlNode::Config, b"config"),
+    (ControlNode::Daemon, b"daemon"),
+];
+
+impl ControlNode {
+    /// Its inode number.
+    pub fn ino(self) -> u64 {
+        let (kind, number) = match self {
+            Self::DatasetFile(id) => (1, id.0),
+            Self::NodeFile(rank) => (2, u64::from(rank)),
+            fixed => (
+                0,
+                FIXED
+                    .iter()
+                    .position(|(node, _)| *node == fixed)
+                    .unwrap_or(0) as u64,
+            ),
+        };
+        VIRTUAL_BIT | (kind << KIND_SHIFT) | number
+    }
+
+    /// What a number stands for.
+    pub fn of(ino: u64) -> Option<Self> {
+        if ino & VIRTUAL_BIT == 0 {
+            return None;
+        }
+        let number = ino & ((1 << KIND_SHIFT) - 1);
+        match (ino & !VIRTUAL_BIT) >> KIND_SHIFT {
+            0 => FIXED
+                .get(usize::try_from(number).ok()?)
+                .map(|(node, _)| *node),
+            1 => Some(Self::DatasetFile(DatasetId(number))),
+            2 => u32::try_from(number).ok().map(Self::NodeFile),
+            _ => None,
+        }
+    }
+
+    fn kind(self) -> u32 {
+        match self {
+            Self::Top | Self::Status | Self::Nodes | Self::Incomplete => libc::S_IFDIR,
+            Self::Restart => libc::S_IFLNK,
+            Self::Config | Self::Daemon | Self::DatasetFile(_) | Self::NodeFile(_) => libc::S_IFREG,
+        }
+    }
+}
+
+/// Milliseconds as seconds and nanoseconds.
+pub fn to_timespec(time: UnixMillis) -> (i64, u32) {
+    let seconds = i64::try_from(time / 1000).unwrap_or(i64::MAX);
+    (seconds, (time % 1000) as u32 * 1_000_000)
+}
+
+fn rfc3339(time: Option<UnixMillis>) -> Option<String> {
+    let time = i64::try_from(time?).ok()?;
+    jiff::Timestamp::from_millisecond(time)
+        .ok()
+        .map(|time| time.to_string())
+}
+
+/// JSON of a dataset; its fields are a promise to users.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct DatasetStatus {
+    /// Number.
+    pub id: u64,
+    /// Name.
+    pub name: String,
+    /// checkpoint, output or both.
+    pub class: Class,
+    /// State.
+    pub state: State,
+    /// RFC 3339, as the next three.
+    pub created: Option<String>,
+    /// When committed.
+    pub sealed: Option<String>,
+    /// When it survived the loss of nodes.
+    pub protected: Option<String>,
+    /// When the prefix had it.
+    pub flushed: Option<String>,
+    /// Bytes of all parts; 0 while open.
+    pub bytes: u64,
+    /// Files of all parts; 0 while open.
+    pub files: u64,
+    /// Bytes in the prefix.
+    pub flushed_bytes: u64,
+    /// Bytes with parity.
+    pub protected_bytes: u64,
+    /// Scheme, once sealed.
+    pub scheme: Option<String>,
+    /// Members of its largest set.
+    pub set_size: Option<usize>,
+    /// Losses a set survives.
+    pub failures: Option<u32>,
+    /// Parts.
+    pub nodes: Option<usize>,
+    /// Nodes whose part is missing.
+    pub missing_nodes: Vec<String>,
+    /// Whether a program may restart from it.
+    pub restartable: bool,
+    /// Whether `restart` names it.
+    pub current: bool,
+    /// What last went wrong.
+    pub error: Option<String>,
+}
+
+impl DatasetStatus {
+    /// Of a dataset.
+    pub fn of(dataset: &Dataset, current: Option<DatasetId>) -> Self {
+        let record = &dataset.record;
+        let seal = record.seal.as_ref();
+        let bytes = seal.map_or(0, |seal| seal.bytes());
+        let done = |activity, complete: bool| match dataset.progress.get(&activity) {
+            Some(progress) => progress.done_bytes,
+            None if complete => bytes,
+            None => 0,
+        };
+        Self {
+            id: record.id.0,
+            name: record.name.to_string(),
+            class: record.class,
+            state: record.state(),
+            created: rfc3339(Some(record.created)),
+            sealed: rfc3339(record.sealed),
+            protected: rfc3339(record.protected),
+            flushed: rfc3339(record.flushed),
+            bytes,
+            files: seal.map_or(0, |seal| seal.files()),
+            flushed_bytes: done(Activity::Flush, record.flushed.is_some()),
+            protected_bytes: done(Activity::Encode, record.protected.is_some()),
+            scheme: seal.map(|seal| seal.scheme.to_string()),
+            set_size: seal.and_then(|seal| seal.sets.iter().map(Vec::len).max()),
+            failures: seal.map(|seal| seal.scheme.tolerates()),
+            nodes: seal.map(|seal| seal.parts.len()),
+            missing_nodes: Vec::new(),
+            restartable: record.is_restartable(),
+            current: current == Some(record.id),
+            error: record.error.clone(),
+        }
+    }
+}
+
+fn status_name(dataset: &Dataset) -> Vec<u8> {
+    let record = &dataset.record;
+    let mut name = record.name.as_bytes().to_vec();
+    name.extend_from_slice(format!(".{}", record.state()).as_bytes());
+    let flush = dataset
+        .progress
+        .get(&Activity::Flush)
+        .filter(|flush| flush.total_bytes > 0);
+    if let (State::Flushing, Some(flush)) = (record.state(), flush) {
+        let percent = u128::from(flush.done_bytes) * 100 / u128::from(flush.total_bytes);
+        name.extend_from_slice(format!(".{percent}%").as_bytes());
+    }
+    name
+}
+
+/// The name under `incomplete/`; with the number behind it when an earlier run used the name too.
+fn incomplete_name(names: &Names, dataset: &Dataset) -> Vec<u8> {
+    let record = &dataset.record;
+    let taken = names.iter().any(|other| {
+        other.record.phase == Phase::Incomplete
+            && other.record.name == record.name
+            && other.record.id > record.id
+    });
+    let mut name = record.name.as_bytes().to_vec();
+    if taken {
+        name.extend_from_slice(format!(".{}", record.id).as_bytes());
+    }
+    name
+}
+
+fn incomplete(names: &Names) -> impl Iterator<Item = &Dataset> {
+    names
+        .iter()
+        .filter(|dataset| dataset.record.phase == Phase::Incomplete)
+}
+
+#[derive(Serialize)]
+struct NodeJson<'a> {
+    node: &'a str,
+    rank: u32,
+    slot: u32,
+    free_bytes: u64,
+}
+
+fn node_json(node: &NodeStatus) -> NodeJson<'_> {
+    NodeJson {
+        node: &node.node,
+        rank: node.rank.0,
+        slot: node.slot.0,
+        free_bytes: node.free_bytes,
+    }
+}
+
+fn json_line(value: &impl Serialize) -> FsResult<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| {
+        tracing::error!(%error, "status does not encode");
+        FsError::Broken
+    })?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+impl Vfs {
+    fn control_entry(&self, control: ControlNode) -> FsResult<Entry> {
+        let attr = self.control_attr(control)?;
+        Ok(Entry {
+            attr,
+            entry_ttl: Duration::ZERO,
+            attr_ttl: Duration::ZERO,
+        })
+    }
+
+    pub(super) fn control_top(&self) -> FsResult<Entry> {
+        self.control_entry(ControlNode::Top)
+    }
+
+    pub(super) fn lookup_control(&self, parent: ControlNode, name: &OsStr) -> FsResult<Entry> {
+        if parent == ControlNode::Incomplete {
+            let names = self.read_names();
+            let found = incomplete(&names)
+                .find(|dataset| incomplete_name(&names, dataset) == name.as_bytes())
+                .and_then(|dataset| dataset.tree.clone());
+            drop(names);
+            return self.entry_of_tree(found.ok_or(FsError::Missing)?);
+        }
+        let listed = self.list_control(parent)?;
+        let found = listed
+            .iter()
+            .skip(2)
+            .find(|listed| listed.name == name.as_bytes());
+        let ino = found.ok_or(FsError::Missing)?.ino;
+        self.control_entry(ControlNode::of(ino).ok_or(FsError::Missing)?)
+    }
+
+    pub(super) fn control_attr(&self, control: ControlNode) -> FsResult<Attr> {
+        let (uid, gid, _) = self.settings().top;
+        let kind = control.kind();
+        let size = match kind {
+            libc::S_IFREG => self.control_content(control)?.len(),
+            libc::S_IFLNK => self.control_link(control)?.len(),
+            _ => 0,
+        };
+        let mode = match kind {
+            libc::S_IFDIR => 0o555,
+            libc::S_IFLNK => 0o777,
+            _ => 0o444,
+        };
+        let time = match control {
+            ControlNode::DatasetFile(id) => {
+                let names = self.read_names();
+                let record = &names.get(id).ok_or(FsError::Missing)?.record;
+                let newest = [
+                    Some(record.created),
+                    record.sealed,
+                    record.protected,
+                    record.flushed,
+                ];
+                to_timespec(newest.into_iter().flatten().max().unwrap_or(0))
+            }
+            _ => (0, 0),
+        };
+        Ok(Attr {
+            ino: control.ino(),
+            size: size as u64,
+            blocks: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            mode: kind | mode,
+            nlink: if kind == libc::S_IFDIR { 2 } else { 1 },
+            uid,
+            gid,
+            blksize: 4096,
+        })
+    }
+
+    pub(super) fn control_link(&self, control: ControlNode) -> FsResult<Vec<u8>> {
+        if control != ControlNode::Restart {
+            return Err(FsError::Invalid);
+        }
+        let names = self.read_names();
+        let dataset = names.restart().ok_or(FsError::Missing)?;
+        Ok([b"../", dataset.record.name.as_bytes()].concat())
+    }
+
+    pub(super) fn control_content(&self, control: ControlNode) -> FsResult<Vec<u8>> {
+        match control {
+            ControlNode::Config => Ok(self.settings().config_text.clone().into_bytes()),
+            ControlNode::Daemon => Ok(self.settings().daemon_text.clone().into_bytes()),
+            ControlNode::DatasetFile(id) => {
+                let names = self.read_names();
+                let current = names.restart().map(|dataset| dataset.record.id);
+                let dataset = names.get(id).ok_or(FsError::Missing)?;
+                json_line(&DatasetStatus::of(dataset, current))
+            }
+            ControlNode::NodeFile(rank) => {
+                let names = self.read_names();
+                let node = names.nodes.iter().find(|node| node.rank.0 == rank);
+                json_line(&node_json(node.ok_or(FsError::Missing)?))
+            }
+            ControlNode::Top
+            | ControlNode::Status
+            | ControlNode::Nodes
+            | ControlNode::Incomplete
+            | ControlNode::Restart => Err(FsError::Invalid),
+        }
+    }
+
+    pub(super) fn list_control(&self, directory: ControlNode) -> FsResult<Vec<Listed>> {
+        let parent = match directory {
+            ControlNode::Top => super::inode::ROOT,
+            _ => ControlNode::Top.ino(),
+        };
+        let listed = |node: ControlNode, name: &[u8]| Listed {
+            ino: node.ino(),
+            kind: node.kind(),
+            name: name.to_vec(),
+        };
+        let above = |ino, name: &[u8]| Listed {
+            ino,
+            kind: libc::S_IFDIR,
+            name: name.to_vec(),
+        };
+        let mut listing = vec![above(directory.ino(), b"."), above(parent, b"..")];
+        let names = self.read_names();
+        match directory {
+            ControlNode::Top => {
+                let shown = FIXED
+                    .iter()
+                    .skip(1)
+                    .filter(|(node, _)| *node != ControlNode::Restart || names.restart().is_some());
+                listing.extend(shown.map(|(node, name)| listed(*node, name)));
+            }
+            ControlNode::Status => listing.extend(names.iter().map(|dataset| {
+                listed(
+                    ControlNode::DatasetFile(dataset.record.id),
+                    &status_name(dataset),
+                )
+            })),
+            ControlNode::Nodes => listing.extend(
+                names
+                    .nodes
+                    .iter()
+                    .map(|node| listed(ControlNode::NodeFile(node.rank.0), node.node.as_bytes())),
+            ),
+            ControlNode::Incomplete => {
+                listing.extend(incomplete(&names).filter_map(|dataset| {
+                    let ino = dataset.tree.as_ref()?.ino;
+                    Some(above(ino, &incomplete_name(&names, dataset)))
+                }));
+            }
+            ControlNode::Restart
+            | ControlNode::Config
+            | ControlNode::Daemon
+            | ControlNode::DatasetFile(_)
+            | ControlNode::NodeFile(_) => return Err(FsError::NotDirectory),
+        }
+        Ok(listing)
+    }
+
+    /// JSON of the nodes, for `scrfs status`.
+    pub fn nodes_json(&self) -> serde_json::Value {
+        let names = self.read_names();
+        let nodes = names
+            .nodes
+            .iter()
+            .map(|node| serde_json::json!(node_json(node)));
+        serde_json::Value::Array(nodes.collect())
+    }
+}

@@ -1,0 +1,707 @@
+//! Names: at the top, where they are datasets, and inside datasets, where they are the cache's own.
+//!
+//! At the top nothing happens here: making, renaming and removing datasets is asked of the
+//! coordinators. Inside a dataset directories are changed by the coordinators too, on every node at
+//! once ([`carry_out`]); all else is local and behind the gate. No symbolic link is ever followed.
+//!
+//! What may not move: nothing between datasets (EXDEV, so that `mv` copies), no dataset into
+//! another and no directory out to the top (EINVAL: a copy would be no dataset of the program's).
+
+use super::attr::{self, Attr};
+use super::gates::PassGuard;
+use super::inode::{Inode, ROOT};
+use super::{Caller, Entry, FsError, FsResult, Node, TTL, Vfs};
+use crate::sys;
+use nix::errno::Errno;
+use scrfs::control::{DirectoryChange, Level, Request};
+use scrfs::id::DatasetId;
+use scrfs::layout::record::Phase;
+use scrfs::name::{CONTROL_DIRECTORY, Name, RelPath};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Setting it on a dataset's directory proposes to commit it under its own name.
+const COMMIT_ATTRIBUTE: &[u8] = b"user.scrfs.commit";
+
+impl Vfs {
+    /// What stands behind `name`; counts one reference by the kernel.
+    pub fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> FsResult<Entry> {
+        match self.node(parent)? {
+            Node::Root => self.lookup_top(caller, name),
+            Node::Control(control) => self.lookup_control(control, name),
+            Node::File(parent) => {
+                let inode = open_child(&parent, name)?;
+                self.entry(inode)
+            }
+        }
+    }
+
+    fn lookup_top(&self, caller: Caller, name: &OsStr) -> FsResult<Entry> {
+        if name.as_bytes() == CONTROL_DIRECTORY {
+            return self.control_top();
+        }
+        let name = Name::new(name.as_bytes())?;
+        let found = self
+            .read_names()
+            .find(&name)
+            .and_then(|dataset| dataset.tree.clone());
+        let tree = match found {
+            Some(tree) => tree,
+            None => self.late_rename(caller, &name).ok_or(FsError::Missing)?,
+        };
+        self.entry_of_tree(tree)
+    }
+
+    /// The dataset that was committed from `name` a moment ago, for a caller that renames.
+    fn late_rename(&self, caller: Caller, name: &Name) -> Option<Arc<Inode>> {
+        let tree = self.committed_from(name)?;
+        // `None`: it cannot be found out, and the rename of another process is the likelier one.
+        ((self.settings().is_renaming)(caller.pid) != Some(false)).then_some(tree)
+    }
+
+    fn committed_from(&self, name: &Name) -> Option<Arc<Inode>> {
+        let grace = self.settings().grace;
+        let names = self.read_names();
+        let mut found: Vec<_> = names
+            .shown()
+            .filter(|dataset| dataset.record.committed_from.as_ref() == Some(name))
+            .filter(|dataset| dataset.sealed_here.is_some_and(|at| at.elapsed() < grace))
+            .collect();
+        found.sort_by_key(|dataset| dataset.sealed_here);
+        found.last().and_then(|dataset| dataset.tree.clone())
+    }
+
+    fn entry(&self, inode: Arc<Inode>) -> FsResult<Entry> {
+        let inode = self.inodes.remember(inode);
+        let attr = attr::get(&inode).inspect_err(|_| self.inodes.forget(inode.ino, 1))?;
+        // Another node may rename or remove a directory of an open dataset at any time.
+        let fixed = !inode.is_directory() || self.is_sealed(inode.dataset);
+        let entry_ttl = if fixed { TTL } else { Duration::ZERO };
+        Ok(Entry {
+            attr,
+            entry_ttl,
+            attr_ttl: TTL,
+        })
+    }
+
+    pub(super) fn entry_of_tree(&self, tree: Arc<Inode>) -> FsResult<Entry> {
+        let entry = self.entry(tree)?;
+        Ok(Entry {
+            entry_ttl: Duration::ZERO,
+            ..entry
+        })
+    }
+
+    fn is_sealed(&self, dataset: DatasetId) -> bool {
+        self.read_names()
+            .get(dataset)
+            .is_none_or(|found| found.record.phase != Phase::Open)
+    }
+
+    /// `readdirplus` names an inode: counts one reference by the kernel.
+    pub fn lookup_listed(&self, parent: &Arc<Inode>, name: &OsStr) -> FsResult<Entry> {
+        let inode = open_child(parent, name)?;
+        self.entry(inode)
+    }
+
+    /// Makes a dataset, or a directory in one.
+    pub fn mkdir(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        answer: impl FnOnce(FsResult<Entry>) + Send + 'static,
+    ) {
+        let (vfs, name_owned) = (Arc::clone(self), name.to_owned());
+        let Caller { uid, gid, .. } = caller;
+        let what = match self.node(parent) {
+            Ok(Node::Root) => Name::new(name.as_bytes())
+                .map_err(FsError::from)
+                .map(|name| Request::Create {
+                    name,
+                    mode,
+                    uid,
+                    gid,
+                }),
+            Ok(Node::Control(_)) => Err(FsError::NotPermitted),
+            Ok(Node::File(inode)) => self.child_path(&inode, name).map(|path| Request::Change {
+                dataset: inode.dataset,
+                change: DirectoryChange::Make {
+                    path,
+                    mode,
+                    uid,
+                    gid,
+                },
+            }),
+            Err(error) => Err(error),
+        };
+        let found = move |result: FsResult<()>| {
+            answer(result.and_then(|()| vfs.lookup(caller, parent, &name_owned)));
+        };
+        match what {
+            Ok(what) => self.ask(what, found),
+            Err(error) => found(Err(error)),
+        }
+    }
+
+    /// Removes a dataset that is empty, or an empty directory in one.
+    pub fn rmdir(
+        self: &Arc<Self>,
+        parent: u64,
+        name: &OsStr,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let what = match self.node(parent) {
+            Ok(Node::Root) => self.remove_request(name),
+            Ok(Node::Control(_)) => Err(FsError::NotPermitted),
+            Ok(Node::File(inode)) => self.directory_at(&inode, name).and_then(|child| {
+                if !is_empty(&child)? {
+                    return Err(FsError::NotEmpty);
+                }
+                let path = self.child_path(&inode, name)?;
+                let change = DirectoryChange::Remove { path };
+                Ok(Request::Change {
+                    dataset: inode.dataset,
+                    change,
+                })
+            }),
+            Err(error) => Err(error),
+        };
+        match what {
+            Ok(what) => self.ask(what, answer),
+            Err(error) => answer(Err(error)),
+        }
+    }
+
+    fn remove_request(&self, name: &OsStr) -> FsResult<Request> {
+        let name = Name::new(name.as_bytes())?;
+        let names = self.read_names();
+        let dataset = names.find(&name).ok_or(FsError::Missing)?;
+        if dataset.record.phase != Phase::Open {
+            return Err(FsError::Sealed);
+        }
+        match &dataset.tree {
+            Some(tree) if !is_empty(tree)? => Err(FsError::NotEmpty),
+            _ => Ok(Request::Remove {
+                dataset: dataset.record.id,
+            }),
+        }
+    }
+
+    /// Asks the coordinators. A change inside a dataset waits at its gate first, so that nobody is
+    /// asked to change what is frozen.
+    pub fn ask(
+        self: &Arc<Self>,
+        what: Request,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let answer: super::requests::Answer =
+            Box::new(move |result| answer(result.map_err(FsError::Refused)));
+        let Request::Change { dataset, .. } = what else {
+            return self.requests.ask(what, answer);
+        };
+        let requests = Arc::clone(&self.requests);
+        let Some(gate) = self.gate(dataset) else {
+            return answer(Err(scrfs::control::Refusal::Missing));
+        };
+        gate.enter(move |pass| match pass {
+            Ok(pass) => {
+                // Given back before it is carried out, which enters anew.
+                drop(pass);
+                requests.ask(what, answer);
+            }
+            Err(error) => answer(Err(crate::errno::refusal_of(&error))),
+        });
+    }
+
+    /// Renames a dataset (which may commit it), or a name inside one.
+    pub fn rename(
+        self: &Arc<Self>,
+        from: (u64, &OsStr),
+        to: (u64, &OsStr),
+        flags: u32,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let nodes = self
+            .node(from.0)
+            .and_then(|source| Ok((source, self.node(to.0)?)));
+        let (source, target) = match nodes {
+            Ok((Node::Root, Node::Root)) => return self.rename_top(from.1, to.1, flags, answer),
+            Ok((Node::File(source), Node::File(target))) => (source, target),
+            // A dataset into another, or a directory or file to the top.
+            Ok((Node::Root, Node::File(_)) | (Node::File(_), Node::Root)) => {
+                return answer(Err(FsError::Invalid));
+            }
+            Ok((Node::Control(_), _) | (_, Node::Control(_))) => {
+                return answer(Err(FsError::NotPermitted));
+            }
+            Err(error) => return answer(Err(error)),
+        };
+        if source.dataset != target.dataset {
+            return answer(Err(FsError::OtherDataset));
+        }
+        match self.rename_directories(&source, from.1, &target, to.1, flags) {
+            Ok(Some(change)) => {
+                return self.ask(
+                    Request::Change {
+                        dataset: source.dataset,
+                        change,
+                    },
+                    answer,
+                );
+            }
+            Ok(None) => {}
+            Err(error) => return answer(Err(error)),
+        }
+        let dataset = source.dataset;
+        let (name, new_name) = (from.1.to_owned(), to.1.to_owned());
+        let operation = move |_: &Arc<Self>, _: &mut PassGuard| {
+            Ok(sys::rename_at(
+                source.fd(),
+                &name,
+                target.fd(),
+                &new_name,
+                flags,
+            )?)
+        };
+        self.change(dataset, operation, answer);
+    }
+
+    /// The change to ask for when directories are renamed; `None` for everything else.
+    fn rename_directories(
+        &self,
+        source: &Inode,
+        name: &OsStr,
+        target: &Inode,
+        new_name: &OsStr,
+        flags: u32,
+    ) -> FsResult<Option<DirectoryChange>> {
+        let is_directory = |inode: &Inode, name: &OsStr| match open_path(inode.fd(), name) {
+            Ok(fd) => Ok(Some(
+                sys::stat(fd.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR,
+            )),
+            Err(FsError::System(Errno::ENOENT)) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let from = is_directory(source, name)?.ok_or(FsError::Missing)?;
+        let to = is_directory(target, new_name)?;
+        if !from && to != Some(true) {
+            return Ok(None);
+        }
+        if flags & libc::RENAME_EXCHANGE != 0 {
+            // Exchanging directories on every node at once is not among the changes there are.
+            return Err(FsError::Invalid);
+        }
+        if !from {
+            return Ok(None);
+        }
+        if flags & libc::RENAME_NOREPLACE != 0 && to.is_some() {
+            return Err(FsError::Exists);
+        }
+        Ok(Some(DirectoryChange::Rename {
+            from: self.child_path(source, name)?,
+            to: self.child_path(target, new_name)?,
+        }))
+    }
+
+    fn rename_top(
+        self: &Arc<Self>,
+        name: &OsStr,
+        new_name: &OsStr,
+        flags: u32,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        match self.rename_request(name, new_name, flags) {
+            Ok(Some(what)) => self.ask(what, answer),
+            Ok(None) => answer(Ok(())),
+            Err(error) => answer(Err(error)),
+        }
+    }
+
+    /// What a rename at the top asks for; `None` when it has happened already.
+    fn rename_request(
+        &self,
+        name: &OsStr,
+        new_name: &OsStr,
+        flags: u32,
+    ) -> FsResult<Option<Request>> {
+        let name = Name::new(name.as_bytes())?;
+        let to = Name::new(new_name.as_bytes())?;
+        if flags & !libc::RENAME_NOREPLACE != 0 {
+            return Err(FsError::Invalid);
+        }
+        let late = self.committed_from(&name);
+        let names = self.read_names();
+        let Some(dataset) = names.find(&name) else {
+            // The kernel answers the identical late rename itself; this is one to another name.
+            let same = names
+                .find(&to)
+                .and_then(|found| found.tree.as_ref())
+                .map(|tree| tree.ino);
+            let is_late = late.is_some_and(|tree| Some(tree.ino) == same);
+            return if is_late {
+                Ok(None)
+            } else {
+                Err(FsError::Missing)
+            };
+        };
+        if dataset.record.phase != Phase::Open {
+            return Err(FsError::Sealed);
+        }
+        let dataset = dataset.record.id;
+        Ok(Some(if (self.settings().is_temporary)(&to) {
+            Request::Rename { dataset, to }
+        } else {
+            Request::Commit { dataset, to }
+        }))
+    }
+
+    /// Removes a name that is not a directory.
+    pub fn unlink(
+        self: &Arc<Self>,
+        parent: u64,
+        name: &OsStr,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let name = name.to_owned();
+        self.change_in(parent, answer, move |parent, _| {
+            Ok(sys::unlink_at(parent.fd(), &name, false)?)
+        });
+    }
+
+    /// Makes a file, pipe or socket without opening it.
+    pub fn mknod(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        answer: impl FnOnce(FsResult<Entry>) + Send + 'static,
+    ) {
+        let name = name.to_owned();
+        let vfs = Arc::clone(self);
+        self.change_in(parent, answer, move |parent, _| {
+            let kind = mode & libc::S_IFMT;
+            if !matches!(kind, 0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK) {
+                return Err(FsError::NotPermitted);
+            }
+            sys::mknod_at(parent.fd(), &name, mode)?;
+            vfs.made(parent, &name, caller, Some(mode & 0o7777))
+        });
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &OsStr,
+        target: &OsStr,
+        answer: impl FnOnce(FsResult<Entry>) + Send + 'static,
+    ) {
+        let (name, target) = (name.to_owned(), target.to_owned());
+        let vfs = Arc::clone(self);
+        self.change_in(parent, answer, move |parent, _| {
+            sys::symlink_at(&target, parent.fd(), &name)?;
+            vfs.made(parent, &name, caller, None)
+        });
+    }
+
+    /// Gives a file another name in its dataset.
+    pub fn link(
+        self: &Arc<Self>,
+        ino: u64,
+        parent: u64,
+        name: &OsStr,
+        answer: impl FnOnce(FsResult<Entry>) + Send + 'static,
+    ) {
+        let name = name.to_owned();
+        let vfs = Arc::clone(self);
+        self.change_in(parent, answer, move |parent, _| {
+            let inode = vfs.inode(ino)?;
+            if inode.dataset != parent.dataset {
+                return Err(FsError::OtherDataset);
+            }
+            sys::link_at(inode.fd(), parent.fd(), &name)?;
+            vfs.entry(inode)
+        });
+    }
+
+    /// Hands a new inode to its maker and tells the kernel of it. What cannot be handed over is
+    /// taken back.
+    pub(super) fn made(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+        caller: Caller,
+        mode: Option<u32>,
+    ) -> FsResult<Entry> {
+        let made = open_child(parent, name).and_then(|inode| {
+            attr::give(inode.fd(), parent.fd(), caller.uid, caller.gid, mode)?;
+            self.entry(inode)
+        });
+        if made.is_err() {
+            let _ = sys::unlink_at(parent.fd(), name, false);
+        }
+        made
+    }
+
+    /// Changes something in a directory of a dataset, behind its gate.
+    pub(super) fn change_in<T: 'static>(
+        self: &Arc<Self>,
+        parent: u64,
+        answer: impl FnOnce(FsResult<T>) + Send + 'static,
+        operation: impl FnOnce(&Arc<Inode>, &mut PassGuard) -> FsResult<T> + Send + 'static,
+    ) {
+        match self.inode(parent) {
+            Ok(parent) => self.change(
+                parent.dataset,
+                move |_, pass| operation(&parent, pass),
+                answer,
+            ),
+            Err(error) => answer(Err(error)),
+        }
+    }
+
+    /// What a symbolic link says.
+    pub fn readlink(&self, ino: u64) -> FsResult<Vec<u8>> {
+        match self.node(ino)? {
+            Node::File(inode) => Ok(sys::read_link(inode.fd())?),
+            Node::Control(control) => self.control_link(control),
+            Node::Root => Err(FsError::Invalid),
+        }
+    }
+
+    /// Waits until what the directory holds survives the loss of a node.
+    pub fn sync_directory(
+        self: &Arc<Self>,
+        ino: u64,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let wanted: Vec<DatasetId> = match self.node(ino) {
+            Ok(Node::Root) => {
+                let names = self.read_names();
+                names
+                    .shown()
+                    .filter(|found| found.is_unprotected())
+                    .map(|d| d.record.id)
+                    .collect()
+            }
+            Ok(Node::File(inode)) => {
+                if let Ok(fd) = sys::reopen(inode.fd(), libc::O_RDONLY | libc::O_DIRECTORY)
+                    && let Err(error) = std::fs::File::from(fd).sync_all()
+                {
+                    let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                    return answer(Err(errno.into()));
+                }
+                let names = self.read_names();
+                let found = names.get(inode.dataset).filter(|found| {
+                    found.is_unprotected()
+                        && found
+                            .tree
+                            .as_ref()
+                            .is_some_and(|tree| tree.ino == inode.ino)
+                });
+                found.map(|found| found.record.id).into_iter().collect()
+            }
+            Ok(Node::Control(_)) => Vec::new(),
+            Err(error) => return answer(Err(error)),
+        };
+        if wanted.is_empty() || !self.requests.is_connected() {
+            if !wanted.is_empty() {
+                tracing::warn!(
+                    ?wanted,
+                    "no coordinator: a directory is synced on this node only"
+                );
+            }
+            return answer(Ok(()));
+        }
+        let left = Arc::new(Mutex::new((wanted.len(), Ok(()), Some(answer))));
+        for dataset in wanted {
+            let left = Arc::clone(&left);
+            let one = move |result: FsResult<()>| {
+                let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+                left.0 -= 1;
+                left.1 = left.1.and(result);
+                if left.0 == 0
+                    && let Some(answer) = left.2.take()
+                {
+                    answer(left.1);
+                }
+            };
+            self.ask(
+                Request::Wait {
+                    dataset,
+                    level: Level::Protected,
+                },
+                one,
+            );
+        }
+    }
+
+    /// The dataset that an extended attribute on its top directory asks to commit.
+    pub fn commit_by_attribute(&self, ino: u64, name: &OsStr) -> Option<Request> {
+        if name.as_bytes() != COMMIT_ATTRIBUTE {
+            return None;
+        }
+        let names = self.read_names();
+        let dataset = names
+            .iter()
+            .find(|d| d.tree.as_ref().is_some_and(|tree| tree.ino == ino))?;
+        let to = dataset.record.name.clone();
+        Some(Request::Commit {
+            dataset: dataset.record.id,
+            to,
+        })
+    }
+
+    fn directory_at(&self, parent: &Arc<Inode>, name: &OsStr) -> FsResult<Arc<Inode>> {
+        let child = open_child(parent, name)?;
+        if child.is_directory() {
+            Ok(child)
+        } else {
+            Err(FsError::NotDirectory)
+        }
+    }
+
+    /// The path of `name` in `parent`, below the dataset's top.
+    fn child_path(&self, parent: &Inode, name: &OsStr) -> FsResult<RelPath> {
+        let tree = self
+            .read_names()
+            .get(parent.dataset)
+            .and_then(|found| found.tree.clone());
+        let tree = tree.ok_or(FsError::Missing)?;
+        if tree.ino == parent.ino {
+            return Ok(RelPath::new(name.as_bytes())?);
+        }
+        // A removed directory has no path; the kernel would append ` (deleted)` to its old one.
+        if sys::stat(parent.fd())?.st_nlink == 0 {
+            return Err(FsError::Missing);
+        }
+        let path = |fd: BorrowedFd<'_>| {
+            std::fs::read_link(OsStr::from_bytes(sys::proc_path(fd).as_bytes()))
+        };
+        let (Ok(top), Ok(here)) = (path(tree.fd()), path(parent.fd())) else {
+            return Err(FsError::Broken);
+        };
+        let below = here.strip_prefix(&top).map_err(|_| FsError::Missing)?;
+        Ok(RelPath::new(below.as_os_str().as_bytes())?.join(name.as_bytes())?)
+    }
+
+    /// Attributes of anything.
+    pub fn getattr(&self, ino: u64) -> FsResult<(Attr, Duration)> {
+        match self.node(ino)? {
+            Node::Root => Ok((self.top_attr(), Duration::ZERO)),
+            Node::Control(control) => Ok((self.control_attr(control)?, Duration::ZERO)),
+            Node::File(inode) => Ok((attr::get(&inode)?, TTL)),
+        }
+    }
+
+    fn top_attr(&self) -> Attr {
+        let (uid, gid, mode) = self.settings().top;
+        let names = self.read_names();
+        let newest = names
+            .shown()
+            .map(|d| d.record.sealed.unwrap_or(d.record.created))
+            .max();
+        let directories = names.shown().count() as u32;
+        let time = newest.map_or((0, 0), super::control_dir::to_timespec);
+        Attr {
+            ino: ROOT,
+            size: 0,
+            blocks: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            mode: libc::S_IFDIR | mode,
+            nlink: directories + 3,
+            uid,
+            gid,
+            blksize: 4096,
+        }
+    }
+}
+
+fn open_path(dir: BorrowedFd<'_>, name: &OsStr) -> FsResult<OwnedFd> {
+    Ok(sys::open_at(dir, name, libc::O_PATH | libc::O_NOFOLLOW, 0)?)
+}
+
+/// The inode behind a name in a directory of a dataset.
+fn open_child(parent: &Arc<Inode>, name: &OsStr) -> FsResult<Arc<Inode>> {
+    if matches!(name.as_bytes(), b"." | b"..") {
+        return Err(FsError::Invalid);
+    }
+    let fd = open_path(parent.fd(), name)?;
+    Ok(Arc::new(Inode::new(fd, parent.dataset)?))
+}
+
+fn is_empty(directory: &Inode) -> FsResult<bool> {
+    let fd = sys::reopen(directory.fd(), libc::O_RDONLY | libc::O_DIRECTORY)?;
+    let entries = sys::read_directory(fd.as_fd(), 0)?;
+    Ok(entries
+        .iter()
+        .all(|entry| matches!(entry.name.as_slice(), b"." | b"..")))
+}
+
+/// Opens the directory that holds `path`, one component at a time, following no link; returns it with
+/// the last component.
+fn walk(tree: &Inode, path: &RelPath) -> FsResult<(OwnedFd, OsString)> {
+    let mut parts: Vec<&[u8]> = path.as_bytes().split(|&byte| byte == b'/').collect();
+    let last = parts.pop().unwrap_or_default();
+    let mut fd = sys::duplicate(&tree.fd()).map_err(|_| FsError::Broken)?;
+    for part in parts {
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        fd = sys::open_at(fd.as_fd(), OsStr::from_bytes(part), flags, 0)?;
+    }
+    Ok((fd, OsString::from_vec(last.to_vec())))
+}
+
+fn exists(tree: &Inode, path: &RelPath) -> bool {
+    walk(tree, path)
+        .and_then(|(dir, name)| open_path(dir.as_fd(), &name))
+        .is_ok()
+}
+
+/// Carries out a change of directories below `tree`.
+pub fn carry_out(tree: &Inode, change: &DirectoryChange) -> FsResult<()> {
+    match change {
+        DirectoryChange::Make {
+            path,
+            mode,
+            uid,
+            gid,
+        } => {
+            let (dir, name) = walk(tree, path)?;
+            sys::mkdir_at(dir.as_fd(), &name, 0o700)?;
+            let made = open_path(dir.as_fd(), &name)?;
+            attr::give(made.as_fd(), dir.as_fd(), *uid, *gid, Some(*mode))
+        }
+        DirectoryChange::Remove { path } => {
+            let (dir, name) = walk(tree, path)?;
+            Ok(sys::unlink_at(dir.as_fd(), &name, true)?)
+        }
+        DirectoryChange::Rename { from, to } => {
+            let ((dir, name), (to_dir, to_name)) = (walk(tree, from)?, walk(tree, to)?);
+            Ok(sys::rename_at(
+                dir.as_fd(),
+                &name,
+                to_dir.as_fd(),
+                &to_name,
+                0,
+            )?)
+        }
+    }
+}
+
+/// Whether the tree looks as it does after the change.
+pub fn is_carried_out(tree: &Inode, change: &DirectoryChange) -> bool {
+    match change {
+        DirectoryChange::Make { path, .. } => exists(tree, path),
+        DirectoryChange::Remove { path } => !exists(tree, path),
+        DirectoryChange::Rename { from, to } => !exists(tree, from) && exists(tree, to),
+    }
+}

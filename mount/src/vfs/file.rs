@@ -1,0 +1,461 @@
+//! Bytes and listings: opening, reading, writing and closing.
+//!
+//! With passthrough the kernel moves the bytes itself and nothing of it is seen here but the open and
+//! the release. Otherwise the daemon serves reads and writes on a descriptor of its own, opened with
+//! the handle's access mode.
+//!
+//! Invariant: a writable handle is counted in the gate before the program knows its open has succeeded,
+//! and is counted out exactly once, at the kernel's release.
+
+use super::handle::{Listed, Open};
+use super::inode::{Backing, Inode, ROOT};
+use super::{Caller, Entry, FsError, FsResult, Node, Vfs};
+use crate::sys;
+use crate::vfs::attr::{self, Attr, SetAttr};
+use nix::errno::Errno;
+use nix::sys::uio;
+use scrfs::layout::record::Phase;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// One entry of a listing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Item {
+    /// Inode number.
+    pub ino: u64,
+    /// `S_IFMT` bits.
+    pub kind: u32,
+    /// Name.
+    pub name: Vec<u8>,
+    /// Where to go on after it.
+    pub next: u64,
+}
+
+/// Bytes copied by one `copy_file_range` at most: the kernel's limit for one call.
+const COPY_BYTES_MAX: u64 = 1 << 30;
+
+fn is_writable(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+impl Vfs {
+    /// Opens a file. The answer is the handle's number; [`Self::attach`] must follow.
+    pub fn open(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: u64,
+        flags: i32,
+        answer: impl FnOnce(FsResult<u64>) + Send + 'static,
+    ) {
+        let inode = match self.node(ino) {
+            Ok(Node::File(inode)) => inode,
+            Ok(Node::Control(_)) if is_writable(flags) => {
+                return answer(Err(FsError::NotPermitted));
+            }
+            Ok(Node::Control(control)) => {
+                let content = self.control_content(control);
+                return answer(content.map(|bytes| self.handles.insert(Open::Content(bytes)).0));
+            }
+            Ok(Node::Root) => return answer(Err(FsError::Invalid)),
+            Err(error) => return answer(Err(error)),
+        };
+        if !is_writable(flags) && flags & libc::O_TRUNC == 0 {
+            let gate = self.gate(inode.dataset).ok_or(FsError::Missing);
+            return answer(gate.map(|gate| self.file_handle(inode, gate, flags)));
+        }
+        let dataset = inode.dataset;
+        self.change(
+            dataset,
+            move |vfs, pass| {
+                if flags & libc::O_TRUNC != 0 {
+                    let wanted = SetAttr {
+                        size: Some(0),
+                        ..SetAttr::default()
+                    };
+                    attr::set(&inode, &wanted, None, caller.uid == 0)?;
+                }
+                pass.opened_writable = is_writable(flags);
+                Ok(vfs.file_handle(inode, Arc::clone(pass.cell()), flags))
+            },
+            answer,
+        );
+    }
+
+    /// Makes a file, or finds it, and opens it. [`Self::attach`] must follow.
+    pub fn create(
+        self: &Arc<Self>,
+        caller: Caller,
+        (parent, name): (u64, &OsStr),
+        mode: u32,
+        flags: i32,
+        answer: impl FnOnce(FsResult<(Entry, u64)>) + Send + 'static,
+    ) {
+        let name = name.to_owned();
+        let vfs = Arc::clone(self);
+        self.change_in(parent, answer, move |parent, pass| {
+            let made = match sys::mknod_at(parent.fd(), &name, libc::S_IFREG | 0o600) {
+                Ok(()) => vfs.made(parent, &name, caller, Some(mode & 0o7777))?,
+                Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => {
+                    let found = vfs.lookup_listed(parent, &name)?;
+                    if flags & libc::O_TRUNC != 0 {
+                        let wanted = SetAttr {
+                            size: Some(0),
+                            ..SetAttr::default()
+                        };
+                        let inode = vfs.inode(found.attr.ino)?;
+                        attr::set(&inode, &wanted, None, caller.uid == 0)?;
+                    }
+                    found
+                }
+                Err(errno) => return Err(errno.into()),
+            };
+            let inode = vfs.inode(made.attr.ino)?;
+            if inode.kind != libc::S_IFREG {
+                vfs.forget(made.attr.ino, 1);
+                return Err(FsError::Exists);
+            }
+            pass.opened_writable = is_writable(flags);
+            Ok((made, vfs.file_handle(inode, Arc::clone(pass.cell()), flags)))
+        });
+    }
+
+    fn file_handle(&self, inode: Arc<Inode>, gate: Arc<super::gates::GateCell>, flags: i32) -> u64 {
+        let keep = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC;
+        let open = Open::File {
+            inode,
+            gate,
+            writable: is_writable(flags),
+            flags: flags & keep,
+            file: OnceLock::new(),
+            backing: Mutex::new(None),
+        };
+        self.handles.insert(open).0
+    }
+
+    /// Decides how the bytes of a new handle travel. `Some`: by the kernel, with this. What is not
+    /// a file of a dataset is served.
+    pub fn attach(
+        &self,
+        handle: u64,
+        register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<Backing>,
+    ) -> FsResult<Option<Backing>> {
+        let open = self.handles.get(handle)?;
+        let Open::File { inode, backing, .. } = &*open else {
+            return Ok(None);
+        };
+        let given = inode.attach(self.has_passthrough().then_some(register))?;
+        backing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&given);
+        Ok(given)
+    }
+
+    /// A handle is gone.
+    pub fn release(&self, handle: u64) {
+        let Some(open) = self.handles.remove(handle) else {
+            return;
+        };
+        if let Open::File {
+            inode,
+            gate,
+            writable,
+            backing,
+            ..
+        } = &*open
+        {
+            let given = backing
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            drop(given);
+            inode.detach();
+            if *writable {
+                gate.release_writer();
+            }
+        }
+    }
+
+    /// Reads, where the daemon serves.
+    pub fn read(&self, handle: u64, offset: u64, size: usize) -> FsResult<Vec<u8>> {
+        let open = self.handles.get(handle)?;
+        if let Open::Content(bytes) = &*open {
+            let start = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            let end = start.saturating_add(size).min(bytes.len());
+            return Ok(bytes[start..end].to_vec());
+        }
+        let at = i64::try_from(offset).map_err(|_| FsError::Invalid)?;
+        let mut bytes = vec![0; size];
+        let read = uio::pread(open.file()?, &mut bytes, at)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    /// Writes, where the daemon serves. The handle counts as a writer, so that the gate is open.
+    pub fn write(
+        &self,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        privileged: bool,
+    ) -> FsResult<usize> {
+        let open = self.handles.get(handle)?;
+        let at = i64::try_from(offset).map_err(|_| FsError::System(Errno::EFBIG))?;
+        let file = open.file()?;
+        let write = || uio::pwrite(file, data, at);
+        Ok(if privileged {
+            write()
+        } else {
+            sys::without_fsetid(write)
+        }?)
+    }
+
+    /// Makes a file's bytes durable in this node's cache.
+    pub fn fsync(&self, handle: u64, data_only: bool) -> FsResult<()> {
+        let open = self.handles.get(handle)?;
+        let Open::File { .. } = &*open else {
+            return Ok(());
+        };
+        let file = open.file()?;
+        Ok(if data_only {
+            nix::unistd::fdatasync(file)
+        } else {
+            nix::unistd::fsync(file)
+        }?)
+    }
+
+    /// Changes attributes.
+    pub fn setattr(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: u64,
+        handle: Option<u64>,
+        wanted: SetAttr,
+        answer: impl FnOnce(FsResult<Attr>) + Send + 'static,
+    ) {
+        let open = handle.and_then(|handle| self.handles.get(handle).ok());
+        self.change_in(ino, answer, move |inode, _| {
+            let fd = open
+                .as_ref()
+                .and_then(|open| open.file().ok())
+                .map(AsFd::as_fd);
+            let fd = if wanted.size.is_some() { fd } else { None };
+            attr::set(inode, &wanted, fd, caller.uid == 0)
+        });
+    }
+
+    /// Reserves or punches.
+    pub fn fallocate(
+        self: &Arc<Self>,
+        ino: u64,
+        handle: u64,
+        mode: i32,
+        offset: u64,
+        length: u64,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let open = self.handles.get(handle);
+        self.change_in(ino, answer, move |_, _| {
+            Ok(sys::fallocate(open?.file()?.as_fd(), mode, offset, length)?)
+        });
+    }
+
+    /// Finds data or holes.
+    pub fn lseek(&self, handle: u64, offset: i64, whence: i32) -> FsResult<i64> {
+        if !matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) {
+            return Err(FsError::Invalid);
+        }
+        let open = self.handles.get(handle)?;
+        Ok(sys::seek(open.file()?.as_fd(), offset, whence)?)
+    }
+
+    /// Copies inside the cache.
+    pub fn copy_range(
+        self: &Arc<Self>,
+        (from, from_offset): (u64, u64),
+        (to_ino, to, to_offset): (u64, u64, u64),
+        length: u64,
+        answer: impl FnOnce(FsResult<usize>) + Send + 'static,
+    ) {
+        let opens = self
+            .handles
+            .get(from)
+            .and_then(|from| Ok((from, self.handles.get(to)?)));
+        self.change_in(to_ino, answer, move |_, _| {
+            let (from, to) = opens?;
+            let length = usize::try_from(length.min(COPY_BYTES_MAX)).unwrap_or(usize::MAX);
+            let (from, to) = (from.file()?.as_fd(), to.file()?.as_fd());
+            Ok(sys::copy_range(from, from_offset, to, to_offset, length)?)
+        });
+    }
+
+    /// Opens a directory for reading.
+    pub fn opendir(&self, ino: u64) -> FsResult<u64> {
+        let open = match self.node(ino)? {
+            Node::Root => Open::Listing(Mutex::new(self.list_top())),
+            Node::Control(control) => Open::Listing(Mutex::new(self.list_control(control)?)),
+            Node::File(inode) => {
+                let fd = sys::reopen(inode.fd(), libc::O_RDONLY | libc::O_DIRECTORY)?;
+                Open::Directory {
+                    inode,
+                    fd: Mutex::new(fd),
+                }
+            }
+        };
+        Ok(self.handles.insert(open).0)
+    }
+
+    /// Entries from `offset` on; empty at the end. Offsets inside datasets are the cache's own and
+    /// stay valid while entries come and go; a virtual directory is listed as it was when reading it
+    /// began.
+    pub fn readdir(&self, ino: u64, handle: u64, offset: u64) -> FsResult<Vec<Item>> {
+        let open = self.handles.get(handle)?;
+        match &*open {
+            Open::Listing(listing) => {
+                let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+                if offset == 0 {
+                    *listing = match self.node(ino)? {
+                        Node::Root => self.list_top(),
+                        Node::Control(control) => self.list_control(control)?,
+                        Node::File(_) => return Err(FsError::Invalid),
+                    };
+                }
+                let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                let numbered = listing.iter().zip(1u64..).skip(from);
+                Ok(numbered
+                    .map(|(listed, next)| {
+                        let Listed { ino, kind, name } = listed.clone();
+                        Item {
+                            ino,
+                            kind,
+                            name,
+                            next,
+                        }
+                    })
+                    .collect())
+            }
+            Open::Directory { inode, fd } => {
+                let fd = fd.lock().unwrap_or_else(PoisonError::into_inner);
+                let entries = sys::read_directory(fd.as_fd(), offset as i64)?;
+                let top = self.tree_by_ino(inode.ino).is_some();
+                let item = |entry: sys::RawEntry| Item {
+                    ino: if top && entry.name == b".." {
+                        ROOT
+                    } else {
+                        entry.ino
+                    },
+                    kind: u32::from(entry.kind) << 12,
+                    name: entry.name,
+                    next: entry.next as u64,
+                };
+                Ok(entries.into_iter().map(item).collect())
+            }
+            Open::File { .. } | Open::Content(_) => Err(FsError::NotDirectory),
+        }
+    }
+
+    /// The entry that `readdirplus` shows for an item; counts one reference by the kernel, except
+    /// for `.` and `..`.
+    pub fn entry_of_item(
+        &self,
+        caller: Caller,
+        handle: u64,
+        ino: u64,
+        item: &Item,
+    ) -> Option<Entry> {
+        let name = OsStr::from_bytes(&item.name);
+        match &*self.handles.get(handle).ok()? {
+            Open::Directory { inode, .. } => self.lookup_listed(inode, name).ok(),
+            Open::Listing(_) => self.lookup(caller, ino, name).ok(),
+            Open::File { .. } | Open::Content(_) => None,
+        }
+    }
+
+    fn list_top(&self) -> Vec<Listed> {
+        let directory = |ino: u64, name: &[u8]| Listed {
+            ino,
+            kind: libc::S_IFDIR,
+            name: name.to_vec(),
+        };
+        let mut listing = vec![directory(ROOT, b"."), directory(ROOT, b"..")];
+        listing.push(directory(
+            super::control_dir::ControlNode::Top.ino(),
+            scrfs::name::CONTROL_DIRECTORY,
+        ));
+        for dataset in self.read_names().shown() {
+            if let Some(tree) = &dataset.tree {
+                listing.push(directory(tree.ino, dataset.record.name.as_bytes()));
+            }
+        }
+        listing
+    }
+
+    /// Space in the cache.
+    pub fn statfs(&self) -> FsResult<libc::statvfs> {
+        let cache = std::fs::File::open(self.settings().cache.root()).map_err(|error| {
+            tracing::error!(%error, cache = %self.settings().cache.root().display(), "cache gone");
+            FsError::Broken
+        })?;
+        Ok(sys::statvfs(cache.as_fd())?)
+    }
+
+    /// Sets an extended attribute.
+    pub fn setxattr(
+        self: &Arc<Self>,
+        ino: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        if let Some(what) = self.commit_by_attribute(ino, name) {
+            return self.ask(what, answer);
+        }
+        let (name, value) = (name.to_owned(), value.to_vec());
+        self.change_in(ino, answer, move |inode, _| {
+            attr::set_xattr(inode, &name, &value, flags)
+        });
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(
+        self: &Arc<Self>,
+        ino: u64,
+        name: &OsStr,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let name = name.to_owned();
+        self.change_in(ino, answer, move |inode, _| {
+            attr::remove_xattr(inode, &name)
+        });
+    }
+
+    /// Value of an extended attribute.
+    pub fn getxattr(&self, ino: u64, name: &OsStr) -> FsResult<Vec<u8>> {
+        match self.node(ino)? {
+            Node::File(inode) => attr::get_xattr(&inode, name),
+            Node::Root | Node::Control(_) => Err(FsError::NoAttribute),
+        }
+    }
+
+    /// Names of extended attributes.
+    pub fn listxattr(&self, ino: u64) -> FsResult<Vec<u8>> {
+        match self.node(ino)? {
+            Node::File(inode) => attr::list_xattrs(&inode),
+            Node::Root | Node::Control(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Writable handles open, and whether any dataset is still being written.
+    pub fn writers(&self) -> u64 {
+        let names = self.read_names();
+        let open = names
+            .iter()
+            .filter(|dataset| dataset.record.phase == Phase::Open);
+        open.map(|dataset| dataset.gate.writers()).sum()
+    }
+}

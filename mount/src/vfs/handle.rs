@@ -1,0 +1,106 @@
+//! Open files and directories, by the number the kernel gives back with every request.
+//!
+//! A writable handle counts in its dataset's gate from open until release. Its backing file is
+//! opened in the daemon only when something other than reading or writing is asked of it, or when
+//! the daemon serves the bytes itself.
+
+use super::FsResult;
+use super::gates::GateCell;
+use super::inode::{Backing, Inode};
+use crate::sys;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// An entry of a listing that is not in the cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// Inode number.
+    pub ino: u64,
+    /// `S_IFMT` bits.
+    pub kind: u32,
+    /// Name.
+    pub name: Vec<u8>,
+}
+
+/// What is open.
+#[derive(Debug)]
+pub enum Open {
+    /// A regular file of a dataset.
+    File {
+        /// Which.
+        inode: Arc<Inode>,
+        /// Where its writers are counted.
+        gate: Arc<GateCell>,
+        /// Whether it counts as one.
+        writable: bool,
+        /// Access mode and status flags to open the backing file with.
+        flags: i32,
+        /// The backing file, once needed.
+        file: OnceLock<OwnedFd>,
+        /// Keeps passthrough alive; set before the open is answered.
+        backing: Mutex<Option<Backing>>,
+    },
+    /// A directory of a dataset.
+    Directory {
+        /// Which.
+        inode: Arc<Inode>,
+        /// Open for reading; the lock is around its position.
+        fd: Mutex<OwnedFd>,
+    },
+    /// The top or a virtual directory: what it held when reading began.
+    Listing(Mutex<Vec<Listed>>),
+    /// A virtual file, as it was when it was opened.
+    Content(Vec<u8>),
+}
+
+impl Open {
+    /// The backing file, opened with the handle's own access mode.
+    pub fn file(&self) -> FsResult<&OwnedFd> {
+        let Self::File {
+            inode, flags, file, ..
+        } = self
+        else {
+            return Err(super::FsError::Invalid);
+        };
+        if let Some(fd) = file.get() {
+            return Ok(fd);
+        }
+        // Two threads may both open it; the second descriptor is closed at once.
+        let opened = sys::reopen(inode.fd(), *flags)?;
+        Ok(file.get_or_init(|| opened))
+    }
+}
+
+/// All open handles. A leaf in the lock order.
+#[derive(Debug, Default)]
+pub struct Handles {
+    next: AtomicU64,
+    table: Mutex<HashMap<u64, Arc<Open>>>,
+}
+
+impl Handles {
+    /// Gives it a number.
+    pub fn insert(&self, open: Open) -> (u64, Arc<Open>) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let open = Arc::new(open);
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.insert(number, Arc::clone(&open));
+        (number, open)
+    }
+
+    /// The handle of that number.
+    pub fn get(&self, number: u64) -> FsResult<Arc<Open>> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.get(&number).cloned().ok_or(super::FsError::Invalid)
+    }
+
+    /// Takes it out.
+    pub fn remove(&self, number: u64) -> Option<Arc<Open>> {
+        self.table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&number)
+    }
+}

@@ -1,0 +1,361 @@
+//! Which datasets there are, under which names, and what the coordinator says of them.
+//!
+//! Invariants: a name at the top is held by at most one dataset, open or sealed; the name index is
+//! derived from the records at every change. A dataset's top directory is pinned while it is known, so
+//! that its inode number stays the same. What is sealed here stays sealed whatever comes later.
+
+use super::control_dir::DatasetStatus;
+use super::gates::{GateCell, Herald};
+use super::inode::Inode;
+use super::{FsError, FsResult, Vfs};
+use crate::gate::Gate;
+use crate::sys;
+use scrfs::control::{Activity, DirectoryChange, NodeStatus, Progress, Refusal, Request};
+use scrfs::id::{DatasetId, Slot};
+use scrfs::layout::envelope::{self, Kind};
+use scrfs::layout::path::{Keep, parse_dataset_directory, parse_slot_directory};
+use scrfs::layout::record::{DatasetRecord, EpochRecord, Phase};
+use scrfs::name::Name;
+use scrfs::redundancy::Scheme;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
+
+/// One dataset.
+#[derive(Debug)]
+pub struct Dataset {
+    /// What the coordinator last said.
+    pub record: DatasetRecord,
+    /// Its top directory on this node; `None` when this node has none of it.
+    pub tree: Option<Arc<Inode>>,
+    /// Who may change it.
+    pub gate: Arc<GateCell>,
+    /// When this daemon learned that it is sealed; `None` when it was sealed before.
+    pub sealed_here: Option<Instant>,
+    /// Long work on it.
+    pub progress: BTreeMap<Activity, Progress>,
+}
+
+/// All datasets, and what else the coordinator told.
+#[derive(Debug, Default)]
+pub struct Names {
+    datasets: BTreeMap<DatasetId, Dataset>,
+    by_name: HashMap<Name, DatasetId>,
+    /// The dataset to restart from; newer checkpoints sealed here replace it.
+    restart: Option<DatasetId>,
+    /// Nodes of this epoch.
+    pub nodes: Vec<NodeStatus>,
+    slot: Option<Slot>,
+}
+
+impl Names {
+    /// The dataset of that number.
+    pub fn get(&self, id: DatasetId) -> Option<&Dataset> {
+        self.datasets.get(&id)
+    }
+
+    /// The dataset shown at the top under that name.
+    pub fn find(&self, name: &Name) -> Option<&Dataset> {
+        self.by_name.get(name).and_then(|id| self.datasets.get(id))
+    }
+
+    /// All, by number.
+    pub fn iter(&self) -> impl Iterator<Item = &Dataset> {
+        self.datasets.values()
+    }
+
+    /// Those shown at the top.
+    pub fn shown(&self) -> impl Iterator<Item = &Dataset> {
+        self.iter().filter(|dataset| dataset.is_shown())
+    }
+
+    /// The gate of a dataset.
+    pub fn gate(&self, id: DatasetId) -> Option<Arc<GateCell>> {
+        self.get(id).map(|dataset| Arc::clone(&dataset.gate))
+    }
+
+    /// What `.scr/restart` names.
+    pub fn restart(&self) -> Option<&Dataset> {
+        self.restart
+            .and_then(|id| self.get(id))
+            .filter(|found| found.record.is_restartable())
+    }
+
+    fn index(&mut self) {
+        self.by_name = self
+            .datasets
+            .values()
+            .filter(|dataset| dataset.is_shown())
+            .map(|dataset| (dataset.record.name.clone(), dataset.record.id))
+            .collect();
+    }
+}
+
+impl Dataset {
+    /// Whether it is listed at the top.
+    pub fn is_shown(&self) -> bool {
+        matches!(self.record.phase, Phase::Open | Phase::Sealed) && self.tree.is_some()
+    }
+
+    /// Whether a rename, or an fsync of its directory, has something to wait for.
+    pub fn is_unprotected(&self) -> bool {
+        let single = |scheme: &Scheme| matches!(scheme, Scheme::Single);
+        self.record.phase == Phase::Sealed
+            && self.record.protected.is_none()
+            && self.record.flushed.is_none()
+            && !self
+                .record
+                .seal
+                .as_ref()
+                .is_some_and(|seal| single(&seal.scheme))
+    }
+}
+
+impl Vfs {
+    pub(crate) fn read_names(&self) -> RwLockReadGuard<'_, Names> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_names(&self) -> RwLockWriteGuard<'_, Names> {
+        self.names.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn tree_by_ino(&self, ino: u64) -> Option<Arc<Inode>> {
+        let names = self.read_names();
+        names
+            .iter()
+            .filter_map(|dataset| dataset.tree.as_ref())
+            .find(|tree| tree.ino == ino)
+            .cloned()
+    }
+
+    /// Reads every record in the cache. One that cannot be believed is logged and left alone: the
+    /// coordinator decides what becomes of it.
+    pub fn load(&self) -> std::io::Result<()> {
+        let cache = &self.settings().cache;
+        if let Ok(bytes) = std::fs::read(cache.epoch()) {
+            match envelope::open::<EpochRecord>(Kind::Epoch, &bytes) {
+                Ok(epoch) => self.write_names().slot = epoch.slot,
+                Err(error) => tracing::error!(%error, "the epoch record cannot be believed"),
+            }
+        }
+        let entries = match std::fs::read_dir(cache.datasets()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let name = entry?.file_name();
+            let Some(id) = name.to_str().and_then(parse_dataset_directory) else {
+                continue;
+            };
+            let path = cache.record(id);
+            let record = std::fs::read(&path)
+                .map_err(|error| error.to_string())
+                .and_then(|bytes| {
+                    envelope::open::<DatasetRecord>(Kind::Dataset, &bytes)
+                        .map_err(|error| error.to_string())
+                });
+            match record {
+                Ok(record) if record.id == id => self.publish_loaded(record),
+                Ok(record) => {
+                    tracing::error!(dataset = %id, found = %record.id, "a record of another dataset");
+                }
+                Err(error) => {
+                    tracing::error!(dataset = %id, path = %path.display(), %error, "no record");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn publish_loaded(&self, record: DatasetRecord) {
+        let id = record.id;
+        self.publish(record);
+        if let Some(dataset) = self.write_names().datasets.get_mut(&id) {
+            dataset.sealed_here = None;
+        }
+    }
+
+    fn open_tree(&self, id: DatasetId, own: Option<Slot>) -> Option<Arc<Inode>> {
+        let cache = &self.settings().cache;
+        let mut slots: Vec<Slot> = std::fs::read_dir(cache.dataset(id))
+            .ok()?
+            .filter_map(|entry| {
+                entry
+                    .ok()?
+                    .file_name()
+                    .to_str()
+                    .and_then(parse_slot_directory)
+            })
+            .filter(|(_, keep)| *keep == Keep::Own)
+            .map(|(slot, _)| slot)
+            .collect();
+        slots.sort_by_key(|slot| (Some(*slot) != own, *slot));
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        slots.into_iter().find_map(|slot| {
+            let path = cache.tree(id, slot);
+            let parent = std::fs::File::open(path.parent()?).ok()?;
+            let fd = sys::open_at(parent.as_fd(), path.file_name()?, flags, 0).ok()?;
+            Inode::new(fd, id).ok().map(Arc::new)
+        })
+    }
+
+    /// A dataset is now as `record` says.
+    pub fn publish(&self, record: DatasetRecord) {
+        let id = record.id;
+        let own = self.read_names().slot;
+        let known = self
+            .read_names()
+            .get(id)
+            .and_then(|dataset| dataset.tree.clone());
+        let tree = known.or_else(|| self.open_tree(id, own));
+        if tree.is_none() && matches!(record.phase, Phase::Open | Phase::Sealed) {
+            tracing::warn!(dataset = %id, name = %record.name, "no files of it on this node");
+        }
+        let herald: Herald = self.herald();
+        let sealed = record.phase != Phase::Open;
+        let mut names = self.write_names();
+        let restartable = record.is_restartable();
+        let newly_sealed;
+        match names.datasets.get_mut(&id) {
+            Some(dataset) => {
+                newly_sealed = sealed && dataset.record.phase == Phase::Open;
+                if newly_sealed {
+                    dataset.sealed_here = Some(Instant::now());
+                }
+                dataset.record = record;
+                dataset.tree = tree;
+            }
+            None => {
+                newly_sealed = sealed;
+                let gate = if sealed {
+                    Gate::new_sealed()
+                } else {
+                    Gate::new_open()
+                };
+                let gate = GateCell::new(id, gate, herald);
+                let sealed_here = sealed.then(Instant::now);
+                let progress = BTreeMap::new();
+                let dataset = Dataset {
+                    record,
+                    tree,
+                    gate,
+                    sealed_here,
+                    progress,
+                };
+                names.datasets.insert(id, dataset);
+            }
+        }
+        if newly_sealed && restartable && names.restart.is_none_or(|restart| restart < id) {
+            names.restart = Some(id);
+        }
+        names.index();
+        let gate = names.gate(id);
+        drop(names);
+        // After the names: parked operations look them up.
+        if let (true, Some(gate)) = (sealed, gate) {
+            gate.seal();
+        }
+    }
+
+    /// A dataset is no more.
+    pub fn forget_dataset(&self, id: DatasetId) {
+        let mut names = self.write_names();
+        let gone = names.datasets.remove(&id);
+        names.index();
+        drop(names);
+        if let Some(dataset) = gone {
+            dataset.gate.seal();
+        }
+    }
+
+    /// Recovery has ended.
+    pub fn ready(&self, restart: Option<DatasetId>) {
+        self.write_names().restart = restart;
+    }
+
+    /// For `.scr/nodes`.
+    pub fn set_nodes(&self, nodes: Vec<NodeStatus>) {
+        self.write_names().nodes = nodes;
+    }
+
+    /// The slot this node holds.
+    pub fn set_slot(&self, slot: Slot) {
+        self.write_names().slot = Some(slot);
+    }
+
+    /// How far long work has come.
+    pub fn set_progress(&self, progress: Progress) {
+        let mut names = self.write_names();
+        let Some(dataset) = names.datasets.get_mut(&progress.dataset) else {
+            return;
+        };
+        if progress.done_bytes >= progress.total_bytes {
+            dataset.progress.remove(&progress.activity);
+        } else {
+            dataset.progress.insert(progress.activity, progress);
+        }
+    }
+
+    /// No coordinator listens any more. What is frozen stays so.
+    pub fn coordinator_gone(&self) {
+        self.requests().disconnect();
+        for dataset in self.read_names().iter() {
+            dataset.gate.coordinator_gone();
+        }
+    }
+
+    /// Carries out a change of directories for all nodes; doing it twice does no harm.
+    pub fn carry_out(&self, id: DatasetId, change: &DirectoryChange) -> FsResult<()> {
+        let (gate, tree) = {
+            let names = self.read_names();
+            let dataset = names.get(id).ok_or(FsError::Missing)?;
+            let tree = dataset.tree.clone().ok_or(FsError::Missing)?;
+            (Arc::clone(&dataset.gate), tree)
+        };
+        let _pass = gate.try_enter()?;
+        super::dir::carry_out(&tree, change)
+    }
+
+    /// Whether a request that an earlier coordinator may have carried out has come true.
+    pub fn settled(&self, what: &Request) -> Option<Result<(), Refusal>> {
+        let names = self.read_names();
+        let came = |yes: bool| yes.then_some(Ok(()));
+        match what {
+            Request::Create { name, .. } => came(
+                names
+                    .find(name)
+                    .is_some_and(|found| found.record.phase == Phase::Open),
+            ),
+            Request::Rename { dataset, to } => came(
+                names
+                    .get(*dataset)
+                    .is_some_and(|found| found.record.name == *to),
+            ),
+            Request::Commit { dataset, to } => {
+                let found = names.get(*dataset)?;
+                came(found.record.phase == Phase::Sealed && found.record.name == *to)
+            }
+            Request::Remove { dataset } => came(names.get(*dataset).is_none()),
+            Request::Change { dataset, change } => {
+                let tree = names.get(*dataset)?.tree.clone()?;
+                drop(names);
+                super::dir::is_carried_out(&tree, change).then_some(Ok(()))
+            }
+            // Waiting and flushing can be asked any number of times.
+            Request::Wait { .. } | Request::Flush { .. } => None,
+        }
+    }
+
+    /// All datasets as `status` shows them.
+    pub fn statuses(&self) -> Vec<DatasetStatus> {
+        let names = self.read_names();
+        let current = names.restart().map(|dataset| dataset.record.id);
+        names
+            .iter()
+            .map(|dataset| DatasetStatus::of(dataset, current))
+            .collect()
+    }
+}

@@ -1,0 +1,382 @@
+//! The filesystem without a kernel, on a temporary directory, with a coordinator played by hand.
+//!
+//! Not tested here: what only a kernel does (passthrough, lifetimes, locks); see `fuse-tests`.
+
+use super::*;
+use crate::gate::Notice;
+use scrfs::config::Class;
+use scrfs::control::{DirectoryChange, Request};
+use scrfs::id::{Epoch, Slot};
+use scrfs::layout::record::{DatasetRecord, Phase};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::mpsc::{self, Receiver};
+
+const ME: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    pid: 1,
+};
+
+struct World {
+    _directory: tempfile::TempDir,
+    vfs: Arc<Vfs>,
+    said: Receiver<FromDaemon>,
+}
+
+fn me() -> Caller {
+    let (uid, gid) = (
+        nix::unistd::geteuid().as_raw(),
+        nix::unistd::getegid().as_raw(),
+    );
+    Caller { uid, gid, ..ME }
+}
+
+impl World {
+    fn new(is_renaming: fn(u32) -> Option<bool>) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let vfs = Vfs::new(Settings {
+            cache: CachePaths::at(directory.path()),
+            is_temporary: Box::new(|name| name.as_bytes().ends_with(b".tmp")),
+            grace: Duration::from_secs(60),
+            config_text: "config\n".into(),
+            daemon_text: "daemon\n".into(),
+            top: (0, 0, 0o755),
+            is_renaming,
+        });
+        let (outbox, said) = mpsc::channel();
+        vfs.requests().connect(outbox, |_| None);
+        Self {
+            _directory: directory,
+            vfs,
+            said,
+        }
+    }
+
+    /// A dataset as the coordinator would publish it.
+    fn publish(&self, id: u64, name: &str, phase: Phase, from: Option<&str>) {
+        let id = DatasetId(id);
+        let tree = self.vfs.settings().cache.tree(id, Slot(0));
+        std::fs::create_dir_all(&tree).expect("a tree");
+        self.vfs.publish(DatasetRecord {
+            id,
+            name: Name::new(name.as_bytes()).expect("a name"),
+            committed_from: from.map(|from| Name::new(from.as_bytes()).expect("a name")),
+            class: Class::Checkpoint,
+            checkpoint: None,
+            phase,
+            epoch: Epoch(1),
+            created: 1,
+            sealed: None,
+            protected: None,
+            flushing: false,
+            flushed: None,
+            seal: None,
+            error: None,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        });
+    }
+
+    fn lookup(&self, path: &str) -> FsResult<Entry> {
+        let mut parent = inode::ROOT;
+        let mut found = Err(FsError::Missing);
+        for part in path.split('/') {
+            let entry = self.vfs.lookup(me(), parent, OsStr::new(part))?;
+            parent = entry.attr.ino;
+            found = Ok(entry);
+        }
+        found
+    }
+
+    fn ino(&self, path: &str) -> u64 {
+        self.lookup(path).expect("it is there").attr.ino
+    }
+
+    fn create(&self, parent: u64, name: &str) -> FsResult<u64> {
+        wait(|answer| {
+            let flags = libc::O_WRONLY | libc::O_CREAT;
+            self.vfs
+                .create(me(), (parent, OsStr::new(name)), 0o644, flags, answer);
+        })
+        .map(|(_, handle)| handle)
+    }
+
+    fn asked(&self) -> (u64, Request) {
+        loop {
+            match self
+                .said
+                .recv_timeout(Duration::from_secs(10))
+                .expect("a request")
+            {
+                FromDaemon::Request { request, what } => return (request, what),
+                _ => continue,
+            }
+        }
+    }
+}
+
+fn wait<T: Send + 'static>(begin: impl FnOnce(Box<dyn FnOnce(FsResult<T>) + Send>)) -> FsResult<T> {
+    let (done, result) = mpsc::channel();
+    begin(Box::new(move |answer| {
+        let _ = done.send(answer);
+    }));
+    result
+        .recv_timeout(Duration::from_secs(10))
+        .expect("an answer")
+}
+
+#[test]
+fn a_dataset_is_made_by_the_coordinator_and_then_found() {
+    let world = World::new(|_| Some(false));
+    let (done, result) = mpsc::channel();
+    world
+        .vfs
+        .mkdir(me(), inode::ROOT, OsStr::new("a.tmp"), 0o750, move |made| {
+            let _ = done.send(made);
+        });
+    let (request, what) = world.asked();
+    assert!(
+        matches!(what, Request::Create { name, mode: 0o750, .. } if name.as_bytes() == b"a.tmp")
+    );
+    assert!(
+        result.try_recv().is_err(),
+        "not before the coordinator says so"
+    );
+    world.publish(1, "a.tmp", Phase::Open, None);
+    world.vfs.requests().reply(request, Ok(()));
+    let made = result.recv().expect("an answer").expect("made");
+    assert_eq!(made.attr.ino, world.ino("a.tmp"));
+    assert_eq!(
+        made.entry_ttl,
+        Duration::ZERO,
+        "names at the top are never cached"
+    );
+}
+
+#[test]
+fn renaming_to_a_temporary_name_does_not_commit() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a.tmp", Phase::Open, None);
+    let rename = |from: &str, to: &str| {
+        let (from, to) = (
+            (inode::ROOT, OsStr::new(from)),
+            (inode::ROOT, OsStr::new(to)),
+        );
+        world.vfs.rename(from, to, 0, |_| ());
+    };
+    rename("a.tmp", "b.tmp");
+    assert!(matches!(world.asked().1, Request::Rename { .. }));
+    rename("a.tmp", "b");
+    assert!(matches!(world.asked().1, Request::Commit { .. }));
+}
+
+#[test]
+fn a_sealed_dataset_refuses_every_change_and_is_read() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a.tmp", Phase::Open, None);
+    let top = world.ino("a.tmp");
+    let handle = world.create(top, "f").expect("created");
+    assert_eq!(world.vfs.write(handle, 0, b"bytes", true), Ok(5));
+    world.vfs.release(handle);
+    world.publish(1, "a", Phase::Sealed, Some("a.tmp"));
+    assert_eq!(world.create(top, "g"), Err(FsError::Sealed));
+    let file = world.ino("a/f");
+    let name = OsStr::new("f");
+    let opened = wait(|answer| world.vfs.open(me(), file, libc::O_RDWR, answer));
+    assert_eq!(opened, Err(FsError::Sealed));
+    assert_eq!(
+        wait(|answer| world.vfs.unlink(top, name, answer)),
+        Err(FsError::Sealed)
+    );
+    assert_eq!(
+        wait(|answer| world.vfs.link(file, top, OsStr::new("h"), answer)),
+        Err(FsError::Sealed)
+    );
+    let wanted = attr::SetAttr {
+        mode: Some(0o600),
+        ..attr::SetAttr::default()
+    };
+    let changed = wait(|answer| world.vfs.setattr(me(), file, None, wanted, answer));
+    assert_eq!(changed, Err(FsError::Sealed));
+    let handle = wait(|answer| world.vfs.open(me(), file, libc::O_RDONLY, answer)).expect("open");
+    assert_eq!(world.vfs.read(handle, 1, 100).expect("read"), b"ytes");
+}
+
+#[test]
+fn a_late_rename_finds_the_dataset_and_nobody_else_does() {
+    let renaming = World::new(|_| Some(true));
+    renaming.publish(1, "a.tmp", Phase::Open, None);
+    renaming.publish(1, "a", Phase::Sealed, Some("a.tmp"));
+    assert_eq!(
+        renaming.ino("a.tmp"),
+        renaming.ino("a"),
+        "rename of an inode to itself succeeds"
+    );
+    let other = wait(|answer| {
+        let (from, to) = (
+            (inode::ROOT, OsStr::new("a.tmp")),
+            (inode::ROOT, OsStr::new("c")),
+        );
+        renaming.vfs.rename(from, to, 0, answer);
+    });
+    assert_eq!(other, Err(FsError::Missing));
+    renaming.publish(2, "a.tmp", Phase::Open, None);
+    assert_ne!(
+        renaming.ino("a.tmp"),
+        renaming.ino("a"),
+        "a new dataset takes the name"
+    );
+
+    let making = World::new(|_| Some(false));
+    making.publish(1, "a.tmp", Phase::Open, None);
+    making.publish(1, "a", Phase::Sealed, Some("a.tmp"));
+    assert_eq!(making.lookup("a.tmp"), Err(FsError::Missing));
+}
+
+#[test]
+fn changes_of_directories_are_asked_and_carried_out_once() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a.tmp", Phase::Open, None);
+    let top = world.ino("a.tmp");
+    world.vfs.mkdir(me(), top, OsStr::new("d"), 0o755, |_| ());
+    let Request::Change { dataset, change } = world.asked().1 else {
+        panic!("a change")
+    };
+    assert_eq!(
+        world.lookup("a.tmp/d"),
+        Err(FsError::System(Errno::ENOENT)),
+        "not done yet"
+    );
+    assert_eq!(world.vfs.carry_out(dataset, &change), Ok(()));
+    assert!(world.lookup("a.tmp/d").is_ok());
+    assert_eq!(
+        world.vfs.carry_out(dataset, &change),
+        Err(FsError::System(Errno::EEXIST))
+    );
+    assert_eq!(
+        world.vfs.settled(&Request::Change { dataset, change }),
+        Some(Ok(()))
+    );
+
+    let inner = world.ino("a.tmp/d");
+    world.vfs.mkdir(me(), inner, OsStr::new("e"), 0o755, |_| ());
+    let Request::Change { change, .. } = world.asked().1 else {
+        panic!("a change")
+    };
+    let DirectoryChange::Make { path, .. } = &change else {
+        panic!("mkdir")
+    };
+    assert_eq!(path.as_bytes(), b"d/e", "paths are below the dataset");
+}
+
+#[test]
+fn a_change_does_not_follow_links_out_of_the_dataset() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a.tmp", Phase::Open, None);
+    let top = world.ino("a.tmp");
+    let target = OsStr::from_bytes(b"/tmp");
+    let made = wait(|answer| {
+        world
+            .vfs
+            .symlink(me(), top, OsStr::new("out"), target, answer)
+    });
+    made.expect("a link");
+    let path = scrfs::name::RelPath::new(b"out/evil").expect("a path");
+    let change = DirectoryChange::Make {
+        path,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+    };
+    assert!(world.vfs.carry_out(DatasetId(1), &change).is_err());
+    assert!(!std::path::Path::new("/tmp/evil").exists());
+}
+
+#[test]
+fn writers_are_counted_from_create_to_release() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a.tmp", Phase::Open, None);
+    let gate = world.vfs.gate(DatasetId(1)).expect("a gate");
+    let handle = world.create(world.ino("a.tmp"), "f").expect("created");
+    assert_eq!(gate.writers(), 1);
+    gate.quiesce();
+    assert!(world.said.try_recv().is_err(), "not quiet");
+    world.vfs.release(handle);
+    assert_eq!(gate.writers(), 0);
+    let said = world.said.recv().expect("quiet");
+    let FromDaemon::Quiet { generation, .. } = said else {
+        panic!("{said:?}")
+    };
+    assert!(gate.freeze(generation));
+    let _ = Notice::Quiet(generation);
+}
+
+#[test]
+fn reading_goes_on_where_it_stopped_while_entries_come_and_go() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a.tmp", Phase::Open, None);
+    let top = world.ino("a.tmp");
+    for number in 0..3000 {
+        let handle = world
+            .create(top, &format!("file-{number:0>40}"))
+            .expect("created");
+        world.vfs.release(handle);
+    }
+    let handle = world.vfs.opendir(top).expect("open");
+    let (mut offset, mut seen) = (0, std::collections::BTreeSet::new());
+    loop {
+        let items = world.vfs.readdir(top, handle, offset).expect("read");
+        let Some(last) = items.get(10).or(items.last()) else {
+            break;
+        };
+        offset = last.next;
+        for item in items.iter().take(11) {
+            assert!(seen.insert(item.name.clone()), "twice");
+        }
+    }
+    assert_eq!(seen.len(), 3002);
+}
+
+#[test]
+fn the_control_directory_tells_states_and_is_not_writable() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a", Phase::Sealed, None);
+    world.publish(2, "b.tmp", Phase::Open, None);
+    world.publish(3, "c.tmp", Phase::Incomplete, None);
+    assert!(world.lookup(".scr/status/a.sealed").is_ok());
+    assert!(world.lookup(".scr/status/b.tmp.open").is_ok());
+    assert!(world.lookup(".scr/incomplete/c.tmp").is_ok());
+    assert_eq!(
+        world.lookup("c.tmp"),
+        Err(FsError::Missing),
+        "not shown at the top"
+    );
+    let restart = world.ino(".scr/restart");
+    assert_eq!(world.vfs.readlink(restart).expect("a link"), b"../a");
+    let file = world.ino(".scr/status/a.sealed");
+    let opened = wait(|answer| world.vfs.open(me(), file, libc::O_WRONLY, answer));
+    assert_eq!(opened, Err(FsError::NotPermitted));
+    let handle = wait(|answer| world.vfs.open(me(), file, libc::O_RDONLY, answer)).expect("open");
+    let text = world.vfs.read(handle, 0, 1 << 20).expect("read");
+    let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(json["state"], "sealed");
+    assert_eq!(json["current"], true);
+}
+
+#[test]
+fn forgotten_datasets_give_back_their_inodes() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a.tmp", Phase::Open, None);
+    let top = world.ino("a.tmp");
+    world.vfs.forget(top, 1);
+    assert!(world.vfs.inodes.is_empty());
+    assert!(
+        world.vfs.node(top).is_ok(),
+        "the top of a dataset stays known"
+    );
+    world.vfs.forget_dataset(DatasetId(1));
+    assert_eq!(world.lookup("a.tmp"), Err(FsError::Missing));
+    assert!(world.vfs.node(top).is_err());
+}
