@@ -1,16 +1,16 @@
 //! Ends of nodes, clusters and owners: nothing is left.
 
 use std::env;
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::PathBuf;
 use std::process::Command;
 
 use scrfs_tests::{Loss, wait_until};
 
 use crate::SOON;
 use crate::helpers::{
-    RSH_FAILED, address, assert_leaves_nothing, rsh, sh, sleep_in, start, start_helper, text,
-    traces_of,
+    RSH_FAILED, address, assert_leaves_nothing, processes_in, rsh, sh, sleep_in, start,
+    start_helper, text, traces_of,
 };
 
 #[test]
@@ -18,28 +18,36 @@ fn a_kill_returns_when_no_process_is_left() {
     let cluster = start(1);
     for loss in [Loss::Crash, Loss::Power] {
         let mut sleeper = sleep_in(&cluster, 1);
-        // Children that are born all the time.
-        let script = "while :; do (sleep 0.01; : ) & sleep 0.001; done";
-        let mut forker = cluster
-            .command(1, "sh")
-            .args(["-c", script])
-            .spawn()
-            .unwrap();
-        wait_until(SOON, "children", || {
-            Ok((cluster.processes(1)?.len() > 5).then_some(()))
+        // Held open, so that no other test's network can get its number.
+        let network = File::open(format!("/proc/{}/ns/net", sleeper.id())).unwrap();
+        // Children that are born all the time, and stay.
+        let script = "until [ -e /scr/go ]; do :; done; while :; do sleep 1000 & done";
+        let mut forkers: Vec<_> = (0..2)
+            .map(|_| {
+                cluster
+                    .command(1, "sh")
+                    .args(["-c", script])
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        wait_until(SOON, "the forkers", || {
+            let pids = cluster.processes(1)?;
+            let all = forkers.iter().all(|forker| pids.contains(&forker.id()));
+            Ok(all.then_some(()))
         })
         .unwrap();
-        let pids = cluster.processes(1).unwrap();
+        text(&cluster, 1, "touch /scr/go");
+        wait_until(SOON, "children", || {
+            Ok((cluster.processes(1)?.len() > 20).then_some(()))
+        })
+        .unwrap();
         cluster.kill(1, loss).unwrap();
-        for pid in pids {
-            assert!(
-                Path::new(&format!("/proc/{pid}/ns/net"))
-                    .read_link()
-                    .is_err()
-            );
-        }
+        assert_eq!(processes_in(&network), Vec::<PathBuf>::new());
         assert_eq!(sleeper.try_wait().unwrap().unwrap().code(), None);
-        assert_eq!(forker.try_wait().unwrap().unwrap().code(), None);
+        for forker in &mut forkers {
+            assert_eq!(forker.try_wait().unwrap().unwrap().code(), None);
+        }
         assert!(cluster.processes(1).unwrap().is_empty());
         assert!(!cluster.is_alive(1).unwrap());
         assert_eq!(sh(&cluster, 1, "true").status.code(), RSH_FAILED);
@@ -103,7 +111,10 @@ fn nothing_is_left_after_the_warden_is_killed() {
         .unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
     for sleeper in &mut sleepers {
-        sleeper.wait().unwrap();
+        wait_until(SOON, "the agents to kill their nodes", || {
+            Ok(sleeper.try_wait()?)
+        })
+        .unwrap();
     }
     drop(cluster);
     assert_leaves_nothing(&directory, &pids);

@@ -1,10 +1,11 @@
 //! What the tests run in nodes, and short cuts.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -40,7 +41,7 @@ fn helper() {
         }
         // A FUSE daemon that never answers.
         "fuse" => {
-            let device = fs::File::options()
+            let device = File::options()
                 .read(true)
                 .write(true)
                 .open("/dev/fuse")
@@ -87,11 +88,13 @@ pub(crate) fn helper_in(cluster: &Cluster, node: usize, what: &str) -> Child {
 /// A process that is found by the cluster's name in its arguments.
 pub(crate) fn sleep_in(cluster: &Cluster, node: usize) -> Child {
     let script = format!(": {}; sleep 1000 & wait", cluster.directory().display());
-    let child = cluster
-        .command(node, "sh")
+    let mut command = cluster.command(node, "sh");
+    // If it is left over after all, it should not keep those waiting who read our output.
+    command
         .args(["-c", &script])
-        .spawn()
-        .unwrap();
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let child = command.spawn().unwrap();
     wait_until(SOON, "two processes in the node", || {
         Ok((cluster.processes(node)?.len() >= 2).then_some(()))
     })
@@ -171,6 +174,17 @@ pub(crate) fn traces_of(directory: &str) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(traces)
+}
+
+/// What runs in a network namespace, zombies excluded.
+pub(crate) fn processes_in(network: &File) -> Vec<PathBuf> {
+    let inode = network.metadata().unwrap().ino();
+    let is_in =
+        |path: &PathBuf| fs::metadata(path.join("ns/net")).is_ok_and(|link| link.ino() == inode);
+    let paths = fs::read_dir("/proc")
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    paths.filter(is_in).collect()
 }
 
 pub(crate) fn assert_leaves_nothing(directory: &str, pids: &[u32]) {

@@ -31,12 +31,21 @@ fn nodes_know_and_reach_each_other_by_name() {
 }
 
 #[test]
-fn no_address_of_the_cluster_exists_on_the_machine() {
+fn nothing_of_the_network_exists_on_the_machine() {
+    let ip = |what| {
+        let output = Command::new("ip").args(["-brief", what]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let links = || {
+        let name = |line: &str| line.split_whitespace().next().unwrap_or("").to_owned();
+        ip("link").lines().map(name).collect::<Vec<_>>()
+    };
+    let before = links();
     let cluster = start(1);
-    let machine = Command::new("ip").args(["-4", "address"]).output().unwrap();
     let inside = address(&cluster, 1, 0).ip().to_string();
-    assert!(text(&cluster, 1, "ip -4 address").contains(&inside));
-    assert!(!String::from_utf8_lossy(&machine.stdout).contains(&inside));
+    assert!(text(&cluster, 1, "ip address").contains(&inside));
+    assert!(!ip("address").contains(&inside));
+    assert_eq!(links(), before);
 }
 
 #[test]
