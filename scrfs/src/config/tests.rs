@@ -343,6 +343,15 @@ fn stores_of_the_command_line_keep_what_a_file_says_of_them() {
         ]
     );
     assert!(config.store[0].is_private_tmpfs() && !config.store[1].is_private_tmpfs());
+    let (config, known) = load(&[("SCR_CACHE_SIZE", "7")], user, "", &[]).expect("valid");
+    assert!(
+        config.store.iter().all(|store| store.count == 7),
+        "the environment outranks files"
+    );
+    assert_eq!(
+        origin(&known, "store[1].count"),
+        "7 from environment SCR_CACHE_SIZE"
+    );
     assert!(error("[[store]]\npath='/a'\n[[store]]\npath='/a'").contains("no other store"));
 }
 

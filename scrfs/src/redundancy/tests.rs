@@ -191,7 +191,9 @@ proptest! {
         let members = geometry.members();
         let lost: Vec<Slot> =
             order.into_iter().filter_map(|i| members.get(i).copied()).take(count).collect();
-        prop_assume!(lost.len() == count);
+        if lost.len() < count {
+            return Ok(());
+        }
         let survivors = original.without(&lost);
         for &slot in &lost {
             let (key, len) = ((slot, Stream::Data), geometry.data_len(slot));
