@@ -559,9 +559,10 @@ impl Engine {
         self.limits.silence / self.limits.attempts.max(1)
     }
 
-    /// When to call `poll_send` and `tick` again although nothing has happened.
+    /// When to call `poll_send`, `poll_event` and `tick` again although nothing has arrived.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        if self.hungry || !self.outbox.is_empty() || self.asks_wait() {
+        let events = !self.events.is_empty();
+        if self.hungry || events || !self.outbox.is_empty() || self.asks_wait() {
             return Some(now);
         }
         let again = (!self.serve.is_empty()).then(|| now + SERVE_AGAIN);
