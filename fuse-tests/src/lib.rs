@@ -1,1 +1,24 @@
-//! Placeholder while the seams are laid.
+//! Tests of the mounted filesystem from outside: real mounts, real programs' system calls.
+//!
+//! - [`mounted`] a mount of its own for each test, taken down whatever happens
+//! - [`coordinator`] a coordinator of a cluster of one, just good enough to commit
+//!
+//! They need `/dev/fuse`; as root the cache is a tmpfs of its own. Nothing here waits for a fixed
+//! time: [`until`] waits for a condition.
+
+pub mod coordinator;
+pub mod mounted;
+
+use std::time::{Duration, Instant};
+
+/// Longest wait for a condition.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` holds; panics with `what` when it does not come true.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
