@@ -3,4 +3,5 @@
 pub mod bench;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod part;
 pub mod transfer;

@@ -38,7 +38,8 @@ pub struct PartSummary {
     pub log_bytes: u64,
     /// Regular files in it.
     pub files: u64,
-    /// CRC-32C of the encoded manifest: which manifest was voted with.
+    /// CRC-32C of the manifest's envelope up to the checksum at its end (with it, it would be the
+    /// same for all): which manifest was voted with.
     pub manifest_crc: u32,
 }
 

@@ -1,0 +1,45 @@
+//! Parts: what one slot has of a dataset, on this node's disk.
+//!
+//! - [`scan_part`] makes the manifest of a tree, for the vote.
+//! - [`Part`] reads and writes the part log and the parity; `restore` brings a lost part back.
+//! - [`records`] keeps manifests and checksums, [`take_inventory`] finds out what is there.
+//!
+//! Invariants: nothing is opened outside the tree, whatever lies in it; what a record says is
+//! believed only after its checksum, identity and, once sealed, the seal agree; what cannot be
+//! believed is reported and treated as absent. All of it is synchronous and may be called from any
+//! thread. Nothing here talks to other nodes or knows which part ought to be where.
+
+mod attributes;
+mod error;
+mod files;
+mod inventory;
+mod log;
+pub mod records;
+mod restore;
+mod scan;
+mod tree;
+mod xattr;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use error::{PartError, PartId};
+pub use files::{Part, sums_that_fit};
+pub use inventory::{Inventory, inventory_of, take_inventory};
+pub use log::FILES_MAX;
+pub use records::{SealedPart, StoredManifest};
+pub use scan::scan_part;
+
+/// Logs an error with all that led to it.
+pub(crate) fn report(what: &str, error: &(dyn std::error::Error + 'static)) {
+    let mut chain = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        chain.push_str(": ");
+        chain.push_str(&next.to_string());
+        cause = next.source();
+    }
+    tracing::error!(error = %chain, "{what}");
+}
