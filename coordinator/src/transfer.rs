@@ -25,8 +25,11 @@
 //! It deliberately knows nothing of sets, files, epochs or the protocol: messages of another epoch
 //! do not reach it, since its fabric lives for one.
 
+mod error;
+mod source;
 mod wire;
 
+pub use error::TransferError;
 pub use wire::{Reason, WireError};
 
 use bytes::Bytes;
@@ -34,18 +37,14 @@ use scrfs::codec;
 use scrfs::id::{DatasetId, Rank, Slot};
 use scrfs::layout::envelope::crc32c;
 use scrfs::redundancy::{Combination, Extent, Term};
+use source::{Owed, Source, read_verified};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use wire::{Message, REQUEST_UNITS_MAX};
 
 /// The longest unit that is served; plans use far shorter ones.
 pub const UNIT_BYTES_MAX: u32 = 64 << 20;
-
-/// Units of one peer that may wait to be answered; more are refused.
-const SERVE_QUEUE_MAX: usize = 1 << 16;
 
 /// Destination bytes made from local sources alone before the engine lets messages pass.
 const LOCAL_STRETCH_BYTES: u64 = 16 << 20;
@@ -113,122 +112,6 @@ impl Default for Limits {
     }
 }
 
-/// Why a job failed. `extent` is the source's, or the destination's where that is what failed.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum TransferError {
-    /// This node does not hold these bytes.
-    #[error("dataset {dataset}: {} are not kept here", Name(extent))]
-    Missing {
-        /// Of which dataset.
-        dataset: DatasetId,
-        /// Which bytes.
-        extent: Extent,
-    },
-    /// Reading or writing failed.
-    #[error(
-        "dataset {dataset}: {} cannot be read or written: os error {errno}",
-        Name(extent)
-    )]
-    Io {
-        /// Of which dataset.
-        dataset: DatasetId,
-        /// Which bytes.
-        extent: Extent,
-        /// What the system said; 5 (EIO) when it did not.
-        errno: i32,
-    },
-    /// Bytes are not those on record, or kept arriving damaged.
-    #[error(
-        "dataset {dataset}: {} from {from} have crc32c {found:08x} instead of {expected:08x}",
-        Name(extent)
-    )]
-    Checksum {
-        /// Of which dataset.
-        dataset: DatasetId,
-        /// Which bytes.
-        extent: Extent,
-        /// Who sent them.
-        from: Rank,
-        /// The checksum on record, or the one the sender gave.
-        expected: u32,
-        /// The checksum of what there is.
-        found: u32,
-    },
-    /// A unit of the wrong length.
-    #[error(
-        "dataset {dataset}: {} from {from} came as {found} bytes",
-        Name(extent)
-    )]
-    Length {
-        /// Of which dataset.
-        dataset: DatasetId,
-        /// Which bytes.
-        extent: Extent,
-        /// Who sent them.
-        from: Rank,
-        /// How many bytes there were.
-        found: usize,
-    },
-    /// The source refused.
-    #[error("dataset {dataset}: {from} refuses {}: {reason}", Name(extent))]
-    Refused {
-        /// Of which dataset.
-        dataset: DatasetId,
-        /// Which bytes.
-        extent: Extent,
-        /// Who refused.
-        from: Rank,
-        /// Why.
-        reason: Reason,
-    },
-    /// The source owes a unit and said nothing for too long.
-    #[error(
-        "dataset {dataset}: waited {waited_ms} ms for {} from {from}",
-        Name(extent)
-    )]
-    Silent {
-        /// Of which dataset.
-        dataset: DatasetId,
-        /// Which bytes.
-        extent: Extent,
-        /// Who is silent.
-        from: Rank,
-        /// For how long.
-        waited_ms: u64,
-    },
-    /// Nobody was named as the holder of a source.
-    #[error("dataset {dataset}: no rank holds {}", Name(extent))]
-    NoHolder {
-        /// Of which dataset.
-        dataset: DatasetId,
-        /// Which bytes.
-        extent: Extent,
-    },
-    /// The plan asks for what cannot be: an empty unit, or a source longer than its destination.
-    #[error("dataset {dataset}: the plan for {} is broken", Name(extent))]
-    BrokenPlan {
-        /// Of which dataset.
-        dataset: DatasetId,
-        /// The destination of the broken combination.
-        extent: Extent,
-    },
-}
-
-/// An extent for people.
-struct Name<'a>(&'a Extent);
-
-impl fmt::Display for Name<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Extent {
-            slot,
-            stream,
-            offset,
-            len,
-        } = self.0;
-        write!(f, "{len} bytes at {offset} of the {stream:?} of {slot}")
-    }
-}
-
 /// What became of a job. `bytes` are destination bytes written so far.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum JobEvent {
@@ -273,11 +156,8 @@ pub struct Engine {
     announced: HashMap<Rank, Announced>,
     /// When something useful last came from a rank.
     heard: HashMap<Rank, Instant>,
-    /// Requests of others, oldest first.
-    serve: VecDeque<Owed>,
-    serve_count: HashMap<Rank, usize>,
-    /// Bytes of payloads that the fabric has not let go of.
-    lent: Arc<AtomicU64>,
+    /// What is owed to others.
+    source: Source,
     /// Made and not yet polled; a unit and its payload stay together.
     outbox: VecDeque<(Rank, Bytes)>,
     events: VecDeque<JobEvent>,
@@ -334,14 +214,6 @@ struct Announced {
     believed: bool,
 }
 
-struct Owed {
-    to: Rank,
-    job: JobId,
-    dataset: DatasetId,
-    unit: u64,
-    extent: Extent,
-}
-
 impl Engine {
     /// An engine of rank `me` with nothing to do.
     pub fn new(me: Rank, limits: Limits) -> Self {
@@ -356,9 +228,7 @@ impl Engine {
             wanted: BTreeMap::new(),
             announced: HashMap::new(),
             heard: HashMap::new(),
-            serve: VecDeque::new(),
-            serve_count: HashMap::new(),
-            lent: Arc::default(),
+            source: Source::new(me, limits.serve_bytes),
             outbox: VecDeque::new(),
             events: VecDeque::new(),
             check_at: None,
@@ -427,13 +297,7 @@ impl Engine {
                         unit,
                         extent,
                     };
-                    let count = self.serve_count.entry(from).or_default();
-                    if *count >= SERVE_QUEUE_MAX || extent.len > UNIT_BYTES_MAX {
-                        self.refuse(&owed, Reason::Busy);
-                    } else {
-                        *count += 1;
-                        self.serve.push_back(owed);
-                    }
+                    self.outbox.extend(self.source.ask(owed));
                 }
                 Ok(())
             }
@@ -494,7 +358,7 @@ impl Engine {
                 return Some(message);
             }
             self.pump(now, store);
-            if !self.ask() && !self.answer(store) {
+            if !self.ask() && !self.source.answer(store, &mut self.outbox) {
                 return None;
             }
         }
@@ -565,13 +429,13 @@ impl Engine {
         if self.hungry || events || !self.outbox.is_empty() || self.asks_wait() {
             return Some(now);
         }
-        let again = (!self.serve.is_empty()).then(|| now + SERVE_AGAIN);
+        let again = self.source.owes().then(|| now + SERVE_AGAIN);
         [again, self.check_at].into_iter().flatten().min()
     }
 
     /// Whether anything is left to do: jobs to carry out, or answers owed to others.
     pub fn has_work(&self) -> bool {
-        !self.jobs.is_empty() || !self.serve.is_empty() || !self.outbox.is_empty()
+        !self.jobs.is_empty() || self.source.owes() || !self.outbox.is_empty()
     }
 
     /// Bytes of units that are in flight or gathered: the part of the window in use.
@@ -581,7 +445,7 @@ impl Engine {
 
     /// Bytes of units lent to the fabric for others.
     pub fn lent_bytes(&self) -> u64 {
-        self.lent.load(Ordering::Relaxed)
+        self.source.lent_bytes()
     }
 
     fn asks_wait(&self) -> bool {
@@ -887,97 +751,6 @@ impl Engine {
         }
         false
     }
-
-    /// Puts one answer into the outbox; false when none is owed or too much is lent already.
-    fn answer(&mut self, store: &mut dyn PartStore) -> bool {
-        if self.lent.load(Ordering::Relaxed) >= self.limits.serve_bytes {
-            return false;
-        }
-        let Some(owed) = self.serve.pop_front() else {
-            return false;
-        };
-        if let Some(count) = self.serve_count.get_mut(&owed.to) {
-            *count -= 1;
-        }
-        let (dataset, extent) = (owed.dataset, owed.extent);
-        match read_verified(self.me, dataset, extent, store) {
-            Ok((payload, crc)) => {
-                let Owed { to, job, unit, .. } = owed;
-                let head = Message::Unit {
-                    job,
-                    unit,
-                    extent,
-                    crc,
-                }
-                .encode();
-                self.outbox.push_back((to, head.into()));
-                let loan = Loan::new(payload, &self.lent);
-                self.outbox.push_back((to, Bytes::from_owner(loan)));
-            }
-            Err(error) => {
-                tracing::warn!(%error, to = %owed.to, "cannot answer");
-                let reason = match error {
-                    TransferError::Missing { .. } => Reason::Missing,
-                    TransferError::Checksum {
-                        expected, found, ..
-                    } => Reason::Damaged { expected, found },
-                    _ => Reason::Unreadable,
-                };
-                self.refuse(&owed, reason);
-            }
-        }
-        true
-    }
-
-    fn refuse(&mut self, owed: &Owed, reason: Reason) {
-        let &Owed {
-            to,
-            job,
-            unit,
-            extent,
-            ..
-        } = owed;
-        let message = Message::Refused {
-            job,
-            unit,
-            extent,
-            reason,
-        };
-        self.outbox.push_back((to, message.encode().into()));
-    }
-}
-
-/// The bytes of an extent of this node and their crc32c, verified if there is one on record.
-fn read_verified(
-    me: Rank,
-    dataset: DatasetId,
-    extent: Extent,
-    store: &mut dyn PartStore,
-) -> Result<(Bytes, u32), TransferError> {
-    let bytes = store.read(dataset, extent)?;
-    if bytes.len() != extent.len as usize {
-        return Err(TransferError::Length {
-            dataset,
-            extent,
-            from: me,
-            found: bytes.len(),
-        });
-    }
-    let found = crc32c(&bytes);
-    match store.expected_crc(dataset, extent) {
-        Some(expected) if expected != found => {
-            return Err(TransferError::Checksum {
-                dataset,
-                extent,
-                from: me,
-                expected,
-                found,
-            });
-        }
-        Some(_) => {}
-        None => store.served(dataset, extent, found),
-    }
-    Ok((bytes, found))
 }
 
 /// Reads the local sources, makes the destination in one pass, and writes it.
@@ -1026,35 +799,6 @@ fn make(
         }
     }
     store.write(dataset, *destination, made, crc32c(made))
-}
-
-/// A payload that counts as lent until the fabric drops it.
-struct Loan {
-    bytes: Bytes,
-    lent: Arc<AtomicU64>,
-}
-
-impl Loan {
-    fn new(bytes: Bytes, lent: &Arc<AtomicU64>) -> Self {
-        lent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Self {
-            bytes,
-            lent: lent.clone(),
-        }
-    }
-}
-
-impl AsRef<[u8]> for Loan {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Loan {
-    fn drop(&mut self) {
-        self.lent
-            .fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]
