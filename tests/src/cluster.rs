@@ -161,7 +161,7 @@ impl Cluster {
     /// A command that runs in a node, with its process id, its pipes and its exit code those of
     /// the program. Exits with 255 if the node is dead, 127 if there is no such program.
     ///
-    /// The environment is the caller's and [`site_environment`].
+    /// The environment is the caller's and [`site_environment`], which may be set otherwise.
     pub fn command(&self, node: usize, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(&self.program);
         command

@@ -131,10 +131,12 @@ fn up(nodes: usize, shm_bytes: Option<u64>, run: &[OsString]) -> Result<ExitCode
 fn execute(command: &[OsString]) -> Result<ExitCode> {
     let (program, arguments) = command.split_first().context("nothing to run")?;
     ensure!(!program.is_empty(), "nothing to run");
-    let error = Command::new(program)
-        .args(arguments)
-        .envs(cluster::site_environment())
-        .exec();
+    // What the caller has set stays.
+    let site = cluster::site_environment();
+    let unset = site
+        .into_iter()
+        .filter(|(name, _)| std::env::var_os(name).is_none());
+    let error = Command::new(program).args(arguments).envs(unset).exec();
     eprintln!("scrfs-vnode: {}: {error}", program.display());
     Ok(ExitCode::from(match error.kind() {
         ErrorKind::NotFound => EXIT_NOT_FOUND,

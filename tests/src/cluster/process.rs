@@ -7,6 +7,7 @@
 //! Control groups would do as well where they can be made; namespaces are always there, and leave
 //! nothing behind to remove.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -105,12 +106,14 @@ impl NetworkNamespace {
 
     /// Stops every process in it; returns when all stand still.
     pub(crate) fn stop_all(&self) -> Result<()> {
+        let mut told = HashSet::new();
         wait_until(SIGNAL_TIMEOUT, "all processes of the node to stop", || {
             let mut still = true;
             for process in self.members()? {
-                if !process.is_stopped()? {
+                if !process.stands_still(told.contains(&process.pid))? {
                     still = false;
                     process.signal(Signal::SIGSTOP)?;
+                    told.insert(process.pid);
                 }
             }
             Ok(still.then_some(()))
@@ -196,20 +199,30 @@ impl Process {
         Ok(ready > 0)
     }
 
-    fn is_stopped(&self) -> Result<bool> {
-        let stat = match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
-            Ok(stat) => stat,
-            Err(_) => return Ok(true), // gone
+    /// Whether no thread of it can run a program. One that sleeps in the kernel and was `told` to
+    /// stop cannot: it stops before it is back. It may never come to that while all others stand
+    /// still, as a parent in vfork, or a reader whose FUSE daemon has stopped.
+    fn stands_still(&self, told: bool) -> Result<bool> {
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid)) else {
+            return Ok(true); // gone
         };
-        // The name, in parentheses, may itself hold blanks and parentheses.
-        let state = stat
-            .rsplit_once(')')
-            .and_then(|(_, rest)| rest.trim_start().chars().next());
-        match state {
-            Some('T' | 't' | 'Z' | 'X') => Ok(true),
-            Some(_) => Ok(false),
-            None => bail!("/proc/{}/stat reads {stat:?}", self.pid),
+        for thread in threads.flatten() {
+            let path = thread.path().join("stat");
+            let Ok(stat) = fs::read_to_string(&path) else {
+                continue;
+            };
+            // The name, in parentheses, may itself hold blanks and parentheses.
+            let state = stat
+                .rsplit_once(')')
+                .and_then(|(_, rest)| rest.trim_start().chars().next());
+            match state {
+                Some('T' | 't' | 'Z' | 'X') => {}
+                Some('D') if told => {}
+                Some(_) => return Ok(false),
+                None => bail!("{} reads {stat:?}", path.display()),
+            }
         }
+        Ok(true)
     }
 }
 

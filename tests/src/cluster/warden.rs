@@ -53,8 +53,8 @@ impl Warden {
         let mut room = lock(&room);
         let mut result = Ok(());
         for index in 0..room.nodes.len() {
-            // One node's failure must not leave the others alive.
-            result = room.kill(index, Loss::Power).and(result);
+            // One node's failure must not leave the others alive. The cables go with us.
+            result = room.kill(index, Loss::Crash).and(result);
         }
         match fs::remove_dir_all(&directory) {
             // The owner, if it lives, removes it too.

@@ -1,7 +1,9 @@
 //! What a node has of its own, and what it shares.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Instant;
 
 use scrfs_tests::{Cluster, Loss, wait_until};
@@ -130,6 +132,8 @@ fn a_fuse_mount_goes_with_its_node_and_stops_no_kill() {
         Ok(waits.then_some(()))
     })
     .unwrap();
+    // Who waits for a stopped daemon never stops by himself.
+    cluster.hang(1).unwrap();
     let start = Instant::now();
     cluster.kill(1, Loss::Crash).unwrap();
     assert!(start.elapsed() < SOON);
@@ -137,4 +141,31 @@ fn a_fuse_mount_goes_with_its_node_and_stops_no_kill() {
     reader.wait().unwrap();
     cluster.revive(1).unwrap();
     assert!(!text(&cluster, 1, "cat /proc/self/mounts").contains("/scr"));
+}
+
+#[test]
+fn a_command_keeps_its_pipes_its_id_its_directory_and_what_environment_it_is_given() {
+    let cluster = start(1);
+    let directory = tempfile::tempdir().unwrap();
+    let script = "echo $$; pwd; echo $TMPDIR $OMPI_MCA_btl; cat; exit 3";
+    let mut child = cluster
+        .command(1, "sh")
+        .args(["-c", script])
+        .current_dir(directory.path())
+        .env("OMPI_MCA_btl", "mine")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = child.id();
+    child.stdin.take().unwrap().write_all(b"input\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let expected = format!(
+        "{id}\n{}\n/run/tmp mine\ninput\n",
+        directory.path().display()
+    );
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    assert_eq!(output.status.code(), Some(3));
+    let missing = cluster.command(1, "no-such-program").output().unwrap();
+    assert_eq!(missing.status.code(), Some(127));
 }
