@@ -38,7 +38,7 @@ pub struct Warden {
 }
 
 impl Warden {
-    /// Lives until the owner does not. Says one line, a [`Reply`], when all nodes are ready.
+    /// Lives until the owner does not. Says one line, a `Reply`, when all nodes are ready.
     pub fn run(self) -> Result<()> {
         let directory = self.directory.clone();
         let room = match self.start() {
