@@ -203,3 +203,34 @@ fn it_beats_and_obeys_the_supervisor() {
     });
     drop(place.coordinator(9, Manners::default()));
 }
+
+#[test]
+fn a_writer_from_before_a_crash_holds_up_the_commit() {
+    use std::io::Write;
+    let place = Place::new(64 * MIB);
+    place.mount(&[]);
+    if place.status()["passthrough"] != true {
+        eprintln!("skipped: without passthrough a crash closes all files");
+        return;
+    }
+    let coordinator = place.coordinator(1, Manners::default());
+    let mnt = place.mnt();
+    fs::create_dir(mnt.join("a.tmp")).unwrap();
+    let mut writer = fs::File::create(mnt.join("a.tmp/f")).unwrap();
+    drop(coordinator);
+    place.kill_daemon();
+    place.mount(&[]);
+    let manners = Manners {
+        grace: std::time::Duration::from_millis(300),
+        ..Manners::default()
+    };
+    let _coordinator = place.coordinator(2, manners);
+    writer.write_all(b"late").unwrap();
+    assert!(
+        fs::rename(mnt.join("a.tmp"), mnt.join("a")).is_err(),
+        "it can still be written"
+    );
+    drop(writer);
+    fs::rename(mnt.join("a.tmp"), mnt.join("a")).unwrap();
+    assert_eq!(fs::read(mnt.join("a/f")).unwrap(), b"late");
+}

@@ -338,7 +338,12 @@ fn serve(
 ) -> anyhow::Result<()> {
     // Before any thread: all of them inherit it, and one waits for them.
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGIO,
+    ] {
         signals.add(signal);
     }
     signals.thread_block()?;
@@ -528,8 +533,9 @@ fn purge_cache(cache: &CachePaths) -> io::Result<()> {
 fn watch_signals(running: &Running, signals: &SigSet) {
     loop {
         match signals.wait() {
-            // The terminal it was started from is gone: no reason to go.
-            Ok(Signal::SIGHUP) | Err(_) => {}
+            // The terminal it was started from is gone, or somebody opened a file while it was asked
+            // for writers: no reason to go.
+            Ok(Signal::SIGHUP | Signal::SIGIO) | Err(_) => {}
             Ok(signal) => {
                 if running.ending.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%signal, "again: leaving at once");

@@ -13,7 +13,9 @@
 //! - A sealed gate never opens again.
 //!
 //! What it deliberately does not do: it does not see writes. A writable handle counts from open
-//! until the kernel's RELEASE, which waits for memory maps too.
+//! until the kernel's RELEASE. With passthrough that does not wait for memory maps, and writers that
+//! a crashed daemon left behind are not counted at all: so before [`Notice::Quiet`] is passed on, the
+//! cache is asked too ([`crate::vfs::writers`]).
 
 /// What the gate lets through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,6 +149,11 @@ impl Gate {
     pub fn coordinator_gone(&mut self) {
         self.quiescing = false;
         self.told_quiet = false;
+    }
+
+    /// Whether quiet at `generation` is still what the coordinator waits to hear.
+    pub fn is_quiet_at(&self, generation: u64) -> bool {
+        self.quiescing && self.told_quiet && self.generation == generation
     }
 
     /// Writable handles open now.

@@ -399,6 +399,21 @@ pub fn copy_range(
     Ok(copied as usize)
 }
 
+/// Whether anybody has the file open for writing, a memory map that outlived its descriptor
+/// included: then the kernel grants no read lease. The lease is given back at once; whoever opens the
+/// file in between waits that long, and SIGIO, which tells the holder, must not be fatal.
+pub fn is_open_for_writing(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    // SAFETY: takes descriptors and numbers.
+    let lease = |kind: i32| unsafe {
+        Errno::result(libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, kind)).map(drop)
+    };
+    match lease(libc::F_RDLCK) {
+        Ok(()) => lease(libc::F_UNLCK).map(|()| false),
+        Err(Errno::EAGAIN) => Ok(true),
+        Err(errno) => Err(errno),
+    }
+}
+
 const CAP_FSETID: u32 = 4;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 

@@ -136,6 +136,16 @@ impl GateCell {
         self.tell(notice);
     }
 
+    /// Runs `tell` if quiet at `generation` is still to be told; `false` when it is no longer.
+    pub fn if_quiet_at(&self, generation: u64, tell: impl FnOnce()) -> bool {
+        let inner = self.lock();
+        let quiet = inner.gate.is_quiet_at(generation);
+        if quiet {
+            tell();
+        }
+        quiet
+    }
+
     /// See [`Gate::freeze`].
     pub fn freeze(&self, generation: u64) -> bool {
         self.lock().gate.freeze(generation)

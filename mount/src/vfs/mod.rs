@@ -8,7 +8,7 @@
 //! - [`namespace`] datasets by name, and what the coordinator says of them
 //! - [`dir`] names inside datasets and at the top · [`file`] bytes · [`attr`] attributes
 //! - [`control_dir`] the virtual `.scr` · [`alias`] renames that come after the commit
-//! - [`gates`] who may change a dataset now · [`requests`] what the coordinator must decide
+//! - [`gates`] and [`writers`] who changes a dataset now · [`requests`] what the coordinator must decide
 //!
 //! Lock order: names, then inodes, gate, requests or handles, each of which is a leaf. No lock is
 //! held while a program is answered, while the cache is read or written for long, or while anything
@@ -26,10 +26,12 @@ pub mod handle;
 pub mod inode;
 pub mod namespace;
 pub mod requests;
+pub mod writers;
 
 #[cfg(test)]
 mod tests;
 
+use crate::gate::Notice;
 use attr::Attr;
 use control_dir::ControlNode;
 use gates::{GateCell, PassGuard};
@@ -41,7 +43,7 @@ use scrfs::control::{FromDaemon, Refusal};
 use scrfs::id::DatasetId;
 use scrfs::layout::path::CachePaths;
 use scrfs::name::Name;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 /// Why an operation fails. [`crate::errno`] says what programs see.
@@ -175,6 +177,7 @@ pub enum Node {
 
 /// One mount's filesystem.
 pub struct Vfs {
+    me: Weak<Self>,
     settings: Settings,
     names: RwLock<namespace::Names>,
     inodes: Inodes,
@@ -197,7 +200,8 @@ impl std::fmt::Debug for Vfs {
 impl Vfs {
     /// A filesystem with nothing in it.
     pub fn new(settings: Settings) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             settings,
             names: RwLock::default(),
             inodes: Inodes::default(),
@@ -302,18 +306,18 @@ impl Vfs {
     }
 
     fn herald(&self) -> gates::Herald {
-        let requests = Arc::clone(&self.requests);
+        let vfs = Weak::clone(&self.me);
         Arc::new(move |dataset, notice| {
-            requests.tell(match notice {
-                crate::gate::Notice::Quiet(generation) => FromDaemon::Quiet {
-                    dataset,
-                    generation,
-                },
-                crate::gate::Notice::Disturbed(generation) => FromDaemon::Disturbed {
-                    dataset,
-                    generation,
-                },
-            });
+            let Some(vfs) = vfs.upgrade() else { return };
+            match notice {
+                Notice::Quiet(generation) => vfs.tell_quiet(dataset, generation),
+                Notice::Disturbed(generation) => {
+                    vfs.requests.tell(FromDaemon::Disturbed {
+                        dataset,
+                        generation,
+                    });
+                }
+            }
         })
     }
 }

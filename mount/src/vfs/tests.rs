@@ -3,7 +3,6 @@
 //! Not tested here: what only a kernel does (passthrough, lifetimes, locks); see `fuse-tests`.
 
 use super::*;
-use crate::gate::Notice;
 use scrfs::config::Class;
 use scrfs::control::{DirectoryChange, Request};
 use scrfs::id::{Epoch, Slot};
@@ -80,7 +79,7 @@ impl World {
     }
 
     fn lookup(&self, path: &str) -> FsResult<Entry> {
-        let mut parent = inode::ROOT;
+        let mut parent = ROOT;
         let mut found = Err(FsError::Missing);
         for part in path.split('/') {
             let entry = self.vfs.lookup(me(), parent, OsStr::new(part))?;
@@ -133,7 +132,7 @@ fn a_dataset_is_made_by_the_coordinator_and_then_found() {
     let (done, result) = mpsc::channel();
     world
         .vfs
-        .mkdir(me(), inode::ROOT, OsStr::new("a.tmp"), 0o750, move |made| {
+        .mkdir(me(), ROOT, OsStr::new("a.tmp"), 0o750, move |made| {
             let _ = done.send(made);
         });
     let (request, what) = world.asked();
@@ -160,10 +159,7 @@ fn renaming_to_a_temporary_name_does_not_commit() {
     let world = World::new(|_| Some(false));
     world.publish(1, "a.tmp", Phase::Open, None);
     let rename = |from: &str, to: &str| {
-        let (from, to) = (
-            (inode::ROOT, OsStr::new(from)),
-            (inode::ROOT, OsStr::new(to)),
-        );
+        let (from, to) = ((ROOT, OsStr::new(from)), (ROOT, OsStr::new(to)));
         world.vfs.rename(from, to, 0, |_| ());
     };
     rename("a.tmp", "b.tmp");
@@ -215,10 +211,7 @@ fn a_late_rename_finds_the_dataset_and_nobody_else_does() {
         "rename of an inode to itself succeeds"
     );
     let other = wait(|answer| {
-        let (from, to) = (
-            (inode::ROOT, OsStr::new("a.tmp")),
-            (inode::ROOT, OsStr::new("c")),
-        );
+        let (from, to) = ((ROOT, OsStr::new("a.tmp")), (ROOT, OsStr::new("c")));
         renaming.vfs.rename(from, to, 0, answer);
     });
     assert_eq!(other, Err(FsError::Missing));
@@ -310,7 +303,23 @@ fn writers_are_counted_from_create_to_release() {
         panic!("{said:?}")
     };
     assert!(gate.freeze(generation));
-    let _ = Notice::Quiet(generation);
+}
+
+#[test]
+fn a_writer_that_no_handle_stands_for_delays_quiet() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a.tmp", Phase::Open, None);
+    let tree = world.vfs.settings().cache.tree(DatasetId(1), Slot(0));
+    std::fs::create_dir(tree.join("d")).expect("a directory");
+    let behind = std::fs::File::create(tree.join("d/f")).expect("a file");
+    let inode = world.vfs.inode(world.ino("a.tmp")).expect("its top");
+    assert_eq!(writers::is_written(&inode), Ok(true));
+    world.vfs.gate(DatasetId(1)).expect("a gate").quiesce();
+    let silence = world.said.recv_timeout(Duration::from_millis(300));
+    assert!(silence.is_err(), "{silence:?}");
+    drop(behind);
+    let said = world.said.recv_timeout(Duration::from_secs(10));
+    assert!(matches!(said, Ok(FromDaemon::Quiet { .. })), "{said:?}");
 }
 
 #[test]
