@@ -1,0 +1,175 @@
+//! Processes that the supervisor starts, and their ends.
+//!
+//! A launcher has children of its own (remote shells). The supervisor is their *subreaper*: when the
+//! launcher is killed they become the supervisor's children, and can be found and killed without any
+//! doubt whose they are: a process id of our own unreaped child is never anybody else's.
+//!
+//! Invariants: only our own children are signalled here, and processes held by a pidfd that was opened
+//! before they were looked at; children start with no signal blocked.
+
+#![expect(unsafe_code, reason = "an empty signal mask in children, and pidfds")]
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
+
+/// Orphans of our children become ours from now on.
+pub(super) fn adopt_orphans() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// Starts a process that has no signal blocked, whatever this one has.
+pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
+    let unblock = || {
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes one system call, which is async-signal-safe,
+    // and touches no memory of other threads.
+    unsafe { command.pre_exec(unblock) };
+    command.spawn()
+}
+
+/// Kills a child and waits for its end, which for SIGKILL comes at once.
+pub(super) fn kill_child(child: &mut Child) {
+    // Fails when it has ended already: as good.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Passes a signal on. A child that was reaped is left alone.
+pub(super) fn signal(child: &mut Child, signal: Signal) {
+    if matches!(child.try_wait(), Ok(None))
+        && let Ok(pid) = i32::try_from(child.id())
+        && let Err(errno) = kill(Pid::from_raw(pid), signal)
+    {
+        tracing::debug!(%errno, %signal, "cannot pass the signal on");
+    }
+}
+
+/// A process's end as a shell gives it.
+pub(super) fn exit_code(status: ExitStatus) -> u8 {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// A process's end in words.
+pub(super) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal().map(Signal::try_from)) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(Ok(signal))) => format!("killed by {signal}"),
+        (None, _) => "ended in an unknown way".into(),
+    }
+}
+
+/// Kills all children of ours but those to keep, and theirs, until none is left.
+pub(super) fn kill_orphans(keep: &[u32]) {
+    let keep: HashSet<i32> = keep
+        .iter()
+        .filter_map(|pid| i32::try_from(*pid).ok())
+        .collect();
+    loop {
+        let orphans: Vec<i32> = children()
+            .into_iter()
+            .filter(|pid| !keep.contains(pid))
+            .collect();
+        if orphans.is_empty() {
+            return;
+        }
+        for pid in orphans {
+            let pid = Pid::from_raw(pid);
+            let _ = kill(pid, Signal::SIGKILL);
+            // Its children are ours by the time this returns.
+            let _ = waitpid(pid, Some(WaitPidFlag::__WALL));
+        }
+    }
+}
+
+fn children() -> Vec<i32> {
+    let me = std::process::id().to_string();
+    let is_mine = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // pid (name, which may have anything in it) state ppid
+        let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        rest.split(' ').nth(1) == Some(me.as_str())
+    };
+    processes().filter(is_mine).collect()
+}
+
+fn processes() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Kills every process that has `NAME=value` in its environment, but for this one. Returns how many there
+/// were; zero when it may be sure that there is none left.
+pub(super) fn kill_marked(name: &str, value: &str) -> usize {
+    let mark = format!("{name}={value}");
+    let me = i32::try_from(std::process::id()).unwrap_or_default();
+    let mut found = 0;
+    for pid in processes().filter(|&pid| pid != me) {
+        let Ok(handle) = open_process(pid) else {
+            continue;
+        };
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if environment
+            .split(|&byte| byte == 0)
+            .any(|entry| entry == mark.as_bytes())
+        {
+            found += 1;
+            let _ = kill_process(&handle);
+        }
+    }
+    found
+}
+
+fn open_process(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes two integers and gives a new descriptor or an error.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel just made it for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn kill_process(process: &OwnedFd) -> Result<(), Errno> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    let call = libc::SYS_pidfd_send_signal;
+    // SAFETY: the descriptor is open as long as it is borrowed; a null siginfo is allowed.
+    let sent = unsafe { libc::syscall(call, process.as_raw_fd(), libc::SIGKILL, no_info, 0) };
+    Errno::result(sent).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Stdio;
+
+    #[test]
+    fn the_marked_are_killed_and_nobody_else() {
+        let sleeper = |value: &str| {
+            let mut command = Command::new("sleep");
+            command
+                .arg("1000")
+                .env("SCRFS_TEST_MARK", value)
+                .stdin(Stdio::null());
+            spawn(&mut command).expect("sleep can be run")
+        };
+        let mine = format!("{}.1", std::process::id());
+        let (mut one, mut other) = (sleeper(&mine), sleeper("another"));
+        while kill_marked("SCRFS_TEST_MARK", &mine) > 0 {}
+        let ended = one.wait().expect("ours to wait for");
+        assert_eq!(describe(ended), "killed by SIGKILL");
+        assert_eq!(exit_code(ended), 137);
+        assert!(other.try_wait().expect("ours to ask").is_none());
+        kill_child(&mut other);
+    }
+}

@@ -1,0 +1,33 @@
+//! Ends what is left of a launch on a node, run there through the remote shell.
+//!
+//! When a node is lost the launcher's own helpers take seconds to end the ranks on the others. They
+//! cannot do anything useful meanwhile, but use the cores, and hold files open.
+
+use super::child;
+use super::launcher::LAUNCH_VARIABLE;
+use std::time::{Duration, Instant};
+
+/// Processes that are in the kernel's hands may take a while to go.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// End the processes of a launch on this node
+#[derive(clap::Args, Clone, Debug)]
+pub struct Reap {
+    /// Which launch
+    launch: String,
+}
+
+impl Reap {
+    /// Returns when none is left; `false` when some stay.
+    pub fn run(&self) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while child::kill_marked(LAUNCH_VARIABLE, &self.launch) > 0 {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::park_timeout(PAUSE);
+        }
+        true
+    }
+}

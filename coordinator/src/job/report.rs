@@ -1,0 +1,141 @@
+//! What the supervisor tells people: lines as things happen, and a summary at the end.
+//!
+//! All of it goes to standard error: standard output is the application's. Times are seconds since the
+//! supervisor began.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+/// The story of one `scrfs run`.
+#[derive(Debug)]
+pub struct Report {
+    begun: Instant,
+    stages: Vec<Stage>,
+    launches: u64,
+    epochs: u64,
+}
+
+#[derive(Debug)]
+struct Stage {
+    at: Duration,
+    what: String,
+}
+
+impl Report {
+    /// Begins now.
+    pub fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            stages: Vec::new(),
+            launches: 0,
+            epochs: 0,
+        }
+    }
+
+    /// For people, now.
+    pub fn say(&self, words: &str) {
+        let line = format!(
+            "scrfs run: +{:.2} s  {words}\n",
+            self.begun.elapsed().as_secs_f64()
+        );
+        // Nobody there to read it is no reason to stop.
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+
+    /// For people, now and again in the summary.
+    pub fn stage(&mut self, words: &str) {
+        self.say(words);
+        self.stages.push(Stage {
+            at: self.begun.elapsed(),
+            what: words.to_owned(),
+        });
+    }
+
+    /// One more epoch was begun.
+    pub fn count_epoch(&mut self) {
+        self.epochs += 1;
+    }
+
+    /// One more launch; its number, from one.
+    pub fn count_launch(&mut self) -> u64 {
+        self.launches += 1;
+        self.launches
+    }
+
+    /// Launches so far.
+    pub fn launches(&self) -> u64 {
+        self.launches
+    }
+
+    /// All stages, each with what it took since the one before.
+    pub fn summary<'a>(&self, down: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+        let mut text = format!(
+            "scrfs run: summary: {}, {}\n",
+            count(self.launches, "launch", "launches"),
+            count(self.epochs, "epoch", "epochs")
+        );
+        for (node, why) in down {
+            let _ = writeln!(text, "  not used any more: {node}: {why}");
+        }
+        let mut before = Duration::ZERO;
+        for stage in &self.stages {
+            let step = stage.at.saturating_sub(before);
+            let _ = writeln!(
+                text,
+                "  {:>8.2} s  (+{:.2})  {}",
+                stage.at.as_secs_f64(),
+                step.as_secs_f64(),
+                stage.what
+            );
+            before = stage.at;
+        }
+        text
+    }
+
+    /// Prints the summary.
+    pub fn finish<'a>(&self, down: impl Iterator<Item = (&'a str, &'a str)>) {
+        let _ = std::io::stderr().write_all(self.summary(down).as_bytes());
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn count(number: u64, one: &str, many: &str) -> String {
+    if number == 1 {
+        format!("1 {one}")
+    } else {
+        format!("{number} {many}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_has_every_stage_and_every_lost_node() {
+        let mut report = Report::new();
+        assert_eq!(report.count_launch(), 1);
+        report.count_epoch();
+        report.count_epoch();
+        report.stages.push(Stage {
+            at: Duration::from_millis(1500),
+            what: "launched".into(),
+        });
+        report.stages.push(Stage {
+            at: Duration::from_millis(1750),
+            what: "ended".into(),
+        });
+        let summary = report.summary([("node3", "no heartbeat")].into_iter());
+        let expected = "scrfs run: summary: 1 launch, 2 epochs\n\
+            \x20 not used any more: node3: no heartbeat\n\
+            \x20     1.50 s  (+1.50)  launched\n\
+            \x20     1.75 s  (+0.25)  ended\n";
+        assert_eq!(summary, expected);
+    }
+}
