@@ -605,6 +605,60 @@ fn broken_plans_and_unknown_holders_fail_their_job_only() {
     assert_eq!(text, expected);
 }
 
+/// Forged units with sound checksums, each wrong in one respect: none becomes parity.
+#[test]
+fn nothing_is_believed_that_was_not_asked_in_these_words_of_that_rank() {
+    for forgery in 0..4 {
+        let mut world = World::new(3, 1, small());
+        let geometry = world.fill(Scheme::Xor, &[60_000; 3], &mut StdRng::seed_from_u64(1));
+        world.encode(&geometry, 4096);
+        let (now, store) = (world.now, &mut world.stores[0]);
+        let engine = &mut world.engines[0];
+        while let Some((to, bytes)) = engine.poll_send(now, store) {
+            world.fabrics[0]
+                .send(to, Lane::Data, bytes)
+                .expect("plans name ranks that exist");
+        }
+        let asked = engine.pending.iter().find(|(_, p)| p.from == Rank(2));
+        let (&unit, pending) = asked.expect("rank 0 waits for units of both others");
+        let (mut job, mut extent, mut from) = (pending.job, pending.extent, pending.from);
+        let mut payload = vec![0xee; extent.len as usize];
+        match forgery {
+            0 => from = Rank(1),
+            1 => extent.offset += u64::from(extent.len),
+            2 => job = JobId(77),
+            _ => payload.truncate(100),
+        }
+        let message = Message::Unit {
+            job,
+            unit,
+            extent,
+            crc: crc32c(&payload),
+        };
+        let announced = engine.handle(now, from, message.encode().into(), store);
+        assert_eq!(
+            announced.is_ok(),
+            forgery == 3,
+            "only its payload can show that it is short"
+        );
+        let _ = engine.handle(now, from, payload.into(), store);
+        assert!(
+            engine.pending.contains_key(&unit),
+            "forgery {forgery} was taken for the unit"
+        );
+        world.run(PATIENCE);
+        world.all_done();
+        let streams = |n: usize, stream| &world.stores[n].streams[&(Slot(n as u32), stream)];
+        let parity = streams(0, Stream::Parity);
+        let (one, two) = (streams(1, Stream::Data), streams(2, Stream::Data));
+        // Slot 0 keeps the parity of the first stripe: the first chunks of both others.
+        assert!(
+            (0..CHUNK as usize).all(|i| parity[i] == one[i] ^ two[i]),
+            "forgery {forgery}"
+        );
+    }
+}
+
 /// What a hostile rank 1 may send to rank 0, which waits for units of ranks 1 and 2.
 fn hostile() -> impl Strategy<Value = Bytes> {
     let raw = proptest::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);

@@ -373,6 +373,33 @@ mod tests {
     }
 
     #[test]
+    fn extents_that_cannot_be_are_refused() {
+        let job = JobId(1);
+        let decoded = |offset, len, count| {
+            let extent = Extent {
+                slot: Slot(0),
+                stream: Stream::Data,
+                offset,
+                len,
+            };
+            let units = vec![(1, extent); count];
+            let bytes = Message::Request {
+                job,
+                dataset: DatasetId(1),
+                units,
+            }
+            .encode();
+            Message::decode(&bytes).is_ok()
+        };
+        assert!(decoded(0, 1, REQUEST_UNITS_MAX));
+        assert!(!decoded(0, 1, REQUEST_UNITS_MAX + 1));
+        assert!(!decoded(0, 0, 1));
+        assert!(decoded(i64::MAX as u64 - 1, 1, 1));
+        assert!(!decoded(i64::MAX as u64, 1, 1));
+        assert!(!decoded(u64::MAX, 1, 1));
+    }
+
+    #[test]
     fn golden_bytes_of_version_1() {
         let extent = Extent {
             slot: Slot(3),
