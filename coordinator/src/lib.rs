@@ -1,9 +1,17 @@
 //! What crosses nodes: the fabric over MPI, the transfer engine, flush and fetch, and the driver that
 //! runs the core's protocols on them. The supervisor of jobs is here too; it needs none of these.
 
+pub mod args;
 pub mod bench;
+pub mod driver;
+mod effects;
+mod inventory;
 pub mod job;
+mod link;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod part;
+mod parts;
+pub mod prefix;
 pub mod transfer;
+mod works;

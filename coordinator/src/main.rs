@@ -1,1 +1,79 @@
-fn main() {}
+//! `scrfs-coordinator`: everything of the coordinator that needs no MPI: a cluster of one, and the
+//! supervisor behind `scrfs run`.
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use scrfs::fabric::local;
+use scrfs_coordinator::args::{Serve, init_log, runtime};
+use scrfs_coordinator::bench::{Encode, bench_encode};
+use scrfs_coordinator::driver::Driver;
+use scrfs_coordinator::job::{self, Reap, RunArgs};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The coordinator of a cluster of one, and the supervisor of jobs. Started by scrfs.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Coordinate this node alone
+    Serve(Serve),
+    Run(Box<RunArgs>),
+    #[command(hide = true)]
+    Reap(Reap),
+    /// What `scrfs bench` cannot measure by itself, as JSON
+    Bench(Bench),
+}
+
+/// The encode of four nodes in one process, and its limits
+#[derive(Args)]
+struct Bench {
+    /// Directory for the files, in the store that is measured
+    #[arg(long)]
+    directory: PathBuf,
+    /// MiB a node
+    #[arg(long)]
+    part: u64,
+    /// Runs that count
+    #[arg(long)]
+    runs: u32,
+}
+
+/// Nodes of the encode that is measured.
+const BENCH_NODES: u32 = 4;
+
+fn main() -> ExitCode {
+    init_log();
+    let done = match Cli::parse().command {
+        Command::Serve(serve) => serve_alone(serve),
+        Command::Run(args) => return ExitCode::from(job::run(&args)),
+        Command::Reap(reap) => return ExitCode::from(u8::from(!reap.run())),
+        Command::Bench(args) => bench(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve_alone(serve: Serve) -> Result<()> {
+    let runtime = runtime()?;
+    Driver::start(local::solo(), &serve.options(), runtime.handle())?.run()?;
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn bench(args: &Bench) -> Result<()> {
+    let what = Encode { part_bytes: args.part << 20, runs: args.runs, ..Encode::default() };
+    let figures = bench_encode(BENCH_NODES, &args.directory, what)?;
+    println!("{}", serde_json::to_string(&figures)?);
+    Ok(())
+}

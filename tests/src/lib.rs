@@ -5,7 +5,9 @@
 
 mod binary;
 pub mod cluster;
+pub mod demo;
 mod wait;
+pub mod workload;
 
 pub use binary::binary;
 pub use cluster::{Builder, Cluster, Loss};

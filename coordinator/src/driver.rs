@@ -1,0 +1,422 @@
+//! The driver: one coordinator's life in one epoch.
+//!
+//! One thread owns the fabric, the protocol node, the transfer engine and the open parts, and turns:
+//! events in → steps → records down → effects out. What may take long (scans, flushes, fsyncs of
+//! parts) runs on [`Tasks`] and comes back as an event.
+//!
+//! Invariants: effects are carried out in order, after their step's records are durable; a record that
+//! cannot be written ends this coordinator, and with it the epoch, for it can no longer keep its word;
+//! a packet of another epoch is dropped.
+
+use crate::effects;
+use crate::inventory;
+use crate::link::{Link, NodeFacts};
+use crate::parts::Parts;
+use crate::prefix::Prefix;
+use crate::transfer::{Engine, Limits};
+use crate::works::{Context as WorkContext, TaskEnd, Works};
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use scrfs::config::Config;
+use scrfs::control::{FromDaemon, Role};
+use scrfs::fabric::{Envelope, Fabric, Lane, Waker};
+use scrfs::id::{Epoch, Rank, Slot};
+use scrfs::layout::path::CachePaths;
+use scrfs::layout::record::UnixMillis;
+use scrfs::protocol::Now;
+use scrfs::protocol::message::{Message, Packet, PrefixView};
+use scrfs::protocol::node::{Node, Start};
+use scrfs::protocol::step::{Effect, Outcome, Step};
+use scrfs::store::posix::PosixStore;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// What reaches the driver from other threads.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The daemon said something.
+    Daemon(FromDaemon),
+    /// The daemon is gone; so is this coordinator, then.
+    DaemonGone(String),
+    /// An effect of the protocol has ended.
+    Outcome(Outcome),
+    /// A step of encode or rebuild has ended.
+    Task(TaskEnd),
+}
+
+/// How this coordinator is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The daemon's socket.
+    pub socket: PathBuf,
+    /// The epoch; one more than the last one here when not given.
+    pub epoch: Option<Epoch>,
+    /// Programs start anew with this epoch.
+    pub new_run: bool,
+}
+
+/// Threads for what may take long.
+#[derive(Clone)]
+pub(crate) struct Tasks {
+    runtime: tokio::runtime::Handle,
+    events: Sender<Event>,
+    wake: Waker,
+}
+
+impl Tasks {
+    /// Runs `task` on another thread; what it returns comes to the driver as an event.
+    pub(crate) fn spawn(&self, task: impl FnOnce(&dyn Fn(Event)) -> Event + Send + 'static) {
+        let (events, wake) = (self.events.clone(), self.wake.clone());
+        self.runtime.spawn_blocking(move || {
+            let report = |event| {
+                // The driver is gone only when the process is about to be.
+                let _ = events.send(event);
+                wake();
+            };
+            let last = task(&report);
+            report(last);
+        });
+    }
+}
+
+/// Longest time the driver sleeps without looking at the clock.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Shortest time between two looks at a deadline that has passed.
+const TICK: Duration = Duration::from_millis(10);
+/// Messages taken from the fabric before other things get their turn.
+const BATCH: usize = 256;
+/// Units in flight, both ways together within the bound on a coordinator's memory.
+const LIMITS: Limits = Limits {
+    window_bytes: 16 << 20,
+    serve_bytes: 16 << 20,
+    silence: Duration::from_secs(10),
+    attempts: 4,
+};
+
+/// One coordinator at work.
+pub struct Driver<F: Fabric> {
+    fabric: F,
+    link: Link,
+    node: Node,
+    engine: Engine,
+    parts: Parts,
+    works: Works,
+    tasks: Tasks,
+    events: Receiver<Event>,
+    store: PosixStore,
+    paths: CachePaths,
+    prefix: Option<Arc<Prefix>>,
+    config: Arc<Config>,
+    epoch: Epoch,
+    born: Instant,
+    next_tick: Instant,
+    stopping: bool,
+}
+
+impl<F: Fabric> Driver<F> {
+    /// Connects to the daemon, takes the inventory, and greets the leader.
+    pub fn start(fabric: F, options: &Options, runtime: &tokio::runtime::Handle) -> Result<Self> {
+        let (me, size) = (fabric.me(), fabric.size());
+        let cache = options.socket.parent().unwrap_or(Path::new("/"));
+        let paths = CachePaths::at(cache);
+        let last = inventory::last_epoch(&paths).context("cannot read the epoch record")?;
+        let epoch = options.epoch.unwrap_or(Epoch(last.0 + 1));
+        if epoch <= last {
+            bail!("this is {epoch}, but {last} has already begun on this node");
+        }
+        let pid = std::process::id();
+        let role = Role::Coordinator { epoch, rank: me, size, slot: Slot(me.0), pid };
+        let (link, facts) = Link::open(&options.socket, role)?;
+        let NodeFacts { node, cache, config } = facts;
+        let paths = CachePaths::at(&cache);
+        let config: Config =
+            serde_json::from_str(&config).context("the daemon's configuration does not parse")?;
+        let config = Arc::new(config);
+        let store = PosixStore::with_reserve(&paths.reserve());
+        let (prefix, view) = open_prefix(&config, me, &paths);
+        let group = config.failure_group(&config.redundancy.group, &node)?;
+        let inventory = inventory::take(&paths, node, group)?;
+        let (sender, events) = channel();
+        link.listen(sender.clone(), fabric.waker())?;
+        let tasks =
+            Tasks { runtime: runtime.clone(), events: sender, wake: fabric.waker() };
+        let mut parts = Parts::new(me, paths.clone());
+        for entry in &inventory.datasets {
+            parts.learn(&entry.record);
+        }
+        let start = Start {
+            epoch,
+            me,
+            size,
+            new_run: options.new_run,
+            config: (*config).clone(),
+            prefix: view,
+        };
+        let (node, step) = Node::start(start, inventory);
+        let mut driver = Self {
+            fabric,
+            link,
+            node,
+            engine: Engine::new(me, LIMITS),
+            parts,
+            works: Works::new(me),
+            tasks,
+            events,
+            store,
+            paths,
+            prefix,
+            config,
+            epoch,
+            born: Instant::now(),
+            next_tick: Instant::now(),
+            stopping: false,
+        };
+        tracing::info!(%me, size, %epoch, "coordinator started");
+        driver.carry_out(step)?;
+        Ok(driver)
+    }
+
+    /// Runs until the daemon says stop, or goes; or something fails that ends the epoch here.
+    pub fn run(mut self) -> Result<F> {
+        loop {
+            while let Ok(event) = self.events.try_recv() {
+                self.handle_event(event)?;
+            }
+            self.move_bytes()?;
+            if self.stopping && self.node.is_idle(self.now()) && self.works.is_idle() {
+                tracing::info!("coordinator ends as asked");
+                return Ok(self.fabric);
+            }
+            let mut until = self.wait_until();
+            for _ in 0..BATCH {
+                let Some(envelope) = self.fabric.poll(until)? else { break };
+                self.receive(envelope)?;
+                until = Instant::now();
+            }
+            if Instant::now() >= self.next_tick {
+                let step = self.node.handle_tick(self.now());
+                self.carry_out(step)?;
+                self.next_tick = Instant::now() + self.to_next_tick();
+                self.engine.tick(Instant::now());
+            }
+        }
+    }
+
+    fn to_next_tick(&self) -> Duration {
+        let deadline = self.node.deadline().map(|tick| self.born + Duration::from_millis(tick));
+        let wait = deadline.map_or(LOOK_AGAIN, |at| at.saturating_duration_since(Instant::now()));
+        wait.clamp(TICK, LOOK_AGAIN)
+    }
+
+    fn wait_until(&self) -> Instant {
+        let now = Instant::now();
+        let engine = self.engine.next_deadline(now).unwrap_or(self.next_tick);
+        self.next_tick.min(engine).min(now + self.to_next_tick())
+    }
+
+    fn now(&self) -> Now {
+        let tick = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Now { tick, wall: wall_clock() }
+    }
+
+    fn handle_event(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Daemon(FromDaemon::Stop { finish_flushes }) => {
+                self.stopping = true;
+                if !finish_flushes {
+                    bail!("stopped without finishing, as asked");
+                }
+                Ok(())
+            }
+            Event::Daemon(word) => {
+                let step = self.node.handle_daemon(word);
+                self.carry_out(step)
+            }
+            Event::DaemonGone(why) => bail!("the daemon is gone: {why}"),
+            Event::Outcome(outcome) => self.outcome(outcome),
+            Event::Task(end) => self.with_works(|works, context| works.task_ended(end, context)),
+        }
+    }
+
+    fn outcome(&mut self, outcome: Outcome) -> Result<()> {
+        let step = self.node.handle_outcome(self.now(), outcome);
+        self.carry_out(step)
+    }
+
+    fn receive(&mut self, envelope: Envelope) -> Result<()> {
+        let Envelope { from, lane, bytes } = envelope;
+        if lane == Lane::Data {
+            let now = Instant::now();
+            if let Err(error) = self.engine.handle(now, from, bytes, &mut self.parts) {
+                tracing::warn!(%from, %error, "dropped a data message");
+            }
+            return self.move_bytes();
+        }
+        let packet = match Packet::decode(&bytes) {
+            Ok(packet) if packet.epoch == self.epoch => packet,
+            Ok(packet) => {
+                tracing::warn!(%from, theirs = %packet.epoch, ours = %self.epoch, "late-comer");
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::error!(%from, %error, "dropped a message that does not decode");
+                return Ok(());
+            }
+        };
+        match packet.message {
+            message @ (Message::Keep(_)
+            | Message::Kept { .. }
+            | Message::WantMetadata { .. }
+            | Message::HaveMetadata { .. }) => {
+                self.with_works(|works, context| works.peer_says(from, message, context))
+            }
+            message => {
+                let step = self.node.handle_message(self.now(), from, message);
+                self.carry_out(step)
+            }
+        }
+    }
+
+    /// Lets the engine send and tell, until it has nothing to say.
+    fn move_bytes(&mut self) -> Result<()> {
+        let now = Instant::now();
+        while let Some((to, bytes)) = self.engine.poll_send(now, &mut self.parts) {
+            self.fabric.send(to, Lane::Data, bytes)?;
+        }
+        while let Some(event) = self.engine.poll_event() {
+            self.with_works(|works, context| works.job_event(event, context))?;
+        }
+        if self.parts.take_summed() {
+            self.with_works(|works, context| works.sums_grew(context))?;
+        }
+        Ok(())
+    }
+
+    /// Runs `act` on the works, then carries out what it asks for.
+    fn with_works(&mut self, act: impl FnOnce(&mut Works, &mut WorkContext<'_>)) -> Result<()> {
+        let mut context = WorkContext {
+            engine: &mut self.engine,
+            parts: &mut self.parts,
+            tasks: &self.tasks,
+            prefix: self.prefix.as_ref(),
+            config: &self.config,
+            store: &self.store,
+            messages: Vec::new(),
+            outcomes: Vec::new(),
+        };
+        act(&mut self.works, &mut context);
+        let (messages, outcomes) = (context.messages, context.outcomes);
+        for (to, message) in messages {
+            self.send(to, message)?;
+        }
+        for outcome in outcomes {
+            self.outcome(outcome)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, to: Rank, message: Message) -> Result<()> {
+        let packet = Packet { epoch: self.epoch, message };
+        self.fabric.send(to, Lane::Control, Bytes::from(packet.encode()))?;
+        Ok(())
+    }
+
+    /// Puts the records of a step down, then does what it says.
+    fn carry_out(&mut self, step: Step) -> Result<()> {
+        let (store, paths, parts) = (&self.store, &self.paths, &mut self.parts);
+        let effects = step
+            .persisted_by(|write| effects::put(store, paths, parts, write))
+            .context("cannot keep a record, so this coordinator cannot keep its word")?;
+        for effect in effects {
+            self.run_effect(effect)?;
+        }
+        Ok(())
+    }
+
+    fn run_effect(&mut self, effect: Effect) -> Result<()> {
+        match effect {
+            Effect::Send { to, message } => self.send(to, message),
+            Effect::Daemon(message) => self.link.tell(&message),
+            Effect::MakePart { ticket, record } => {
+                let slot = Slot(self.fabric.me().0);
+                let result = effects::make_part(&self.paths, &record, slot);
+                self.outcome(Outcome::Worked { ticket, result })
+            }
+            Effect::Scan { dataset, generation } => {
+                let (paths, epoch) = (self.paths.clone(), self.epoch);
+                let store = self.store.clone();
+                let slot = Slot(self.fabric.me().0);
+                self.tasks.spawn(move |_| {
+                    let result = effects::scan(&paths, &store, dataset, slot, epoch);
+                    Event::Outcome(Outcome::Scanned { dataset, generation, result })
+                });
+                Ok(())
+            }
+            Effect::Work { ticket, order } => {
+                self.with_works(|works, context| works.begin(ticket, order, context))
+            }
+            Effect::CompleteFlush { record } => {
+                let prefix = self.prefix.clone();
+                self.tasks.spawn(move |_| {
+                    let dataset = record.id;
+                    let result = effects::complete_flush(prefix.as_deref(), &record);
+                    Event::Outcome(Outcome::FlushCompleted { dataset, result })
+                });
+                Ok(())
+            }
+            Effect::DropData { dataset, slots } => {
+                self.parts.forget(dataset, &slots);
+                match effects::set_aside(&self.paths, dataset, &slots) {
+                    Ok(aside) => self.tasks.spawn(move |_| {
+                        effects::remove_aside(&aside);
+                        Event::Outcome(Outcome::Worked { ticket: 0, result: Ok(()) })
+                    }),
+                    Err(error) => tracing::error!(%dataset, %error, "cannot free its space"),
+                }
+                self.store.refill_reserve();
+                Ok(())
+            }
+        }
+    }
+}
+
+fn open_prefix(
+    config: &Config,
+    me: Rank,
+    paths: &CachePaths,
+) -> (Option<Arc<Prefix>>, Option<PrefixView>) {
+    let prefix = match Prefix::open(&config.prefix) {
+        Ok(prefix) => Arc::new(prefix),
+        Err(error) => {
+            tracing::error!(prefix = %config.prefix.display(), %error, "nothing will be flushed");
+            return (None, None);
+        }
+    };
+    if me != Rank(0) {
+        return (Some(prefix), None);
+    }
+    let keep = inventory::dataset_ids(paths);
+    if let Err(error) = prefix.reconcile(&keep) {
+        tracing::error!(prefix = %config.prefix.display(), %error, "cannot tidy the prefix");
+    }
+    let complete = match prefix.list() {
+        Ok(entries) => entries,
+        Err(error) => {
+            tracing::error!(prefix = %config.prefix.display(), %error, "cannot list the prefix");
+            Vec::new()
+        }
+    };
+    let view = PrefixView {
+        complete: effects::complete_records(complete),
+        current: scrfs::name::Name::new(config.restart.current.as_bytes()).ok(),
+    };
+    (Some(prefix), Some(view))
+}
+
+/// Milliseconds since the Unix epoch.
+fn wall_clock() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

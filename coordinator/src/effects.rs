@@ -1,0 +1,173 @@
+//! What the protocol's effects do to this node's cache and to the prefix.
+
+use crate::part::{self, PartError};
+use crate::parts::Parts;
+use crate::prefix::Prefix;
+use nix::unistd::{Gid, Uid, chown};
+use scrfs::control::Refusal;
+use scrfs::id::{DatasetId, Epoch, Slot};
+use scrfs::layout::envelope::{Kind, seal};
+use scrfs::layout::index::{EntryState, IndexEntry};
+use scrfs::layout::path::CachePaths;
+use scrfs::layout::record::{DatasetRecord, PartSummary};
+use scrfs::protocol::message::Failure;
+use scrfs::protocol::step::Write;
+use scrfs::store::posix::{PosixStore, sync_directory};
+use scrfs::store::{Store, StoreError};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Puts one record down.
+pub(crate) fn put(
+    store: &PosixStore,
+    paths: &CachePaths,
+    parts: &mut Parts,
+    write: &Write,
+) -> Result<(), StoreError> {
+    match write {
+        Write::Dataset(record) => {
+            store.put(&paths.record(record.id), &seal(Kind::Dataset, record))?;
+            parts.learn(record);
+            Ok(())
+        }
+        Write::Forget(dataset) => store.remove(&paths.record(*dataset)),
+        Write::Epoch(record) => store.put(&paths.epoch(), &seal(Kind::Epoch, record)),
+    }
+}
+
+/// Everything an error was caused by, in one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+fn refusal(error: Option<&io::Error>) -> Refusal {
+    match error.map(io::Error::kind) {
+        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Refusal::NoSpace,
+        _ => Refusal::Failed,
+    }
+}
+
+/// A part's trouble, for the protocol.
+pub(crate) fn part_failure(error: &PartError) -> Failure {
+    Failure::new(refusal(error.io()), chain(error))
+}
+
+/// A record's trouble, for the protocol.
+pub(crate) fn store_failure(error: &StoreError) -> Failure {
+    Failure::new(refusal(Some(&error.source)), chain(error))
+}
+
+/// Makes the empty tree of this node's slot, with the owner and mode that were asked for. It being
+/// there already is fine.
+pub(crate) fn make_part(paths: &CachePaths, record: &DatasetRecord, slot: Slot) -> Result<(), Failure> {
+    let tree = paths.tree(record.id, slot);
+    let make = || -> io::Result<()> {
+        if tree.is_dir() {
+            return Ok(());
+        }
+        fs::create_dir_all(&tree)?;
+        chown(&tree, Some(Uid::from_raw(record.uid)), Some(Gid::from_raw(record.gid)))?;
+        fs::set_permissions(&tree, fs::Permissions::from_mode(record.mode & 0o7777))
+    };
+    make().map_err(|source| {
+        store_failure(&StoreError { verb: "make", path: tree.clone(), source })
+    })?;
+    sync_directory(&paths.dataset(record.id)).map_err(|error| store_failure(&error))
+}
+
+/// Describes this node's part and puts the manifest down: what a vote stands on.
+pub(crate) fn scan(
+    paths: &CachePaths,
+    store: &PosixStore,
+    dataset: DatasetId,
+    slot: Slot,
+    epoch: Epoch,
+) -> Result<PartSummary, Failure> {
+    let manifest = part::scan_part(&paths.tree(dataset, slot), dataset, slot, epoch)
+        .map_err(|error| part_failure(&error))?;
+    let (bytes, summary) = part::records::encode_manifest(&manifest);
+    let path = paths.manifest(dataset, slot, scrfs::layout::path::Keep::Own);
+    store.put(&path, &bytes).map_err(|error| store_failure(&error))?;
+    Ok(summary)
+}
+
+/// Verifies what all nodes flushed, and makes it visible.
+pub(crate) fn complete_flush(prefix: Option<&Prefix>, record: &DatasetRecord) -> Result<(), Failure> {
+    let prefix =
+        prefix.ok_or_else(|| Failure::new(Refusal::Failed, "there is no prefix to flush to"))?;
+    prefix.complete_flush(record).map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
+}
+
+/// The complete datasets of a prefix, as the leader wants them.
+pub(crate) fn complete_records(entries: Vec<IndexEntry>) -> Vec<DatasetRecord> {
+    let complete = entries.into_iter().filter(|entry| entry.state == EntryState::Complete);
+    complete
+        .map(|entry| {
+            let mut record = entry.record;
+            record.flushed = Some(entry.flushed);
+            record
+        })
+        .collect()
+}
+
+fn aside_root(paths: &CachePaths) -> PathBuf {
+    paths.root().join("trash")
+}
+
+/// Renames the files of a dataset out of the way, so that they can be removed at leisure.
+pub(crate) fn set_aside(
+    paths: &CachePaths,
+    dataset: DatasetId,
+    slots: &[Slot],
+) -> Result<PathBuf, StoreError> {
+    let root = aside_root(paths);
+    fs::create_dir_all(&root).map_err(StoreError::of("make", &root))?;
+    let mut aside = root.clone();
+    for number in 0u64.. {
+        aside = root.join(format!("{dataset}.{number}"));
+        match fs::create_dir(&aside) {
+            Ok(()) => break,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(StoreError::of("make", &aside)(error)),
+        }
+    }
+    let directory = paths.dataset(dataset);
+    let store = PosixStore::new();
+    for name in store.list(&directory)? {
+        let slot = name.to_str().and_then(scrfs::layout::path::parse_slot_directory);
+        let Some((slot, _)) = slot else { continue };
+        if slots.is_empty() || slots.contains(&slot) {
+            let from = directory.join(&name);
+            fs::rename(&from, aside.join(&name)).map_err(StoreError::of("rename", &from))?;
+        }
+    }
+    if !paths.record(dataset).exists() && directory.exists() {
+        let to = aside.join("dataset");
+        fs::rename(&directory, &to).map_err(StoreError::of("rename", &directory))?;
+    }
+    Ok(aside)
+}
+
+/// Removes what was set aside.
+pub(crate) fn remove_aside(aside: &Path) {
+    if let Err(error) = fs::remove_dir_all(aside) {
+        tracing::error!(path = %aside.display(), %error, "cannot free space");
+    }
+}
+
+/// Removes what an earlier epoch set aside.
+pub(crate) fn clean_aside(paths: &CachePaths) {
+    let root = aside_root(paths);
+    if root.exists() {
+        remove_aside(&root);
+    }
+}

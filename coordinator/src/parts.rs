@@ -1,0 +1,228 @@
+//! The open parts of this node, as the transfer engine sees them.
+//!
+//! Parts open on demand, for peers may ask before this node has got the order itself. Checksums of
+//! other slots come from the copies kept here. A unit written is held against the checksum on record,
+//! so that a rebuild can never put wrong bytes down.
+
+use crate::part::{Part, PartError, PartId, SealedPart, sums_that_fit};
+use crate::transfer::{PartStore, TransferError};
+use bytes::Bytes;
+use scrfs::id::{DatasetId, Rank, Slot};
+use scrfs::layout::manifest::Sums;
+use scrfs::layout::path::{CachePaths, Keep};
+use scrfs::layout::record::DatasetRecord;
+use scrfs::redundancy::{Extent, Stream};
+use scrfs::store::posix::PosixStore;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// An open part, and how many units of its log have no checksum yet.
+#[derive(Clone, Debug)]
+struct Opened {
+    part: Arc<Part>,
+    unsummed: usize,
+}
+
+/// All parts of this node.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    me: Rank,
+    paths: CachePaths,
+    store: PosixStore,
+    records: BTreeMap<DatasetId, DatasetRecord>,
+    opened: RefCell<HashMap<(DatasetId, Slot), Opened>>,
+    copies: RefCell<HashMap<(DatasetId, Slot, Stream), Option<Arc<Sums>>>>,
+    summed: bool,
+}
+
+impl Parts {
+    /// Nothing open yet.
+    pub(crate) fn new(me: Rank, paths: CachePaths) -> Self {
+        Self {
+            me,
+            paths,
+            store: PosixStore::new(),
+            records: BTreeMap::new(),
+            opened: RefCell::default(),
+            copies: RefCell::default(),
+            summed: false,
+        }
+    }
+
+    /// Where everything lies.
+    pub(crate) fn paths(&self) -> &CachePaths {
+        &self.paths
+    }
+
+    /// Learns what a dataset is.
+    pub(crate) fn learn(&mut self, record: &DatasetRecord) {
+        self.records.insert(record.id, record.clone());
+    }
+
+    /// What is known of a dataset.
+    pub(crate) fn record(&self, dataset: DatasetId) -> Option<&DatasetRecord> {
+        self.records.get(&dataset)
+    }
+
+    /// Closes slots of a dataset, all when none are named.
+    pub(crate) fn forget(&mut self, dataset: DatasetId, slots: &[Slot]) {
+        let gone = |id: DatasetId, slot: Slot| {
+            id == dataset && (slots.is_empty() || slots.contains(&slot))
+        };
+        self.opened.borrow_mut().retain(|&(id, slot), _| !gone(id, slot));
+        self.copies.borrow_mut().retain(|&(id, slot, _), _| !gone(id, slot));
+    }
+
+    /// Forgets what was read of copies, after new ones came.
+    pub(crate) fn forget_copies(&mut self, dataset: DatasetId) {
+        self.copies.borrow_mut().retain(|&(id, ..), _| id != dataset);
+    }
+
+    /// Puts an open part in, in place of what was there.
+    pub(crate) fn insert(&mut self, part: Arc<Part>) {
+        let id = part.id();
+        let unsummed = unsummed(&part);
+        self.opened.borrow_mut().insert((id.dataset, id.slot), Opened { part, unsummed });
+    }
+
+    /// The part of a slot, opened if need be.
+    pub(crate) fn open(&self, dataset: DatasetId, slot: Slot) -> Result<Arc<Part>, PartError> {
+        if let Some(opened) = self.opened.borrow().get(&(dataset, slot)) {
+            return Ok(Arc::clone(&opened.part));
+        }
+        let record = self.records.get(&dataset).ok_or_else(|| {
+            let path = self.paths.record(dataset);
+            PartError::Missing { part: PartId { dataset, slot }, path }
+        })?;
+        let part = Arc::new(Part::open(&self.store, &self.paths, record, slot)?);
+        let unsummed = unsummed(&part);
+        let opened = Opened { part: Arc::clone(&part), unsummed };
+        self.opened.borrow_mut().insert((dataset, slot), opened);
+        Ok(part)
+    }
+
+    /// Counts anew what has no checksum, after somebody else has computed some.
+    pub(crate) fn recount(&mut self, dataset: DatasetId, slot: Slot) {
+        if let Some(opened) = self.opened.borrow_mut().get_mut(&(dataset, slot)) {
+            opened.unsummed = unsummed(&opened.part);
+        }
+    }
+
+    /// Whether every unit of the slot's log has its checksum.
+    pub(crate) fn is_summed(&self, dataset: DatasetId, slot: Slot) -> bool {
+        self.opened.borrow().get(&(dataset, slot)).is_some_and(|opened| opened.unsummed == 0)
+    }
+
+    /// Whether a part became fully summed since this was last asked.
+    pub(crate) fn take_summed(&mut self) -> bool {
+        std::mem::take(&mut self.summed)
+    }
+
+    fn copy(&self, dataset: DatasetId, slot: Slot, stream: Stream) -> Option<Arc<Sums>> {
+        let key = (dataset, slot, stream);
+        if let Some(known) = self.copies.borrow().get(&key) {
+            return known.clone();
+        }
+        let sealed = SealedPart::of(self.records.get(&dataset)?, slot).ok()?;
+        let sums = sums_that_fit(&self.store, &self.paths, &sealed, stream, Keep::Copy);
+        let sums = sums.map(Arc::new);
+        self.copies.borrow_mut().insert(key, sums.clone());
+        sums
+    }
+
+    fn opened_for(
+        &self,
+        dataset: DatasetId,
+        extent: Extent,
+    ) -> Result<Arc<Part>, TransferError> {
+        self.open(dataset, extent.slot).map_err(|error| {
+            tracing::debug!(%error, "part asked for is not here");
+            TransferError::Missing { dataset, extent }
+        })
+    }
+}
+
+/// Units of the part log without a checksum.
+fn unsummed(part: &Part) -> usize {
+    part.sums(Stream::Data).crcs.iter().filter(|crc| crc.is_none()).count()
+}
+
+fn io(dataset: DatasetId, extent: Extent, error: &PartError) -> TransferError {
+    tracing::error!(%dataset, ?extent, %error, "part cannot be read or written");
+    let errno = error.io().and_then(std::io::Error::raw_os_error).unwrap_or(libc::EIO);
+    TransferError::Io { dataset, extent, errno }
+}
+
+fn known(sums: &Sums, extent: Extent) -> Option<u32> {
+    sums.crcs.get(sums.unit_at(extent.offset, extent.len)?).copied().flatten()
+}
+
+/// Index of the unit that is exactly this extent.
+fn unit_of(part: &Part, extent: Extent) -> Option<usize> {
+    let unit = u64::from(part.unit_bytes());
+    let rest = part.stream_bytes(extent.stream).checked_sub(extent.offset)?;
+    (extent.offset % unit == 0 && u64::from(extent.len) == unit.min(rest))
+        .then(|| usize::try_from(extent.offset / unit).ok())
+        .flatten()
+}
+
+impl PartStore for Parts {
+    fn read(&self, dataset: DatasetId, extent: Extent) -> Result<Bytes, TransferError> {
+        let part = self.opened_for(dataset, extent)?;
+        if part.is_restoring() {
+            return Err(TransferError::Missing { dataset, extent });
+        }
+        match extent.stream {
+            Stream::Data => part.read_data(extent.offset, extent.len),
+            Stream::Parity => part.read_parity(extent.offset, extent.len),
+        }
+        .map_err(|error| io(dataset, extent, &error))
+    }
+
+    fn write(
+        &mut self,
+        dataset: DatasetId,
+        extent: Extent,
+        bytes: &[u8],
+        crc: u32,
+    ) -> Result<(), TransferError> {
+        let part = self.opened_for(dataset, extent)?;
+        let unit = unit_of(&part, extent).ok_or(TransferError::BrokenPlan { dataset, extent })?;
+        let expected = part.sum(extent.stream, unit).unwrap_or(crc);
+        // Parity that is made for the first time may be made again after a crash, of other data.
+        if expected != crc && !(extent.stream == Stream::Parity && !part.has_parity()) {
+            let from = self.me;
+            let found = crc;
+            return Err(TransferError::Checksum { dataset, extent, from, expected, found });
+        }
+        match extent.stream {
+            Stream::Data => part.write_data(extent.offset, bytes),
+            Stream::Parity => part.write_parity(extent.offset, bytes),
+        }
+        .map_err(|error| io(dataset, extent, &error))?;
+        part.set_sum(extent.stream, unit, crc);
+        Ok(())
+    }
+
+    fn expected_crc(&self, dataset: DatasetId, extent: Extent) -> Option<u32> {
+        if let Some(opened) = self.opened.borrow().get(&(dataset, extent.slot)) {
+            return opened.part.sum(extent.stream, unit_of(&opened.part, extent)?);
+        }
+        known(&*self.copy(dataset, extent.slot, extent.stream)?, extent)
+    }
+
+    fn served(&mut self, dataset: DatasetId, extent: Extent, crc: u32) {
+        let mut opened = self.opened.borrow_mut();
+        let Some(opened) = opened.get_mut(&(dataset, extent.slot)) else { return };
+        let Some(unit) = unit_of(&opened.part, extent) else { return };
+        if opened.part.sum(extent.stream, unit).is_some() {
+            return;
+        }
+        opened.part.set_sum(extent.stream, unit, crc);
+        if extent.stream == Stream::Data {
+            opened.unsummed = opened.unsummed.saturating_sub(1);
+            self.summed |= opened.unsummed == 0;
+        }
+    }
+}
