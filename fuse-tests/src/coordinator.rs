@@ -207,8 +207,7 @@ impl Player {
         let restart = self
             .datasets
             .values()
-            .filter(|record| record.is_restartable())
-            .next_back();
+            .rfind(|record| record.is_restartable());
         let restart = restart.map(|record| record.id);
         self.tell(&ToDaemon::Ready { restart })
     }

@@ -53,12 +53,12 @@ fn unescape(field: &str) -> PathBuf {
 
 /// Type and source of what was mounted last at `path`, in a mountinfo text.
 fn mounted_in(mountinfo: &str, path: &Path) -> Option<(String, String)> {
-    let line = mountinfo.lines().filter(|line| {
+    let line = mountinfo.lines().rfind(|line| {
         line.split(' ')
             .nth(4)
             .is_some_and(|field| unescape(field) == path)
     });
-    let (_, rest) = line.last()?.split_once(" - ")?;
+    let (_, rest) = line?.split_once(" - ")?;
     let mut fields = rest.split(' ');
     Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
 }
