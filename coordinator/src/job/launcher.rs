@@ -1,7 +1,9 @@
 //! The user's launch command, told which hosts to use.
 //!
 //! `{hosts} {hostfile} {nnodes} {restart}` are replaced wherever they stand. A launcher that is known
-//! and whose command names no hosts gets them inserted behind its own name. One row of [`ADAPTERS`] a
+//! and whose command names no hosts gets them inserted behind its own name, and how to reach them unless
+//! it says that, too. (An application's own option may be taken for one of the launcher's; then the
+//! placeholders help.) One row of [`ADAPTERS`] a
 //! launcher; a new one is a new row. Pure.
 
 use super::hosts::Host;
@@ -30,8 +32,12 @@ struct Adapter {
     programs: &'static [&'static str],
     /// What its `--version` says, where several go by the same name.
     version: Option<&'static str>,
+    /// Options by which the user has named hosts; with one or two dashes in front.
+    named_by: &'static [&'static str],
     /// Options for the hosts.
     hosts: fn(&Target<'_>) -> Vec<String>,
+    /// A word by which the user has said how to reach them, and our options for it.
+    rsh: (&'static str, fn(&str) -> Vec<String>),
     /// Options that take the launch's variable to the processes.
     environment: fn(&Target<'_>) -> Vec<String>,
 }
@@ -40,24 +46,17 @@ const ADAPTERS: [Adapter; 2] = [
     Adapter {
         programs: &["mpirun", "mpiexec", "orterun"],
         version: Some("Open MPI"),
-        hosts: |target| {
-            let mut options = vec!["--host".into(), hosts_with_slots(target.hosts)];
-            options.extend(open_mpi_rsh(target.rsh));
-            options
-        },
+        named_by: &["H", "host", "hostfile", "machinefile"],
+        hosts: |target| vec!["--host".into(), hosts_with_slots(target.hosts)],
+        rsh: ("plm_rsh_agent", open_mpi_rsh),
         environment: |target| vec!["-x".into(), format!("{LAUNCH_VARIABLE}={}", target.launch)],
     },
     Adapter {
         programs: &["mpirun", "mpiexec", "mpiexec.hydra"],
         version: Some("HYDRA"),
-        hosts: |target| {
-            let mut options = vec!["-hosts".into(), hosts_with_slots(target.hosts)];
-            if target.rsh != "ssh" {
-                options
-                    .extend(["-launcher", "ssh", "-launcher-exec", target.rsh].map(String::from));
-            }
-            options
-        },
+        named_by: &["f", "hosts", "hostlist", "machine", "machinefile"],
+        hosts: |target| vec!["-hosts".into(), hosts_with_slots(target.hosts)],
+        rsh: ("-launcher-exec", hydra_rsh),
         environment: |target| vec!["-genv".into(), LAUNCH_VARIABLE.into(), target.launch.into()],
     },
 ];
@@ -68,6 +67,15 @@ pub fn open_mpi_rsh(rsh: &str) -> Vec<String> {
         return Vec::new();
     }
     ["--mca", "plm_rsh_agent", rsh].map(String::from).into()
+}
+
+fn hydra_rsh(rsh: &str) -> Vec<String> {
+    if rsh == "ssh" {
+        return Vec::new();
+    }
+    ["-launcher", "ssh", "-launcher-exec", rsh]
+        .map(String::from)
+        .into()
 }
 
 /// `a,b,c`
@@ -119,8 +127,18 @@ pub fn adapt(
     };
     if let Some(adapter) = adapter_of(&program, version) {
         let mut options = (adapter.environment)(target);
-        if !names_hosts {
+        let is_name = |word: &String| {
+            let plain = word
+                .strip_prefix('-')
+                .map(|word| word.strip_prefix('-').unwrap_or(word));
+            plain.is_some_and(|plain| adapter.named_by.contains(&plain))
+        };
+        if !names_hosts && !words.iter().any(is_name) {
             options.extend((adapter.hosts)(target));
+        }
+        let (said, rsh) = adapter.rsh;
+        if !words.iter().any(|word| word == said) {
+            options.extend(rsh(target.rsh));
         }
         words.splice(1..1, options);
     }
@@ -214,6 +232,22 @@ mod tests {
             "a",
         ];
         assert_eq!(words, expected);
+    }
+
+    #[test]
+    fn what_the_user_has_said_is_not_said_again() {
+        let command = [
+            "mpirun",
+            "--host",
+            "x",
+            "--mca",
+            "plm_rsh_agent",
+            "other",
+            "a",
+        ];
+        let words = adapted(&command, "Open MPI", "rsh");
+        assert_eq!(words[..3], ["mpirun", "-x", "SCRFS_LAUNCH=9.1"]);
+        assert_eq!(words[3..], command[1..]);
     }
 
     #[test]
