@@ -15,15 +15,6 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-/// What to do when the filesystem has no extended attributes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Lacking {
-    /// Fail: the cache must give back what was put in.
-    Fail,
-    /// Go on: the manifest keeps them for the way back.
-    GoOn,
-}
-
 /// Somebody who is not root can give files to nobody else. They keep what is theirs, as with `cp`.
 fn unless_not_permitted(result: nix::Result<()>, path: &Path) -> nix::Result<()> {
     match result {
@@ -36,18 +27,15 @@ fn unless_not_permitted(result: nix::Result<()>, path: &Path) -> nix::Result<()>
 }
 
 /// Applies the owner, attributes, mode and time of `entry` to an open file or directory.
-pub(crate) fn apply(
-    file: &File,
-    entry: &Entry,
-    path: &Path,
-    lacking: Lacking,
-) -> Result<(), StoreError> {
+pub(crate) fn apply(file: &File, entry: &Entry, path: &Path) -> Result<(), StoreError> {
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
     apply_owner(file, uid, gid, path)?;
     for (name, value) in &entry.xattrs {
         match xattr::write(file, name, value) {
-            Err(error) if lacking == Lacking::GoOn && is_refused(&error) => {
-                tracing::debug!(?path, %error, "an extended attribute cannot be kept here");
+            // The manifest has it for the next place. Without it a restart is possible, without
+            // the file it is not.
+            Err(error) if is_refused(&error) => {
+                tracing::warn!(?path, %error, "an extended attribute cannot be kept here");
             }
             other => other.map_err(StoreError::of("set an extended attribute of", path))?,
         }

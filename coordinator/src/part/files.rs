@@ -13,12 +13,11 @@
 use super::error::{PartError, PartId};
 use super::log::{Log, check_range, lock};
 use super::records::{SealedPart, load_manifest, load_sums, store_manifest, store_sums};
-use super::tree::{Tree, file_type, mtime};
+use super::tree::Tree;
+use super::units::{Units, check_unit};
 use bytes::Bytes;
-use nix::sys::stat::SFlag;
 use scrfs::id::Slot;
-use scrfs::layout::envelope::crc32c;
-use scrfs::layout::manifest::{EntryKind, Manifest, Sums};
+use scrfs::layout::manifest::{Manifest, Sums};
 use scrfs::layout::path::{CachePaths, Keep};
 use scrfs::layout::record::DatasetRecord;
 use scrfs::redundancy::Stream;
@@ -44,12 +43,12 @@ pub(super) enum Parity {
 /// An opened part of one slot.
 #[derive(Debug)]
 pub struct Part {
-    pub(super) log: Log,
+    pub(super) log: Arc<Log>,
     pub(super) cache: CachePaths,
     pub(super) sealed: SealedPart,
     pub(super) restoring: AtomicBool,
     parity: Mutex<Parity>,
-    data_sums: Mutex<Sums>,
+    data_sums: Arc<Mutex<Sums>>,
     parity_sums: Mutex<Sums>,
 }
 
@@ -90,12 +89,12 @@ impl Part {
         let data = data.unwrap_or_else(|| sealed.unknown_sums(Stream::Data));
         let parity = parity.unwrap_or_else(|| sealed.unknown_sums(Stream::Parity));
         Self {
-            log,
+            log: Arc::new(log),
             cache: cache.clone(),
             sealed,
             restoring: AtomicBool::new(restoring),
             parity: Mutex::new(Parity::Closed),
-            data_sums: Mutex::new(data),
+            data_sums: Arc::new(Mutex::new(data)),
             parity_sums: Mutex::new(parity),
         }
     }
@@ -279,32 +278,21 @@ impl Part {
 
     /// Holds the bytes of a unit against its checksum; one that was not known is noted.
     pub fn check_unit(&self, stream: Stream, unit: usize, bytes: &[u8]) -> Result<(), PartError> {
-        let found = crc32c(bytes);
-        let offset = unit as u64 * u64::from(self.unit_bytes());
-        match lock(self.sums_of(stream)).crcs.get_mut(unit) {
-            Some(known) if known.is_none_or(|expected| expected == found) => {
-                *known = Some(found);
-                Ok(())
-            }
-            Some(known) => Err(PartError::Checksum {
-                part: self.id(),
-                stream,
-                offset,
-                path: match stream {
-                    Stream::Data => self.log.path_at(offset, bytes.len() as u64),
-                    Stream::Parity => self.parity_path(),
-                },
-                expected: known.unwrap_or(found),
-                found,
-            }),
-            None => Err(PartError::Range {
-                part: self.id(),
-                stream,
-                offset,
-                len: bytes.len() as u64,
-                stream_bytes: self.stream_bytes(stream),
-            }),
-        }
+        check_unit(
+            self.id(),
+            self.sums_of(stream),
+            unit,
+            bytes,
+            |offset| match stream {
+                Stream::Data => self.log.path_at(offset, bytes.len() as u64),
+                Stream::Parity => self.parity_path(),
+            },
+        )
+    }
+
+    /// The part log as units that are checked when they are read. Shares the checksums.
+    pub(crate) fn units(&self) -> Units {
+        Units::new(Arc::clone(&self.log), Arc::clone(&self.data_sums))
     }
 
     /// Reads one unit and holds it against its checksum.
@@ -396,54 +384,6 @@ pub fn sums_that_fit(
         super::report("checksums are not believed", &error);
         None
     })
-}
-
-impl Log {
-    fn verify_against_tree(&self) -> Result<(), PartError> {
-        let manifest = self.manifest();
-        for entry in &manifest.entries {
-            let failed = |error| self.part().store(error);
-            let found = self.tree().stat(&entry.path).map_err(failed)?;
-            let differs = |what, expected: String, found: String| PartError::Differs {
-                part: self.part(),
-                path: self.tree().path_of(&entry.path),
-                what,
-                expected,
-                found,
-            };
-            let kind = file_type(&found);
-            let wanted = match &entry.kind {
-                EntryKind::HardLink { to } => {
-                    let first = self.tree().stat(to).map_err(failed)?;
-                    if (first.st_dev, first.st_ino) != (found.st_dev, found.st_ino) {
-                        let (first, found) = (first.st_ino.to_string(), found.st_ino.to_string());
-                        return Err(differs("inode", first, found));
-                    }
-                    continue;
-                }
-                EntryKind::File { size, .. } => {
-                    let length = u64::try_from(found.st_size).unwrap_or(0);
-                    if kind == SFlag::S_IFREG && length != *size {
-                        return Err(differs("size", size.to_string(), length.to_string()));
-                    }
-                    if kind == SFlag::S_IFREG && mtime(&found) != entry.mtime {
-                        let (wanted, found) = (entry.mtime, mtime(&found));
-                        let text = |(seconds, nanos): (i64, u32)| format!("{seconds}.{nanos:09}");
-                        return Err(differs("modification time", text(wanted), text(found)));
-                    }
-                    SFlag::S_IFREG
-                }
-                EntryKind::Directory => SFlag::S_IFDIR,
-                EntryKind::Symlink { .. } => SFlag::S_IFLNK,
-                EntryKind::Fifo => SFlag::S_IFIFO,
-                EntryKind::Socket => SFlag::S_IFSOCK,
-            };
-            if kind != wanted {
-                return Err(differs("type", format!("{wanted:?}"), format!("{kind:?}")));
-            }
-        }
-        Ok(())
-    }
 }
 
 pub(super) fn parent(path: &Path) -> &Path {

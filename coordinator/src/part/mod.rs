@@ -9,7 +9,7 @@
 //! believed is reported and treated as absent. All of it is synchronous and may be called from any
 //! thread. Nothing here talks to other nodes or knows which part ought to be where.
 
-mod attributes;
+pub(crate) mod attributes;
 mod error;
 mod files;
 mod inventory;
@@ -18,6 +18,8 @@ pub mod records;
 mod restore;
 mod scan;
 mod tree;
+mod units;
+mod verify;
 mod xattr;
 
 #[cfg(test)]
@@ -29,8 +31,11 @@ pub use error::{PartError, PartId};
 pub use files::{Part, sums_that_fit};
 pub use inventory::{Inventory, inventory_of, take_inventory};
 pub use log::FILES_MAX;
+pub(crate) use log::{Log, lock};
 pub use records::{SealedPart, StoredManifest};
 pub use scan::scan_part;
+pub(crate) use tree::{Tree, file_type, remove_tree};
+pub(crate) use units::Units;
 
 /// Logs an error with all that led to it.
 pub(crate) fn report(what: &str, error: &(dyn std::error::Error + 'static)) {

@@ -11,7 +11,7 @@
 //!
 //! Whether the bytes are right is not known here: who writes them checks them.
 
-use super::attributes::{self, Lacking};
+use super::attributes;
 use super::error::{PartError, PartId};
 use super::files::{Part, own_sums, parent};
 use super::log::Log;
@@ -125,7 +125,7 @@ fn finish(tree: &Tree, manifest: &Manifest) -> Result<(), StoreError> {
         match &entry.kind {
             EntryKind::File { .. } => {
                 let file = tree.open_file(&entry.path, OFlag::O_RDWR, 0)?;
-                attributes::apply(&file, entry, &path, Lacking::Fail)?;
+                attributes::apply(&file, entry, &path)?;
                 file.sync_all().map_err(StoreError::of("sync", &path))?;
             }
             // Its first name has them.
@@ -141,7 +141,7 @@ fn finish(tree: &Tree, manifest: &Manifest) -> Result<(), StoreError> {
     for entry in manifest.entries.iter().filter(is_directory).rev() {
         let directory = tree.open_directory(Some(&entry.path))?;
         let path = tree.path_of(&entry.path);
-        attributes::apply(&directory, entry, &path, Lacking::Fail)?;
+        attributes::apply(&directory, entry, &path)?;
         directory
             .sync_all()
             .map_err(StoreError::of("sync", &path))?;

@@ -1,0 +1,223 @@
+//! The prefix: the directory on the parallel filesystem that datasets are flushed to and fetched from.
+//!
+//! Users see `<prefix>/<name>/`, whole or not at all; everything else is below `<prefix>/.scrfs/`.
+//! Invariants:
+//!
+//! - A directory gets its name when every file in it is durable and has been checked against its
+//!   manifest, and the index knows it.
+//! - What is not ours is never touched, replaced or removed.
+//! - What is read is checked against the checksums that were sealed.
+//! - A crash at any point leaves no dataset of that name or a complete one; [`Prefix::reconcile`]
+//!   finishes or removes what it left.
+//!
+//! All of it is synchronous and blocks; streams run on tokio's blocking threads. The wall clock is
+//! read here, to say when a flush ended. Which datasets are flushed or fetched, and when, is decided
+//! elsewhere; agreement between nodes too.
+
+mod complete;
+mod error;
+mod fetch;
+mod flush;
+mod outgoing;
+mod publish;
+mod reconcile;
+mod streams;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Cause, PrefixError};
+use nix::unistd::AccessFlags;
+use scrfs::id::DatasetId;
+use scrfs::layout::index::{EntryState, IndexEntry};
+use scrfs::layout::path::{PrefixPaths, parse_dataset_directory};
+use scrfs::layout::record::DatasetRecord;
+use scrfs::store::Store;
+use scrfs::store::posix::PosixStore;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use streams::Pace;
+
+/// How a flush makes sure of what it wrote.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Verify {
+    /// Every byte is read back and held against its checksum.
+    #[default]
+    ReadBack,
+    /// Every file has its size.
+    Sizes,
+}
+
+/// How much of the machine a flush may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlushLimits {
+    /// Requests at once; each holds about 4 MiB of memory.
+    pub streams: usize,
+    /// Bytes a second, of all flushes through one [`Prefix`] together.
+    pub bandwidth: Option<u64>,
+    /// How it makes sure.
+    pub verify: Verify,
+}
+
+impl Default for FlushLimits {
+    fn default() -> Self {
+        Self {
+            streams: 8,
+            bandwidth: None,
+            verify: Verify::ReadBack,
+        }
+    }
+}
+
+/// What a flush of one part did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlushSummary {
+    /// Length of the part log.
+    pub bytes: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Nothing was copied: the prefix has the dataset.
+    pub already_there: bool,
+}
+
+/// An opened prefix.
+#[derive(Debug)]
+pub struct Prefix {
+    paths: PrefixPaths,
+    store: PosixStore,
+    pace: Pace,
+}
+
+/// Called before each step that a crash could separate from the next; tests make it fail.
+type StepHook<'a> = &'a dyn Fn(&'static str) -> io::Result<()>;
+
+impl Prefix {
+    /// The prefix at `path`, to flush to and fetch from. Makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// It is not there, not a directory, on a read-only filesystem, or not writable.
+    pub fn open(path: &Path) -> Result<Self, PrefixError> {
+        let prefix = Self::open_to_read(path)?;
+        let write = AccessFlags::W_OK | AccessFlags::X_OK;
+        nix::unistd::access(path, write)
+            .map_err(io::Error::from)
+            .map_err(PrefixError::io_at("write to", path))?;
+        Ok(prefix)
+    }
+
+    /// The prefix at `path`, to list and fetch from.
+    pub fn open_to_read(path: &Path) -> Result<Self, PrefixError> {
+        match fs::metadata(path) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => {
+                return Err(PrefixError::NotADirectory {
+                    path: path.to_owned(),
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(PrefixError::Missing {
+                    path: path.to_owned(),
+                });
+            }
+            Err(error) => return Err(PrefixError::io_at("open", path)(error)),
+        }
+        Ok(Self {
+            paths: PrefixPaths::new(path),
+            store: PosixStore::new(),
+            pace: Pace::default(),
+        })
+    }
+
+    /// Where everything lies.
+    pub fn paths(&self) -> &PrefixPaths {
+        &self.paths
+    }
+
+    /// What the index says of one dataset; `None` when nothing that can be believed.
+    pub fn entry(&self, id: DatasetId) -> Result<Option<IndexEntry>, PrefixError> {
+        let path = self.paths.entry(id);
+        let Some(bytes) = self.store.get(&path)? else {
+            return Ok(None);
+        };
+        match IndexEntry::decode(&bytes) {
+            Ok(entry) if entry.record.id == id => return Ok(Some(entry)),
+            Ok(entry) => {
+                tracing::error!(?path, found = %entry.record.id, "an entry of another dataset");
+            }
+            Err(error) => tracing::error!(?path, %error, "an entry of the index is damaged"),
+        }
+        Ok(None)
+    }
+
+    /// All datasets of the index, ascending by number, without those whose name another has taken.
+    /// What cannot be believed is reported and left out: damaged entries, and complete ones whose
+    /// directory somebody has removed.
+    pub fn list(&self) -> Result<Vec<IndexEntry>, PrefixError> {
+        let mut entries = self.all_entries()?;
+        let replaced: Vec<_> = entries
+            .iter()
+            .filter(|entry| entry.is_complete() || self.has_its_name(entry))
+            .filter_map(|entry| Some((entry.record.id, entry.replaces?.id, entry.flushed)))
+            .filter(|(by, id, _)| by != id)
+            .collect();
+        entries.retain(|entry| {
+            !replaced
+                .iter()
+                .any(|&(_, id, at)| id == entry.record.id && entry.flushed <= at)
+        });
+        entries.retain(|entry| {
+            let path = self.paths.dataset(&entry.record.name);
+            let gone = entry.is_complete() && inode(&path).is_none();
+            if gone {
+                tracing::error!(?path, dataset = %entry.record.id, "in the index, and not there");
+            }
+            !gone
+        });
+        Ok(entries)
+    }
+
+    fn all_entries(&self) -> Result<Vec<IndexEntry>, PrefixError> {
+        let mut entries = Vec::new();
+        for name in self.store.list(&self.paths.index())? {
+            match name.to_str().and_then(parse_dataset_directory) {
+                Some(id) => entries.extend(self.entry(id)?),
+                // Records on their way in, hidden until they are whole.
+                None => tracing::debug!(?name, "not an entry of the index"),
+            }
+        }
+        entries.sort_by_key(|entry| entry.record.id);
+        Ok(entries)
+    }
+
+    /// The newest checkpoint that is complete in the prefix.
+    pub fn newest_complete(&self) -> Result<Option<IndexEntry>, PrefixError> {
+        let fits = |entry: &IndexEntry| entry.is_complete() && entry.record.class.is_checkpoint();
+        Ok(self.list()?.into_iter().rfind(fits))
+    }
+
+    /// Whether the index has it complete and its directory is there.
+    fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
+        let entry = self.entry(record.id)?;
+        Ok(entry.is_some_and(|entry| {
+            entry.state == EntryState::Complete
+                && entry.record.name == record.name
+                && inode(&self.paths.dataset(&record.name)).is_some()
+        }))
+    }
+
+    /// Whether the directory under the entry's name is the one the entry was written for.
+    fn has_its_name(&self, entry: &IndexEntry) -> bool {
+        inode(&self.paths.dataset(&entry.record.name)) == Some(entry.inode)
+    }
+}
+
+/// Inode number of a directory; `None` when there is none, or something else.
+fn inode(path: &Path) -> Option<u64> {
+    fs::symlink_metadata(path)
+        .ok()
+        .filter(fs::Metadata::is_dir)
+        .map(|found| found.ino())
+}

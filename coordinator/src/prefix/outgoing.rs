@@ -1,0 +1,225 @@
+//! The copy of one slot's files, on its way into the prefix.
+//!
+//! A file is made when its first bytes come and finished (length, owner, attributes, mode, time,
+//! fsync) when its last have come, so that each is opened once however many there are; on a parallel
+//! filesystem an open costs more than a small file. Pieces of one file may come in any order and
+//! from several threads.
+//!
+//! Files are made with `O_EXCL` after removing what has the name: nothing is ever written into a
+//! file that was there, and a hard link or symbolic link of an earlier attempt cannot lead the bytes
+//! elsewhere. What has the name is an earlier copy of the same file by the same slot (a retry), or the
+//! file of another slot: then `complete` finds both in the manifests and publishes neither.
+
+use super::error::PrefixError;
+use crate::part::{Log, PartError, PartId, Tree, attributes, lock};
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::sys::stat::SFlag;
+use scrfs::layout::manifest::{Entry, EntryKind, Manifest};
+use scrfs::name::RelPath;
+use scrfs::store::StoreError;
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Files whose making waits for each other: few enough to be small, many enough to be rare.
+const SHARDS: usize = 64;
+
+/// The copy of one slot's files.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    log: Log,
+    /// Bytes that are still to come, by entry.
+    missing: Vec<AtomicU64>,
+    /// Entries whose file was made.
+    made: Vec<Mutex<HashSet<usize>>>,
+}
+
+fn refused(error: &StoreError) -> bool {
+    matches!(
+        error.source.raw_os_error(),
+        Some(libc::EPERM | libc::ENOTSUP | libc::ENOSYS | libc::EINVAL | libc::EMLINK)
+    )
+}
+
+impl Outgoing {
+    /// Makes everything below `tree` that has no data: directories, links, pipes, empty files.
+    pub(super) fn begin(tree: Tree, manifest: &Arc<Manifest>) -> Result<Self, PrefixError> {
+        let missing = manifest
+            .entries
+            .iter()
+            .map(|entry| match &entry.kind {
+                EntryKind::File { extents, .. } => extents.iter().map(|extent| extent.len).sum(),
+                _ => 0,
+            })
+            .map(AtomicU64::new)
+            .collect();
+        let made = (0..SHARDS).map(|_| Mutex::default()).collect();
+        let outgoing = Self {
+            log: Log::new(Arc::clone(manifest), tree, true),
+            missing,
+            made,
+        };
+        for (index, entry) in manifest.entries.iter().enumerate() {
+            outgoing.make_without_data(index, entry)?;
+        }
+        Ok(outgoing)
+    }
+
+    fn part(&self) -> PartId {
+        self.log.part()
+    }
+
+    fn failed(&self, error: StoreError) -> PartError {
+        self.part().store(error)
+    }
+
+    fn make_without_data(&self, index: usize, entry: &Entry) -> Result<(), PrefixError> {
+        let tree = self.log.tree();
+        let path = &entry.path;
+        match &entry.kind {
+            // By several nodes at once; mode and time come when all have written into it.
+            EntryKind::Directory => tree.make_directory(path, 0o700)?,
+            EntryKind::File { .. } if self.missing[index].load(Ordering::Relaxed) == 0 => {
+                self.make_file(index)?;
+                self.finish_file(index)?;
+            }
+            // When its first bytes come; links to it when it is whole.
+            EntryKind::File { .. } | EntryKind::HardLink { .. } => {}
+            EntryKind::Symlink { target } => {
+                tree.unlink(path)?;
+                tree.make_link(path, target)?;
+                attributes::apply_unopened(tree, entry)?;
+            }
+            EntryKind::Fifo => self.make_node(entry, SFlag::S_IFIFO)?,
+            EntryKind::Socket => self.make_node(entry, SFlag::S_IFSOCK)?,
+        }
+        Ok(())
+    }
+
+    /// Pipes and sockets hold nothing; where the prefix has none, the manifest remembers them.
+    fn make_node(&self, entry: &Entry, kind: SFlag) -> Result<(), PrefixError> {
+        let tree = self.log.tree();
+        tree.unlink(&entry.path)?;
+        match tree.make_node(&entry.path, kind, 0o600) {
+            Err(error) if refused(&error) => {
+                tracing::warn!(path = ?error.path, "the prefix has no pipes or sockets");
+                return Ok(());
+            }
+            other => other?,
+        }
+        tree.set_mode(&entry.path, entry.mode)?;
+        Ok(attributes::apply_unopened(tree, entry)?)
+    }
+
+    fn create(&self, path: &RelPath) -> Result<File, StoreError> {
+        let tree = self.log.tree();
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+        match tree.open_file(path, flags, 0o600) {
+            Err(error) if error.source.raw_os_error() == Some(libc::EEXIST) => {
+                tree.unlink(path)?;
+                tree.open_file(path, flags, 0o600)
+            }
+            other => other,
+        }
+    }
+
+    /// Makes the file of an entry, unless this was done.
+    fn make_file(&self, index: usize) -> Result<(), PartError> {
+        let mut made = lock(&self.made[index % SHARDS]);
+        if !made.contains(&index) {
+            let path = &self.log.manifest().entries[index].path;
+            let file = self.create(path).map_err(|error| self.failed(error))?;
+            self.log.remember(index, Arc::new(file));
+            made.insert(index);
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` from `offset` of the log on; finishes files that are whole by it.
+    pub(super) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), PartError> {
+        self.log.check_range(offset, bytes.len() as u64)?;
+        let mut done = 0;
+        for piece in self.log.pieces(offset, bytes.len() as u64) {
+            self.make_file(piece.entry)?;
+            let file = self.log.file(piece.entry)?;
+            let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+            file.write_all_at(&bytes[done..done + len], piece.file_offset)
+                .map_err(
+                    self.part()
+                        .io("write", &self.log.tree().path_of(piece.path)),
+                )?;
+            done += len;
+            let before = self.missing[piece.entry].fetch_sub(piece.len, Ordering::AcqRel);
+            if before == piece.len {
+                self.finish_file(piece.entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a whole file its length and attributes, and makes it durable.
+    fn finish_file(&self, index: usize) -> Result<(), PartError> {
+        let entry = &self.log.manifest().entries[index];
+        let path = self.log.tree().path_of(&entry.path);
+        let file = self.log.file(index)?;
+        if let EntryKind::File { size, .. } = &entry.kind {
+            file.set_len(*size)
+                .map_err(self.part().io("set the length of", &path))?;
+        }
+        attributes::apply(&file, entry, &path).map_err(|error| self.failed(error))?;
+        file.sync_all().map_err(self.part().io("sync", &path))?;
+        // So that reading it back reads what the server has. Where this does nothing, it reads
+        // what this node has, which is better than nothing.
+        let _ = posix_fadvise(&*file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        self.log.forget(index);
+        Ok(())
+    }
+
+    /// Makes the hard links, when all files are whole.
+    pub(super) fn finish(&self) -> Result<(), PrefixError> {
+        let tree = self.log.tree();
+        let manifest = Arc::clone(self.log.manifest());
+        for entry in &manifest.entries {
+            let EntryKind::HardLink { to } = &entry.kind else {
+                continue;
+            };
+            tree.unlink(&entry.path)?;
+            match tree.make_hard_link(&entry.path, to) {
+                Err(error) if refused(&error) => {
+                    tracing::warn!(path = ?error.path, "the prefix has no hard links: copied");
+                    self.copy(entry, to)?;
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A second copy of a file, where there are no hard links.
+    fn copy(&self, entry: &Entry, to: &RelPath) -> Result<(), PrefixError> {
+        let tree = self.log.tree();
+        let path = tree.path_of(&entry.path);
+        let mut from = tree.open_file(to, OFlag::O_RDONLY, 0)?;
+        let mut copy = self.create(&entry.path)?;
+        std::io::copy(&mut from, &mut copy).map_err(PrefixError::io_at("copy to", &path))?;
+        attributes::apply(&copy, entry, &path)?;
+        copy.sync_all().map_err(PrefixError::io_at("sync", &path))
+    }
+
+    /// Removes the files, to give back the space of a flush that did not end well. Directories stay:
+    /// others may be writing into them.
+    pub(super) fn remove(&self) {
+        self.log.forget_all();
+        for entry in &self.log.manifest().entries {
+            if matches!(
+                entry.kind,
+                EntryKind::File { .. } | EntryKind::HardLink { .. }
+            ) && let Err(error) = self.log.tree().unlink(&entry.path)
+            {
+                tracing::debug!(%error, "not removed after a failed flush");
+            }
+        }
+    }
+}
