@@ -272,6 +272,7 @@ fn woken(fabric: &mut Ranks) {
     assert_eq!(fabric.poll(until), None);
     // By now naps are long: this falls into the middle of one of about 50 ms.
     let thread = std::thread::spawn(move || {
+        #[expect(clippy::disallowed_methods, reason = "when it wakes is what is tested")]
         std::thread::sleep(Duration::from_millis(70));
         waker();
         Instant::now()

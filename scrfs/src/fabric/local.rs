@@ -383,6 +383,7 @@ mod tests {
         waker();
         assert_eq!(fabric.poll(start + long).expect("never fails"), None);
         let other = std::thread::spawn(move || {
+            #[expect(clippy::disallowed_methods, reason = "when it wakes is what is tested")]
             std::thread::sleep(Duration::from_millis(30));
             waker();
         });
@@ -397,14 +398,18 @@ mod tests {
 
     #[test]
     fn a_received_message_leaves_its_sender_free() {
-        struct Owned(Arc<()>);
+        struct Owned {
+            _held: Arc<()>,
+        }
         impl AsRef<[u8]> for Owned {
             fn as_ref(&self) -> &[u8] {
                 b"lent"
             }
         }
         let (mut fabric, lent) = (solo(), Arc::new(()));
-        let bytes = Bytes::from_owner(Owned(lent.clone()));
+        let bytes = Bytes::from_owner(Owned {
+            _held: lent.clone(),
+        });
         fabric
             .send(Rank(0), Lane::Data, bytes)
             .expect("rank 0 exists");
