@@ -19,7 +19,7 @@ use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
 use agree::Proposal;
 use std::collections::{BTreeMap, BTreeSet};
-use work::Working;
+use work::{Retry, Working};
 
 /// A program that waits for an answer: the rank it is on, and its request there.
 type Asker = (Rank, u64);
@@ -30,18 +30,22 @@ struct Led {
     record: DatasetRecord,
     holders: BTreeMap<Slot, Rank>,
     lost: BTreeSet<Slot>,
-    rebuildable: bool,
+    /// Slots that are whole, but whose parity is still to be made again.
+    unguarded: BTreeSet<Slot>,
     proposal: Option<Proposal>,
     /// Askers that found the name taken while the dataset was still being made.
     creating: Option<Vec<Asker>>,
+    /// What programs asked meanwhile and has to wait until it is made, or not frozen any more.
+    deferred: Vec<(Asker, Request)>,
     waiters: Vec<(Level, Asker)>,
+    /// How far it has come on every node, durably and for programs to see.
+    everywhere: Option<Level>,
     working: Option<Working>,
     /// Bytes done of the present work, by rank.
     advanced: BTreeMap<Rank, u64>,
     /// Somebody asked for it to be flushed whatever the configuration says.
     flush_now: bool,
-    /// When failed work is tried again, and how often it failed.
-    retry: BTreeMap<Activity, (u64, u32)>,
+    retry: BTreeMap<Activity, Retry>,
     /// It is being removed: nothing more is begun on it.
     leaving: bool,
 }
@@ -52,10 +56,12 @@ impl Led {
             record,
             holders: BTreeMap::new(),
             lost: BTreeSet::new(),
-            rebuildable: false,
+            unguarded: BTreeSet::new(),
             proposal: None,
             creating: None,
+            deferred: Vec::new(),
             waiters: Vec::new(),
+            everywhere: None,
             working: None,
             advanced: BTreeMap::new(),
             flush_now: false,
@@ -64,20 +70,39 @@ impl Led {
         }
     }
 
+    /// Whether its name is taken; also while it is being fetched.
     fn is_live(&self) -> bool {
-        matches!(self.record.phase, Phase::Open | Phase::Sealed) && !self.leaving
+        let fetched = matches!(self.working, Some(Working::Fetch { .. }));
+        (fetched || matches!(self.record.phase, Phase::Open | Phase::Sealed)) && !self.leaving
     }
 
     fn holders_list(&self) -> Vec<(Slot, Rank)> {
-        self.holders.iter().map(|(&slot, &rank)| (slot, rank)).collect()
+        self.holders
+            .iter()
+            .map(|(&slot, &rank)| (slot, rank))
+            .collect()
     }
 
-    fn has_reached(&self, level: Level) -> bool {
-        match level {
-            Level::Sealed => self.record.seal.is_some(),
-            Level::Protected => self.record.protected.is_some() || self.record.flushed.is_some(),
-            Level::Flushed => self.record.flushed.is_some(),
+    /// How far it has come as the record says, on this node at least.
+    fn level(&self) -> Option<Level> {
+        match &self.record {
+            record if record.flushed.is_some() => Some(Level::Flushed),
+            record if record.protected.is_some() => Some(Level::Protected),
+            record => record.seal.as_ref().map(|_| Level::Sealed),
         }
+    }
+
+    /// Whether that holds on every node.
+    fn has_reached(&self, level: Level) -> bool {
+        self.everywhere >= Some(level)
+    }
+
+    /// Whether what is asked now must wait: the directory is not there yet, or it is frozen and may
+    /// be thawed again.
+    fn defers(&self, what: &Request) -> bool {
+        self.creating.is_some()
+            || (matches!(what, Request::Change { .. })
+                && self.proposal.as_ref().is_some_and(Proposal::is_confirming))
     }
 }
 
@@ -93,13 +118,22 @@ enum Purpose {
     /// An open dataset has another name.
     Rename { asker: Asker },
     /// A dataset was removed.
-    Forget { dataset: DatasetId, asker: Option<Asker> },
+    Forget {
+        dataset: DatasetId,
+        asker: Option<Asker>,
+    },
     /// All are frozen, or not.
     Confirm { dataset: DatasetId, proposal: u64 },
-    /// A record that somebody may wait for is everywhere.
-    Reached { dataset: DatasetId },
+    /// A record that somebody may wait for is everywhere, and what it says is reached.
+    Reached {
+        dataset: DatasetId,
+        level: Option<Level>,
+    },
     /// Work on a dataset has ended.
-    Work { dataset: DatasetId, activity: Activity },
+    Work {
+        dataset: DatasetId,
+        activity: Activity,
+    },
 }
 
 /// An order under way.
@@ -122,6 +156,8 @@ pub struct Leader {
     /// Ranks that have yet to begin; `None` before the beginning is decided.
     beginning: Option<BTreeSet<Rank>>,
     ready: bool,
+    /// What was asked before it was known what there is.
+    early: Vec<(Asker, Request)>,
     datasets: BTreeMap<DatasetId, Led>,
     tickets: BTreeMap<u64, Ticket>,
     next_ticket: u64,
@@ -148,6 +184,7 @@ impl Leader {
             hellos: BTreeMap::new(),
             beginning: None,
             ready: false,
+            early: Vec::new(),
             datasets: BTreeMap::new(),
             tickets: BTreeMap::new(),
             next_ticket: 1,
@@ -171,7 +208,14 @@ impl Leader {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let waiting = self.ranks().collect();
-        self.tickets.insert(ticket, Ticket { purpose, waiting, failures: BTreeMap::new() });
+        self.tickets.insert(
+            ticket,
+            Ticket {
+                purpose,
+                waiting,
+                failures: BTreeMap::new(),
+            },
+        );
         self.tell_all(&Message::Order { ticket, order }, step);
     }
 
@@ -181,11 +225,37 @@ impl Leader {
 
     /// Makes a changed record durable here and everywhere.
     fn update(&mut self, dataset: DatasetId, purpose: Purpose, step: &mut Step) {
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
+        if led.leaving {
+            // An update after it was forgotten would bring it back.
+            return;
+        }
         led.record.epoch = self.epoch;
         let record = Box::new(led.record.clone());
         step.write(Write::Dataset(record.clone()));
         self.order(Order::Update(record), purpose, step);
+    }
+
+    /// The same, and those who wait for what it says are answered when it is everywhere.
+    fn update_reached(&mut self, dataset: DatasetId, step: &mut Step) {
+        let level = self.datasets.get(&dataset).and_then(Led::level);
+        self.update(dataset, Purpose::Reached { dataset, level }, step);
+    }
+
+    /// Whether another dataset has this name, or is being committed under it.
+    fn is_taken(&self, name: &Name, by_other_than: DatasetId) -> bool {
+        self.datasets
+            .iter()
+            .filter(|(id, _)| **id != by_other_than)
+            .any(|(_, led)| {
+                (led.is_live() && led.record.name == *name)
+                    || led
+                        .proposal
+                        .as_ref()
+                        .is_some_and(|proposal| proposal.is_for(name))
+            })
     }
 
     fn live_by_name(&self, name: &Name) -> Option<DatasetId> {
@@ -202,11 +272,19 @@ impl Leader {
             Message::Begun => self.begun(now, from, step),
             Message::Asked { request, what } => self.asked(now, (from, request), what, step),
             Message::Done { ticket, result } => self.done(now, from, ticket, result, step),
-            Message::Vote { dataset, proposal, part } => {
+            Message::Vote {
+                dataset,
+                proposal,
+                part,
+            } => {
                 self.vote(now, from, (dataset, proposal), part, step);
             }
             Message::Withdraw { dataset, proposal } => self.withdrawn(from, dataset, proposal),
-            Message::Advanced { dataset, activity, bytes } => {
+            Message::Advanced {
+                dataset,
+                activity,
+                bytes,
+            } => {
                 self.advanced(from, dataset, activity, bytes, step);
             }
             // What only members have a use for.
@@ -240,40 +318,82 @@ impl Leader {
 
     /// When `handle_tick` has something to do next.
     pub fn deadline(&self) -> Option<u64> {
-        let proposals = self.datasets.values().filter_map(|led| led.proposal.as_ref());
-        let retries = self.datasets.values().flat_map(|led| led.retry.values().map(|(at, _)| *at));
-        proposals.map(Proposal::deadline).chain(retries).min()
+        let proposals = self
+            .datasets
+            .values()
+            .filter_map(|led| led.proposal.as_ref());
+        let retries = self.datasets.values().flat_map(|led| led.retry.values());
+        proposals
+            .filter_map(Proposal::deadline)
+            .chain(retries.filter_map(Retry::deadline))
+            .min()
     }
 
     /// Whether nothing is under way and nothing is left to protect or flush.
     pub fn is_idle(&self, now: Now) -> bool {
         self.ready
             && self.tickets.is_empty()
-            && self.datasets.values().all(|led| led.working.is_none() && led.proposal.is_none())
+            && self
+                .datasets
+                .values()
+                .all(|led| led.working.is_none() && led.proposal.is_none())
             && !self.has_work(now)
     }
 
     fn asked(&mut self, now: Now, asker: Asker, what: Request, step: &mut Step) {
+        if !self.has_begun() {
+            // Daemons ask again what the last epoch left unanswered, as soon as they are connected.
+            self.early.push((asker, what));
+            return;
+        }
+        let about = match &what {
+            Request::Create { .. } => None,
+            Request::Change { dataset, .. }
+            | Request::Rename { dataset, .. }
+            | Request::Commit { dataset, .. }
+            | Request::Remove { dataset }
+            | Request::Wait { dataset, .. }
+            | Request::Flush { dataset } => self.datasets.get_mut(dataset),
+        };
+        if let Some(led) = about.filter(|led| led.defers(&what)) {
+            led.deferred.push((asker, what));
+            return;
+        }
         match what {
-            Request::Create { name, mode, uid, gid } => {
+            Request::Create {
+                name,
+                mode,
+                uid,
+                gid,
+            } => {
                 self.create(now, asker, name, (mode, uid, gid), step);
             }
             Request::Change { dataset, change } => match self.open_dataset(dataset) {
                 Ok(()) => {
-                    self.order(Order::Change { dataset, change }, Purpose::Change { asker }, step);
+                    self.order(
+                        Order::Change { dataset, change },
+                        Purpose::Change { asker },
+                        step,
+                    );
                 }
                 Err(refusal) => Self::reply(asker, Err(refusal), step),
             },
             Request::Rename { dataset, to } => self.rename(asker, dataset, to, step),
             Request::Commit { dataset, to } => self.propose(now, asker, dataset, to, step),
-            Request::Remove { dataset } => match self.open_dataset(dataset) {
-                Ok(()) => self.forget(dataset, Some(asker), step),
-                Err(refusal) => Self::reply(asker, Err(refusal), step),
-            },
+            Request::Remove { dataset } => {
+                let incomplete = |led: &Led| led.record.phase == Phase::Incomplete && !led.leaving;
+                match self.open_dataset(dataset) {
+                    Err(refusal) if !self.datasets.get(&dataset).is_some_and(incomplete) => {
+                        Self::reply(asker, Err(refusal), step);
+                    }
+                    _ => self.forget(dataset, Some(asker), step),
+                }
+            }
             Request::Wait { dataset, level } => self.wait(asker, dataset, level, step),
             Request::Flush { dataset } => {
                 let prefix = self.prefix.is_some();
                 match self.datasets.get_mut(&dataset) {
+                    Some(led) if led.leaving => Self::reply(asker, Err(Refusal::Missing), step),
                     Some(led) if led.record.seal.is_some() && prefix => {
                         led.flush_now = true;
                         led.retry.remove(&Activity::Flush);
@@ -307,11 +427,18 @@ impl Leader {
     ) {
         if let Some(taken) = self.live_by_name(&name) {
             // Not before the directory is there for the asker, too: it goes on to write in it.
-            match self.datasets.get_mut(&taken).and_then(|led| led.creating.as_mut()) {
+            match self
+                .datasets
+                .get_mut(&taken)
+                .and_then(|led| led.creating.as_mut())
+            {
                 Some(waiting) => waiting.push(asker),
                 None => Self::reply(asker, Err(Refusal::Exists), step),
             }
             return;
+        }
+        if self.is_taken(&name, DatasetId(0)) {
+            return Self::reply(asker, Err(Refusal::Exists), step);
         }
         self.last_dataset += 1;
         let id = DatasetId(self.last_dataset);
@@ -346,10 +473,12 @@ impl Leader {
         if let Err(refusal) = self.open_dataset(dataset) {
             return Self::reply(asker, Err(refusal), step);
         }
-        if self.live_by_name(&to).is_some_and(|other| other != dataset) {
+        if self.is_taken(&to, dataset) {
             return Self::reply(asker, Err(Refusal::Exists), step);
         }
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
         if led.proposal.is_some() {
             return Self::reply(asker, Err(Refusal::Busy), step);
         }
@@ -359,35 +488,81 @@ impl Leader {
     }
 
     fn forget(&mut self, dataset: DatasetId, asker: Option<Asker>, step: &mut Step) {
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
         led.leaving = true;
         if let Some(proposal) = led.proposal.take() {
             for waiter in proposal.askers {
                 Self::reply(waiter, Err(Refusal::Missing), step);
             }
         }
-        step.write(Write::Forget(dataset));
-        self.order(Order::Forget(dataset), Purpose::Forget { dataset, asker }, step);
+        if led.record.phase == Phase::Open {
+            // Half of it may soon be gone: whatever happens, nobody is to commit the rest.
+            led.record.phase = Phase::Incomplete;
+            led.record.epoch = self.epoch;
+            step.write(Write::Dataset(Box::new(led.record.clone())));
+        }
+        self.order(
+            Order::Forget(dataset),
+            Purpose::Forget { dataset, asker },
+            step,
+        );
     }
 
     fn wait(&mut self, asker: Asker, dataset: DatasetId, level: Level, step: &mut Step) {
         match self.datasets.get_mut(&dataset) {
             None => Self::reply(asker, Err(Refusal::Missing), step),
-            Some(led) if led.has_reached(level) => Self::reply(asker, Ok(()), step),
-            Some(led) => led.waiters.push((level, asker)),
+            Some(led) => {
+                led.waiters.push((level, asker));
+                self.answer_waiters(dataset, step);
+            }
+        }
+    }
+
+    /// Whether a dataset will never come so far, as things are.
+    fn is_hopeless(&self, led: &Led, level: Level) -> bool {
+        match led.record.phase {
+            Phase::Open => level == Level::Flushed && self.prefix.is_none(),
+            Phase::Incomplete => true,
+            Phase::Sealed => {
+                level == Level::Flushed && led.record.flushed.is_none() && !self.is_due(led)
+            }
+            Phase::Lost | Phase::Failed | Phase::Evicted => led.level() < Some(level),
         }
     }
 
     /// Answers those who waited for what the dataset has now reached.
     fn answer_waiters(&mut self, dataset: DatasetId, step: &mut Step) {
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
         let waiters = std::mem::take(&mut led.waiters);
+        let mut left = Vec::new();
+        let Some(led) = self.datasets.get(&dataset) else {
+            return;
+        };
         for (level, asker) in waiters {
             if led.has_reached(level) {
                 Self::reply(asker, Ok(()), step);
+            } else if self.is_hopeless(led, level) && !led.leaving {
+                Self::reply(asker, Err(Refusal::Failed), step);
             } else {
-                led.waiters.push((level, asker));
+                left.push((level, asker));
             }
+        }
+        if let Some(led) = self.datasets.get_mut(&dataset) {
+            led.waiters = left;
+        }
+    }
+
+    /// Takes up again what had to wait.
+    fn resume(&mut self, now: Now, dataset: DatasetId, step: &mut Step) {
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
+        for (asker, what) in std::mem::take(&mut led.deferred) {
+            self.asked(now, asker, what, step);
         }
     }
 
@@ -399,7 +574,9 @@ impl Leader {
         result: Result<(), Failure>,
         step: &mut Step,
     ) {
-        let Some(open) = self.tickets.get_mut(&ticket) else { return };
+        let Some(open) = self.tickets.get_mut(&ticket) else {
+            return;
+        };
         if !open.waiting.remove(&from) {
             return;
         }
@@ -409,7 +586,12 @@ impl Leader {
         if !open.waiting.is_empty() {
             return;
         }
-        let Some(Ticket { purpose, failures, .. }) = self.tickets.remove(&ticket) else { return };
+        let Some(Ticket {
+            purpose, failures, ..
+        }) = self.tickets.remove(&ticket)
+        else {
+            return;
+        };
         self.finish(now, purpose, failures, step);
         self.schedule(now, step);
     }
@@ -425,17 +607,27 @@ impl Leader {
         let first = failures.values().next().map(|failure| failure.refusal);
         match purpose {
             Purpose::Noted => {}
-            Purpose::Create { dataset, asker } => self.created(dataset, asker, first, step),
+            Purpose::Create { dataset, asker } => {
+                self.created(dataset, asker, first, step);
+                self.resume(now, dataset, step);
+            }
             Purpose::Change { asker } => {
-                let full = failures.values().find(|failure| failure.refusal == Refusal::NoSpace);
+                let full = failures
+                    .values()
+                    .find(|failure| failure.refusal == Refusal::NoSpace);
                 let own = failures.get(&asker.0).or(full);
-                Self::reply(asker, own.map_or(Ok(()), |failure| Err(failure.refusal)), step);
+                Self::reply(
+                    asker,
+                    own.map_or(Ok(()), |failure| Err(failure.refusal)),
+                    step,
+                );
             }
             Purpose::Rename { asker } => Self::reply(asker, first.map_or(Ok(()), Err), step),
             Purpose::Forget { dataset, asker } => {
                 if let Some(led) = self.datasets.remove(&dataset) {
-                    for (_, waiter) in led.waiters {
-                        Self::reply(waiter, Err(Refusal::Missing), step);
+                    let waiting = led.waiters.into_iter().map(|(_, asker)| asker);
+                    for asker in waiting.chain(led.deferred.into_iter().map(|(asker, _)| asker)) {
+                        Self::reply(asker, Err(Refusal::Missing), step);
                     }
                 }
                 if let Some(asker) = asker {
@@ -444,8 +636,14 @@ impl Leader {
             }
             Purpose::Confirm { dataset, proposal } => {
                 self.confirmed(now, dataset, proposal, first.is_none(), step);
+                self.resume(now, dataset, step);
             }
-            Purpose::Reached { dataset } => self.answer_waiters(dataset, step),
+            Purpose::Reached { dataset, level } => {
+                if let Some(led) = self.datasets.get_mut(&dataset) {
+                    led.everywhere = led.everywhere.max(level);
+                }
+                self.answer_waiters(dataset, step);
+            }
             Purpose::Work { dataset, activity } => {
                 self.worked(now, dataset, activity, &failures, step);
             }
@@ -459,7 +657,9 @@ impl Leader {
         refusal: Option<Refusal>,
         step: &mut Step,
     ) {
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
         let late = led.creating.take().unwrap_or_default();
         match refusal {
             None => {

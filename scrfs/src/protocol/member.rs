@@ -27,6 +27,10 @@ enum Then {
     Freeze { ticket: u64, dataset: DatasetId },
     /// The dataset is out of sight: its files may go, then the ticket is answered.
     Drop { ticket: u64, dataset: DatasetId },
+    /// The same, and its record goes first.
+    Forget { ticket: u64, dataset: DatasetId },
+    /// One dataset less to be out of sight before this member begins.
+    Clear,
     /// One thing less to be shown before this member has begun.
     Begin,
 }
@@ -37,10 +41,19 @@ struct Voting {
     proposal: u64,
     /// Generation of the daemon's last `Quiet`, while it holds.
     quiet: Option<u64>,
-    /// Generation being scanned.
-    scanning: Option<u64>,
     /// Generation that was voted for, while the vote holds.
     voted: Option<u64>,
+}
+
+/// What an epoch begins with, for one member.
+#[derive(Debug)]
+struct Beginning {
+    records: Vec<DatasetRecord>,
+    keep: Vec<(DatasetId, Slot)>,
+    /// Datasets that are to go.
+    gone: Vec<DatasetId>,
+    /// How many of them the daemon still shows.
+    shown: usize,
 }
 
 /// A coordinator's part in what all of them do.
@@ -53,29 +66,56 @@ pub struct Member {
     /// Slots whose files were found here when the epoch began.
     found: BTreeMap<DatasetId, Vec<Slot>>,
     voting: BTreeMap<DatasetId, Voting>,
+    /// Datasets being scanned. It outlives the voting it was begun for: two scans at once would
+    /// leave the manifest of the slower one, whatever was voted.
+    scanning: BTreeSet<DatasetId>,
     then: BTreeMap<u64, Then>,
     making: BTreeMap<u64, DatasetRecord>,
     next_sequence: u64,
     /// Things the daemon has yet to show before this member has begun.
     to_show: Option<usize>,
+    /// What to begin with, once the daemon has put out of sight what is not among it.
+    beginning: Option<Beginning>,
+    /// The leader is on this node, too, and has put a record down before it gives an order. Then the
+    /// record of an order that is carried out late is an old one, and not put down again.
+    leads: bool,
+    /// The epoch record, as it is on disk.
+    begun: EpochRecord,
+    /// Highest dataset number seen here.
+    last_dataset: u64,
+    /// Highest checkpoint number seen here.
+    last_checkpoint: u64,
 }
 
 impl Member {
     /// A member that has not begun, on a node with this inventory.
-    pub fn new(epoch: Epoch, slot: Slot, inventory: &Inventory) -> Self {
+    pub fn new(epoch: Epoch, slot: Slot, leads: bool, inventory: &Inventory) -> Self {
         let entries = || inventory.datasets.iter();
         Self {
             epoch,
             slot,
-            catalog: entries().map(|entry| (entry.record.id, entry.record.clone())).collect(),
+            catalog: entries()
+                .map(|entry| (entry.record.id, entry.record.clone()))
+                .collect(),
             found: entries()
-                .map(|entry| (entry.record.id, entry.parts.iter().map(|part| part.slot).collect()))
+                .map(|entry| {
+                    (
+                        entry.record.id,
+                        entry.parts.iter().map(|part| part.slot).collect(),
+                    )
+                })
                 .collect(),
             voting: BTreeMap::new(),
+            scanning: BTreeSet::new(),
             then: BTreeMap::new(),
             making: BTreeMap::new(),
             next_sequence: 1,
             to_show: None,
+            beginning: None,
+            leads,
+            begun: inventory.epoch.clone(),
+            last_dataset: 0,
+            last_checkpoint: 0,
         }
     }
 
@@ -91,9 +131,35 @@ impl Member {
         sequence
     }
 
+    /// Takes note of numbers given out, and of the record.
+    fn learn(&mut self, record: &DatasetRecord) {
+        self.last_dataset = self.last_dataset.max(record.id.0);
+        self.last_checkpoint = self.last_checkpoint.max(record.checkpoint.unwrap_or(0));
+        self.catalog.insert(record.id, record.clone());
+    }
+
+    fn put(&self, record: &DatasetRecord, step: &mut Step) {
+        if !self.leads {
+            step.write(Write::Dataset(Box::new(record.clone())));
+        }
+    }
+
+    /// Makes the numbers durable before a record that shows them goes, so that none comes twice.
+    fn keep_numbers(&mut self, step: &mut Step) {
+        let known = (self.begun.last_dataset, self.begun.last_checkpoint);
+        if (self.last_dataset, self.last_checkpoint) != known {
+            self.begun.last_dataset = self.last_dataset;
+            self.begun.last_checkpoint = self.last_checkpoint;
+            step.write(Write::Epoch(self.begun.clone()));
+        }
+    }
+
     fn publish(&mut self, record: DatasetRecord, then: Then, step: &mut Step) {
         let sequence = self.sequence(then);
-        step.daemon(ToDaemon::Dataset { sequence, record: Box::new(record) });
+        step.daemon(ToDaemon::Dataset {
+            sequence,
+            record: Box::new(record),
+        });
     }
 
     fn answer(ticket: u64, result: Result<(), Failure>, step: &mut Step) {
@@ -103,19 +169,36 @@ impl Member {
     /// Takes a message of the leader.
     pub fn handle_message(&mut self, message: Message, step: &mut Step) {
         match message {
-            Message::Begin { records, keep, last_dataset, last_checkpoint } => {
-                let counters = (last_dataset, last_checkpoint);
-                self.begin(records, &keep, counters, step);
+            Message::Begin {
+                records,
+                keep,
+                last_dataset,
+                last_checkpoint,
+            } => {
+                (self.last_dataset, self.last_checkpoint) = (last_dataset, last_checkpoint);
+                self.clear(records, keep, step);
             }
             Message::Reply { request, result } => step.daemon(ToDaemon::Reply { request, result }),
             Message::Order { ticket, order } => self.obey(ticket, order, step),
             Message::Collect { dataset, proposal } => {
-                let voting = Voting { proposal, quiet: None, scanning: None, voted: None };
+                let voting = Voting {
+                    proposal,
+                    quiet: None,
+                    voted: None,
+                };
                 self.voting.insert(dataset, voting);
                 step.daemon(ToDaemon::Quiesce { dataset });
             }
-            Message::Release { dataset, proposal, again } => {
-                if self.voting.get(&dataset).is_none_or(|voting| voting.proposal != proposal) {
+            Message::Release {
+                dataset,
+                proposal,
+                again,
+            } => {
+                if self
+                    .voting
+                    .get(&dataset)
+                    .is_none_or(|voting| voting.proposal != proposal)
+                {
                     return;
                 }
                 step.daemon(ToDaemon::Thaw { dataset });
@@ -143,50 +226,94 @@ impl Member {
         }
     }
 
-    fn begin(
+    /// First what is not known any more goes out of sight: a record may go only when the daemon shows
+    /// nothing of it, for the daemon outlives this coordinator, and its records are all that the next
+    /// one knows of what is shown.
+    fn clear(
         &mut self,
         records: Vec<DatasetRecord>,
-        keep: &[(DatasetId, Slot)],
-        (last_dataset, last_checkpoint): (u64, u64),
+        keep: Vec<(DatasetId, Slot)>,
         step: &mut Step,
     ) {
         let known: BTreeSet<DatasetId> = records.iter().map(|record| record.id).collect();
-        let gone: Vec<DatasetId> =
-            self.catalog.keys().copied().filter(|id| !known.contains(id)).collect();
+        let ids = self.catalog.keys().copied();
+        let gone: Vec<DatasetId> = ids.filter(|id| !known.contains(id)).collect();
+        for &dataset in &gone {
+            self.catalog.remove(&dataset);
+            let sequence = self.sequence(Then::Clear);
+            step.daemon(ToDaemon::Forget { sequence, dataset });
+        }
+        let shown = gone.len();
+        self.beginning = Some(Beginning {
+            records,
+            keep,
+            gone,
+            shown,
+        });
+        self.begin_if_clear(step);
+    }
+
+    fn begin_if_clear(&mut self, step: &mut Step) {
+        let Some(Beginning {
+            records,
+            keep,
+            gone,
+            ..
+        }) = self.beginning.take_if(|beginning| beginning.shown == 0)
+        else {
+            return;
+        };
+        if !gone.is_empty() {
+            self.keep_numbers(step);
+        }
         for &dataset in &gone {
             step.write(Write::Forget(dataset));
+            step.effect(Effect::DropData {
+                dataset,
+                slots: Vec::new(),
+            });
         }
         for record in &records {
             step.write(Write::Dataset(Box::new(record.clone())));
         }
         // Last: a node whose epoch record says so has everything this epoch began with.
-        step.write(Write::Epoch(EpochRecord {
+        self.begun = EpochRecord {
             epoch: self.epoch,
             slot: Some(self.slot),
-            last_dataset,
-            last_checkpoint,
-        }));
-        self.to_show = Some(gone.len() + records.len());
-        for dataset in gone {
-            let sequence = self.sequence(Then::Begin);
-            step.daemon(ToDaemon::Forget { sequence, dataset });
-            step.effect(Effect::DropData { dataset, slots: Vec::new() });
-        }
+            last_dataset: self.last_dataset,
+            last_checkpoint: self.last_checkpoint,
+        };
+        step.write(Write::Epoch(self.begun.clone()));
+        self.to_show = Some(records.len());
         for record in records {
             let held = self.found.get(&record.id).cloned().unwrap_or_default();
-            let spare: Vec<Slot> =
-                held.iter().copied().filter(|slot| !keep.contains(&(record.id, *slot))).collect();
+            let spare: Vec<Slot> = held
+                .iter()
+                .copied()
+                .filter(|slot| !keep.contains(&(record.id, *slot)))
+                .collect();
             if !spare.is_empty() {
-                step.effect(Effect::DropData { dataset: record.id, slots: spare });
+                step.effect(Effect::DropData {
+                    dataset: record.id,
+                    slots: spare,
+                });
             }
-            if record.phase == Phase::Open && held.is_empty() {
+            let (dataset, open) = (record.id, record.phase == Phase::Open);
+            if open {
+                // It is there already, unless the last epoch ended in between.
                 let part = Box::new(record.clone());
-                step.effect(Effect::MakePart { ticket: NO_TICKET, record: part });
+                step.effect(Effect::MakePart {
+                    ticket: NO_TICKET,
+                    record: part,
+                });
             }
-            self.catalog.insert(record.id, record.clone());
+            self.learn(&record);
             self.publish(record, Then::Begin, step);
+            if open {
+                // The last epoch may have frozen it and then not come to a decision.
+                step.daemon(ToDaemon::Thaw { dataset });
+            }
         }
-        self.catalog.retain(|id, _| known.contains(id));
         self.begun_if_shown(step);
     }
 
@@ -200,39 +327,53 @@ impl Member {
     fn obey(&mut self, ticket: u64, order: Order, step: &mut Step) {
         match order {
             Order::Create(record) => {
-                step.write(Write::Dataset(record.clone()));
+                self.put(&record, step);
+                self.last_dataset = self.last_dataset.max(record.id.0);
                 self.making.insert(ticket, (*record).clone());
                 step.effect(Effect::MakePart { ticket, record });
             }
             Order::Update(record) => {
-                step.write(Write::Dataset(record.clone()));
+                self.put(&record, step);
                 if record.phase != Phase::Open {
                     self.voting.remove(&record.id);
                 }
-                self.catalog.insert(record.id, (*record).clone());
+                self.learn(&record);
                 let then = match record.phase {
-                    Phase::Evicted => Then::Drop { ticket, dataset: record.id },
+                    Phase::Evicted => Then::Drop {
+                        ticket,
+                        dataset: record.id,
+                    },
                     _ => Then::Answer(ticket),
                 };
                 self.publish(*record, then, step);
             }
             Order::Forget(dataset) => {
-                step.write(Write::Forget(dataset));
                 self.catalog.remove(&dataset);
                 self.voting.remove(&dataset);
-                let sequence = self.sequence(Then::Drop { ticket, dataset });
+                let sequence = self.sequence(Then::Forget { ticket, dataset });
                 step.daemon(ToDaemon::Forget { sequence, dataset });
             }
             Order::Change { dataset, change } => {
                 let sequence = self.sequence(Then::Answer(ticket));
-                step.daemon(ToDaemon::Change { sequence, dataset, change });
+                step.daemon(ToDaemon::Change {
+                    sequence,
+                    dataset,
+                    change,
+                });
             }
             Order::Confirm { dataset, proposal } => {
-                let voting = self.voting.get(&dataset).filter(|held| held.proposal == proposal);
+                let voting = self
+                    .voting
+                    .get(&dataset)
+                    .filter(|held| held.proposal == proposal);
                 match voting.and_then(|held| held.voted) {
                     Some(generation) => {
                         let sequence = self.sequence(Then::Freeze { ticket, dataset });
-                        step.daemon(ToDaemon::Freeze { sequence, dataset, generation });
+                        step.daemon(ToDaemon::Freeze {
+                            sequence,
+                            dataset,
+                            generation,
+                        });
                     }
                     None => {
                         let text = format!("the vote on dataset {dataset} was withdrawn");
@@ -254,12 +395,23 @@ impl Member {
                 step.send(LEADER, Message::Asked { request, what });
             }
             FromDaemon::Done { sequence, result } => self.daemon_done(sequence, result, step),
-            FromDaemon::Quiet { dataset, generation } => {
-                let Some(voting) = self.voting.get_mut(&dataset) else { return };
+            FromDaemon::Quiet {
+                dataset,
+                generation,
+            } => {
+                let Some(voting) = self.voting.get_mut(&dataset) else {
+                    return;
+                };
                 voting.quiet = Some(generation);
-                if voting.voted != Some(generation) && voting.scanning.is_none() {
-                    voting.scanning = Some(generation);
-                    step.effect(Effect::Scan { dataset, generation });
+                if voting.voted == Some(generation) {
+                    return;
+                }
+                Self::withdraw(dataset, voting, step);
+                if self.scanning.insert(dataset) {
+                    step.effect(Effect::Scan {
+                        dataset,
+                        generation,
+                    });
                 }
             }
             FromDaemon::Disturbed { dataset, .. } => {
@@ -275,13 +427,22 @@ impl Member {
 
     fn withdraw(dataset: DatasetId, voting: &mut Voting, step: &mut Step) {
         if voting.voted.take().is_some() {
-            step.send(LEADER, Message::Withdraw { dataset, proposal: voting.proposal });
+            step.send(
+                LEADER,
+                Message::Withdraw {
+                    dataset,
+                    proposal: voting.proposal,
+                },
+            );
         }
     }
 
     fn daemon_done(&mut self, sequence: u64, result: Result<(), Refusal>, step: &mut Step) {
         let result = result.map_err(|refusal| {
-            Failure::new(refusal, format!("the daemon of {} answered {refusal:?}", self.slot))
+            Failure::new(
+                refusal,
+                format!("the daemon of {} answered {refusal:?}", self.slot),
+            )
         });
         match self.then.remove(&sequence) {
             Some(Then::Answer(ticket)) => Self::answer(ticket, result, step),
@@ -292,8 +453,26 @@ impl Member {
                 Self::answer(ticket, result, step);
             }
             Some(Then::Drop { ticket, dataset }) => {
-                step.effect(Effect::DropData { dataset, slots: Vec::new() });
+                step.effect(Effect::DropData {
+                    dataset,
+                    slots: Vec::new(),
+                });
                 Self::answer(ticket, result, step);
+            }
+            Some(Then::Forget { ticket, dataset }) => {
+                self.keep_numbers(step);
+                step.write(Write::Forget(dataset));
+                step.effect(Effect::DropData {
+                    dataset,
+                    slots: Vec::new(),
+                });
+                Self::answer(ticket, result, step);
+            }
+            Some(Then::Clear) => {
+                if let Some(beginning) = &mut self.beginning {
+                    beginning.shown = beginning.shown.saturating_sub(1);
+                }
+                self.begin_if_clear(step);
             }
             Some(Then::Begin) => {
                 if let Some(left) = &mut self.to_show {
@@ -308,32 +487,61 @@ impl Member {
     /// Takes the outcome of an effect of this member.
     pub fn handle_outcome(&mut self, outcome: Outcome, step: &mut Step) {
         match outcome {
-            Outcome::Worked { ticket: NO_TICKET, .. } => {}
+            Outcome::Worked {
+                ticket: NO_TICKET, ..
+            } => {}
             Outcome::Worked { ticket, result } => match (self.making.remove(&ticket), result) {
                 (Some(record), Ok(())) => {
-                    self.catalog.insert(record.id, record.clone());
+                    self.learn(&record);
                     self.publish(record, Then::Answer(ticket), step);
                 }
                 (_, result) => Self::answer(ticket, result, step),
             },
-            Outcome::Scanned { dataset, generation, result } => {
-                let Some(voting) = self.voting.get_mut(&dataset) else { return };
-                voting.scanning = None;
+            Outcome::Scanned {
+                dataset,
+                generation,
+                result,
+            } => {
+                self.scanning.remove(&dataset);
+                let Some(voting) = self.voting.get_mut(&dataset) else {
+                    return;
+                };
                 match voting.quiet {
                     Some(quiet) if quiet == generation => {
                         voting.voted = Some(generation);
                         let proposal = voting.proposal;
-                        step.send(LEADER, Message::Vote { dataset, proposal, part: result });
+                        step.send(
+                            LEADER,
+                            Message::Vote {
+                                dataset,
+                                proposal,
+                                part: result,
+                            },
+                        );
                     }
                     Some(quiet) => {
-                        voting.scanning = Some(quiet);
-                        step.effect(Effect::Scan { dataset, generation: quiet });
+                        self.scanning.insert(dataset);
+                        step.effect(Effect::Scan {
+                            dataset,
+                            generation: quiet,
+                        });
                     }
                     None => {}
                 }
             }
-            Outcome::Advanced { dataset, activity, bytes } => {
-                step.send(LEADER, Message::Advanced { dataset, activity, bytes });
+            Outcome::Advanced {
+                dataset,
+                activity,
+                bytes,
+            } => {
+                step.send(
+                    LEADER,
+                    Message::Advanced {
+                        dataset,
+                        activity,
+                        bytes,
+                    },
+                );
             }
             // The leader's business.
             Outcome::FlushCompleted { .. } => {}

@@ -23,7 +23,10 @@ pub struct Failure {
 impl Failure {
     /// A failure in words.
     pub fn new(refusal: Refusal, text: impl Into<String>) -> Self {
-        Self { refusal, text: text.into() }
+        Self {
+            refusal,
+            text: text.into(),
+        }
     }
 }
 

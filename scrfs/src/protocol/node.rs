@@ -39,13 +39,31 @@ pub struct Node {
 impl Node {
     /// A coordinator on a node with this inventory. Its first step greets the leader.
     pub fn start(start: Start, inventory: Inventory) -> (Self, Step) {
-        let member = Member::new(start.epoch, Slot(start.me.0), &inventory);
+        let member = Member::new(
+            start.epoch,
+            Slot(start.me.0),
+            start.me == LEADER,
+            &inventory,
+        );
         let leader = (start.me == LEADER).then(|| {
-            Leader::new(start.epoch, start.size, start.new_run, start.config, start.prefix)
+            Leader::new(
+                start.epoch,
+                start.size,
+                start.new_run,
+                start.config,
+                start.prefix,
+            )
         });
         let mut step = Step::default();
         step.send(LEADER, Message::Hello(Box::new(inventory)));
-        (Self { me: start.me, member, leader }, step)
+        (
+            Self {
+                me: start.me,
+                member,
+                leader,
+            },
+            step,
+        )
     }
 
     /// Takes a peer's message, possibly one's own.
@@ -105,7 +123,9 @@ impl Node {
 
     /// Whether this coordinator leads and nothing is left to do.
     pub fn is_idle(&self, now: Now) -> bool {
-        self.leader.as_ref().is_none_or(|leader| leader.is_idle(now))
+        self.leader
+            .as_ref()
+            .is_none_or(|leader| leader.is_idle(now))
     }
 
     /// All datasets, as this node knows them.

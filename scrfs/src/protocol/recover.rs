@@ -5,15 +5,22 @@
 //! - Nodes of the newest epoch know every dataset there is. What only nodes of older epochs have
 //!   was removed while they were away, and goes.
 //! - Any record of a seal decides: the seal was given only after every vote was durable and frozen.
-//!   An open dataset without one was never acknowledged: in a new run it becomes incomplete.
+//!   An open dataset without one was never acknowledged: in a new run it becomes incomplete. So it
+//!   does when a node is missing that may have held a part of it: nothing says what was written
+//!   there, and a commit of the rest would be a torn one.
 //! - A slot's part counts when its files are intact and its manifest is the one that was sealed; who
 //!   holds it, and under which epoch, does not matter, for a sealed part never changes.
 //! - A dataset with lost slots is rebuildable when it was protected and no set lost more than its
-//!   scheme tolerates; otherwise the prefix must have it, else it is lost.
+//!   scheme tolerates; otherwise the prefix must have it, else it is lost. A slot without its parity
+//!   is as good as lost then; when all files are there, only its parity is made again.
+//! - Two live datasets of one name: one was being removed when the last epoch ended, and that was
+//!   begun before the other got the name. An open one says on the leader's node that it is, so that
+//!   of an open and a sealed one it is the sealed one; of two sealed ones, the one sealed first.
 
 use super::message::Inventory;
 use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::record::{DatasetRecord, Phase, Seal};
+use crate::name::Name;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A dataset as the epoch begins with it.
@@ -25,8 +32,8 @@ pub struct Found {
     pub holders: BTreeMap<Slot, Rank>,
     /// Sealed slots that nobody holds.
     pub lost: BTreeSet<Slot>,
-    /// Whether the lost can be recomputed.
-    pub rebuildable: bool,
+    /// Slots that are whole, but whose parity is not, though the dataset was protected.
+    pub unguarded: BTreeSet<Slot>,
 }
 
 /// What an epoch begins with.
@@ -47,8 +54,16 @@ pub fn decide(
     epoch: Epoch,
     new_run: bool,
 ) -> Beginning {
-    let newest = inventories.values().map(|found| found.epoch.epoch).max().unwrap_or_default();
-    let current = || inventories.values().filter(|found| found.epoch.epoch == newest);
+    let newest = inventories
+        .values()
+        .map(|found| found.epoch.epoch)
+        .max()
+        .unwrap_or_default();
+    let current = || {
+        inventories
+            .values()
+            .filter(|found| found.epoch.epoch == newest)
+    };
     let mut records: BTreeMap<DatasetId, DatasetRecord> = BTreeMap::new();
     for entry in current().flat_map(|found| &found.datasets) {
         records
@@ -57,29 +72,77 @@ pub fn decide(
             .or_insert_with(|| entry.record.clone());
     }
     let mut beginning = Beginning::default();
-    let in_cache = inventories.values().map(|found| &found.epoch);
-    for seen in in_cache {
+    for seen in inventories.values().map(|found| &found.epoch) {
         beginning.last_dataset = beginning.last_dataset.max(seen.last_dataset);
         beginning.last_checkpoint = beginning.last_checkpoint.max(seen.last_checkpoint);
     }
-    for record in records.values().chain(complete) {
+    // Also what is to go: a number that anybody here has seen is not given out again.
+    let seen = inventories
+        .values()
+        .flat_map(|found| &found.datasets)
+        .map(|entry| &entry.record);
+    for record in seen.chain(complete) {
         beginning.last_dataset = beginning.last_dataset.max(record.id.0);
         let number = record.checkpoint.unwrap_or(0);
         beginning.last_checkpoint = beginning.last_checkpoint.max(number);
     }
     for (id, mut record) in records {
         record.epoch = epoch;
-        if let Some(flushed) = complete.iter().find(|known| known.id == id) {
+        // The same number under another seal is another dataset, of nodes that did not know of this.
+        let same = |known: &&DatasetRecord| known.id == id && known.seal == record.seal;
+        if let Some(flushed) = complete.iter().find(same).filter(|_| record.seal.is_some()) {
             record.flushed = record.flushed.or(flushed.flushed).or(Some(0));
         }
         record.flushing = false;
         let found = match record.seal.clone() {
-            None => unsealed(record, new_run),
+            None => {
+                let torn = new_run || is_torn(id, inventories, newest);
+                unsealed(record, torn)
+            }
             Some(seal) => sealed(record, &seal, inventories),
         };
         beginning.datasets.insert(id, found);
     }
+    settle_names(&mut beginning.datasets);
     beginning
+}
+
+fn knows(found: &Inventory, id: DatasetId) -> bool {
+    found.datasets.iter().any(|entry| entry.record.id == id)
+}
+
+/// Whether a node may be missing that programs wrote on, or has another place now. One that was
+/// there and does not know the dataset never made its part: the last epoch ended in between.
+fn is_torn(id: DatasetId, inventories: &BTreeMap<Rank, Inventory>, newest: Epoch) -> bool {
+    inventories.iter().any(|(rank, found)| {
+        let at_home = found.epoch.slot == Some(Slot(rank.0));
+        !at_home || !(knows(found, id) || found.epoch.epoch == newest)
+    })
+}
+
+/// Leaves one live dataset of each name: the last by this order.
+fn settle_names(datasets: &mut BTreeMap<DatasetId, Found>) {
+    let is_live = |found: &Found| matches!(found.record.phase, Phase::Open | Phase::Sealed);
+    let claim = |found: &Found| (found.record.seal.is_none(), found.record.sealed);
+    let mut by_name: BTreeMap<Name, Vec<(_, DatasetId)>> = BTreeMap::new();
+    for (&id, found) in datasets.iter().filter(|(_, found)| is_live(found)) {
+        by_name
+            .entry(found.record.name.clone())
+            .or_default()
+            .push((claim(found), id));
+    }
+    for claims in by_name.values_mut() {
+        claims.sort();
+        claims.pop();
+        for (_, id) in claims {
+            match datasets.get_mut(id) {
+                Some(found) if found.record.seal.is_none() => {
+                    found.record.phase = Phase::Incomplete;
+                }
+                _ => drop(datasets.remove(id)),
+            }
+        }
+    }
 }
 
 /// Of two records of one dataset, the one that knows more.
@@ -89,19 +152,29 @@ fn better<'a>(one: &'a DatasetRecord, other: &'a DatasetRecord) -> &'a DatasetRe
         let known = [
             record.seal.is_some(),
             settled,
+            record.phase == Phase::Incomplete,
             record.protected.is_some(),
             record.flushed.is_some(),
         ];
         (known, record.epoch)
     };
-    if knows(other) > knows(one) { other } else { one }
+    if knows(other) > knows(one) {
+        other
+    } else {
+        one
+    }
 }
 
-fn unsealed(mut record: DatasetRecord, new_run: bool) -> Found {
-    if new_run || record.phase != Phase::Open {
+fn unsealed(mut record: DatasetRecord, torn: bool) -> Found {
+    if torn || record.phase != Phase::Open {
         record.phase = Phase::Incomplete;
     }
-    Found { record, holders: BTreeMap::new(), lost: BTreeSet::new(), rebuildable: false }
+    Found {
+        record,
+        holders: BTreeMap::new(),
+        lost: BTreeSet::new(),
+        unguarded: BTreeSet::new(),
+    }
 }
 
 fn sealed(
@@ -109,25 +182,46 @@ fn sealed(
     seal: &Seal,
     inventories: &BTreeMap<Rank, Inventory>,
 ) -> Found {
-    let mut holders = BTreeMap::new();
+    let mut holders: BTreeMap<Slot, Rank> = BTreeMap::new();
+    let mut guarded: BTreeSet<Slot> = BTreeSet::new();
     for (&rank, found) in inventories {
-        let entries = found.datasets.iter().filter(|entry| entry.record.id == record.id);
+        let entries = found
+            .datasets
+            .iter()
+            .filter(|entry| entry.record.id == record.id);
         for part in entries.flat_map(|entry| &entry.parts) {
             let sealed = seal.part(part.slot).map(|summary| summary.manifest_crc);
-            let guarded = record.protected.is_none() || (part.sums && part.parity);
-            if part.intact && guarded && sealed == Some(part.manifest_crc) {
-                // A slot's own rank is its best holder; else the first one.
-                let at_home = rank.0 == part.slot.0;
-                if at_home || !holders.contains_key(&part.slot) {
-                    holders.insert(part.slot, rank);
-                }
+            if !part.intact || sealed != Some(part.manifest_crc) {
+                continue;
+            }
+            // One with parity is better than one without, then a slot's own rank, then the first.
+            let guards = part.sums && part.parity;
+            let better = match holders.get(&part.slot) {
+                None => true,
+                Some(_) if guards != guarded.contains(&part.slot) => guards,
+                Some(_) => rank.0 == part.slot.0,
+            };
+            if better {
+                holders.insert(part.slot, rank);
+            }
+            if guards {
+                guarded.insert(part.slot);
             }
         }
     }
-    let lost: BTreeSet<Slot> = (0..seal.parts.len())
-        .map(|slot| Slot(u32::try_from(slot).unwrap_or(u32::MAX)))
-        .filter(|slot| !holders.contains_key(slot))
-        .collect();
+    let slots = (0..seal.parts.len()).map(|slot| Slot(u32::try_from(slot).unwrap_or(u32::MAX)));
+    let mut lost: BTreeSet<Slot> = slots.filter(|slot| !holders.contains_key(slot)).collect();
+    let mut unguarded: BTreeSet<Slot> = BTreeSet::new();
+    if record.protected.is_some() {
+        unguarded.extend(holders.keys().filter(|slot| !guarded.contains(slot)));
+        if !lost.is_empty() {
+            holders.retain(|slot, _| guarded.contains(slot));
+            lost.append(&mut unguarded);
+        } else if record.flushed.is_some() {
+            // One that was fetched onto fewer nodes has none, and needs none.
+            unguarded.clear();
+        }
+    }
     let tolerated = seal.sets.iter().all(|set| {
         let gone = set.iter().filter(|slot| lost.contains(slot)).count();
         gone <= seal.scheme.tolerates() as usize
@@ -143,15 +237,28 @@ fn sealed(
     };
     if record.phase == Phase::Lost {
         let slots: Vec<String> = lost.iter().map(|slot| slot.0.to_string()).collect();
-        let why = if record.protected.is_some() { "more than its scheme tolerates" } else { "unprotected" };
+        let why = if record.protected.is_some() {
+            "more than its scheme tolerates"
+        } else {
+            "unprotected"
+        };
         record.error = Some(format!("lost with slots {}: {why}", slots.join(", ")));
     }
-    Found { record, holders, lost, rebuildable }
+    Found {
+        record,
+        holders,
+        lost,
+        unguarded,
+    }
 }
 
 /// Who shall have the lost slots: the rank of the same number if there is one, else those that hold
 /// least, lowest first.
-pub fn assign(lost: &BTreeSet<Slot>, holders: &BTreeMap<Slot, Rank>, size: u32) -> Vec<(Slot, Rank)> {
+pub fn assign(
+    lost: &BTreeSet<Slot>,
+    holders: &BTreeMap<Slot, Rank>,
+    size: u32,
+) -> Vec<(Slot, Rank)> {
     let mut load: BTreeMap<Rank, u32> = (0..size).map(|rank| (Rank(rank), 0)).collect();
     for rank in holders.values() {
         *load.entry(*rank).or_default() += 1;
@@ -162,7 +269,9 @@ pub fn assign(lost: &BTreeSet<Slot>, holders: &BTreeMap<Slot, Rank>, size: u32) 
         let rank = if load.get(&home) == Some(&0) {
             home
         } else {
-            load.iter().min_by_key(|&(rank, count)| (*count, *rank)).map_or(home, |(rank, _)| *rank)
+            load.iter()
+                .min_by_key(|&(rank, count)| (*count, *rank))
+                .map_or(home, |(rank, _)| *rank)
         };
         *load.entry(rank).or_default() += 1;
         assigned.push((slot, rank));

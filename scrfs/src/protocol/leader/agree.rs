@@ -28,15 +28,6 @@ use std::collections::BTreeMap;
 /// Checksums cover units of this many bytes; also the size of a unit on the wire.
 pub(super) const UNIT_BYTES: u32 = 256 << 10;
 
-/// What `commit.wait` means as a level.
-fn level_of(wait: CommitWait) -> Level {
-    match wait {
-        CommitWait::Sealed => Level::Sealed,
-        CommitWait::Protected => Level::Protected,
-        CommitWait::Flushed => Level::Flushed,
-    }
-}
-
 /// A commit that is being agreed on.
 #[derive(Debug)]
 pub(super) struct Proposal {
@@ -50,13 +41,37 @@ pub(super) struct Proposal {
 
 impl Proposal {
     /// When it ends, if it has not been decided.
-    pub(super) fn deadline(&self) -> u64 {
+    pub(super) fn deadline(&self) -> Option<u64> {
         // While frozen it cannot expire: the answer is a matter of milliseconds.
-        if self.confirming { u64::MAX } else { self.deadline }
+        (!self.confirming).then_some(self.deadline)
+    }
+
+    /// The name it is to give.
+    pub(super) fn name(&self) -> &Name {
+        &self.to
+    }
+
+    /// Whether members are freezing, or frozen.
+    pub(super) fn is_confirming(&self) -> bool {
+        self.confirming
+    }
+
+    /// Whether it is to give this name.
+    pub(super) fn is_for(&self, name: &Name) -> bool {
+        self.to == *name
     }
 }
 
 impl Leader {
+    /// How far a commit waits. Without a prefix, protected is as far as anything comes.
+    fn commit_level(&self) -> Level {
+        match self.config.commit.wait {
+            CommitWait::Sealed => Level::Sealed,
+            CommitWait::Flushed if self.prefix.is_some() => Level::Flushed,
+            CommitWait::Protected | CommitWait::Flushed => Level::Protected,
+        }
+    }
+
     pub(super) fn propose(
         &mut self,
         now: Now,
@@ -65,11 +80,8 @@ impl Leader {
         to: Name,
         step: &mut Step,
     ) {
-        let wait = level_of(self.config.commit.wait);
-        let taken = self.live_by_name(&to).is_some_and(|other| other != dataset)
-            || self.datasets.iter().any(|(id, led)| {
-                *id != dataset && led.proposal.as_ref().is_some_and(|other| other.to == to)
-            });
+        let wait = self.commit_level();
+        let taken = self.is_taken(&to, dataset);
         let Some(led) = self.datasets.get_mut(&dataset) else {
             return Self::reply(asker, Err(Refusal::Missing), step);
         };
@@ -77,10 +89,13 @@ impl Leader {
             return Self::reply(asker, Err(Refusal::Missing), step);
         }
         match led.record.phase {
-            Phase::Sealed if led.record.name == to => {
-                return self.wait(asker, dataset, wait, step);
-            }
             Phase::Open => {}
+            // The identical rename of another process, however late it comes.
+            _ if led.record.seal.is_some() && led.record.name == to => {
+                led.flush_now |= wait == Level::Flushed;
+                self.wait(asker, dataset, wait, step);
+                return self.schedule(now, step);
+            }
             _ => return Self::reply(asker, Err(Refusal::ReadOnly), step),
         }
         if taken {
@@ -96,19 +111,29 @@ impl Leader {
                     number,
                     to,
                     askers: vec![asker],
-                    deadline: now.tick.saturating_add(self.config.commit.grace_seconds * 1000),
+                    deadline: now
+                        .tick
+                        .saturating_add(self.config.commit.grace_seconds * 1000),
                     votes: BTreeMap::new(),
                     confirming: false,
                 });
-                self.tell_all(&Message::Collect { dataset, proposal: number }, step);
+                self.tell_all(
+                    &Message::Collect {
+                        dataset,
+                        proposal: number,
+                    },
+                    step,
+                );
             }
         }
     }
 
     fn standing(&mut self, dataset: DatasetId, number: u64) -> Option<&mut Led> {
-        self.datasets
-            .get_mut(&dataset)
-            .filter(|led| led.proposal.as_ref().is_some_and(|held| held.number == number))
+        self.datasets.get_mut(&dataset).filter(|led| {
+            led.proposal
+                .as_ref()
+                .is_some_and(|held| held.number == number)
+        })
     }
 
     pub(super) fn vote(
@@ -119,7 +144,9 @@ impl Leader {
         part: Result<PartSummary, Failure>,
         step: &mut Step,
     ) {
-        let Some(led) = self.standing(dataset, number) else { return };
+        let Some(led) = self.standing(dataset, number) else {
+            return;
+        };
         match (part, led.proposal.as_mut()) {
             (Ok(part), Some(proposal)) => {
                 proposal.votes.insert(from, part);
@@ -136,7 +163,9 @@ impl Leader {
     }
 
     pub(super) fn withdrawn(&mut self, from: Rank, dataset: DatasetId, number: u64) {
-        let proposal = self.standing(dataset, number).and_then(|led| led.proposal.as_mut());
+        let proposal = self
+            .standing(dataset, number)
+            .and_then(|led| led.proposal.as_mut());
         if let Some(proposal) = proposal {
             proposal.votes.remove(&from);
         }
@@ -144,8 +173,12 @@ impl Leader {
 
     fn confirm_if_unanimous(&mut self, dataset: DatasetId, step: &mut Step) {
         let size = self.size as usize;
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
-        let Some(proposal) = &mut led.proposal else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
+        let Some(proposal) = &mut led.proposal else {
+            return;
+        };
         if proposal.confirming || proposal.votes.len() < size {
             return;
         }
@@ -164,8 +197,12 @@ impl Leader {
         step: &mut Step,
     ) {
         let size = self.size as usize;
-        let Some(led) = self.standing(dataset, number) else { return };
-        let Some(proposal) = &mut led.proposal else { return };
+        let Some(led) = self.standing(dataset, number) else {
+            return;
+        };
+        let Some(proposal) = &mut led.proposal else {
+            return;
+        };
         proposal.confirming = false;
         // Frozen everywhere at voted generations: then no vote can have been withdrawn.
         if frozen && proposal.votes.len() == size {
@@ -173,7 +210,14 @@ impl Leader {
         }
         let again = now.tick < proposal.deadline;
         if again {
-            self.tell_all(&Message::Release { dataset, proposal: number, again }, step);
+            self.tell_all(
+                &Message::Release {
+                    dataset,
+                    proposal: number,
+                    again,
+                },
+                step,
+            );
             self.confirm_if_unanimous(dataset, step);
         } else {
             self.give_up(dataset, Refusal::Busy, step);
@@ -181,11 +225,16 @@ impl Leader {
     }
 
     fn decide(&mut self, now: Now, dataset: DatasetId, step: &mut Step) {
-        let Some(proposal) = self.datasets.get_mut(&dataset).and_then(|led| led.proposal.take())
+        let Some(proposal) = self
+            .datasets
+            .get_mut(&dataset)
+            .and_then(|led| led.proposal.take())
         else {
             return;
         };
-        let Proposal { to, askers, votes, .. } = proposal;
+        let Proposal {
+            to, askers, votes, ..
+        } = proposal;
         let class = self.config.class_of(to.as_bytes());
         let checkpoint = class.is_checkpoint().then(|| self.last_checkpoint + 1);
         let (seal, warning) = self.seal(checkpoint, votes.into_values().collect());
@@ -198,9 +247,11 @@ impl Leader {
             })
             .map(|(id, _)| *id)
             .collect();
-        let wait = level_of(self.config.commit.wait);
+        let wait = self.commit_level();
         let ranks = self.ranks();
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
         let from = std::mem::replace(&mut led.record.name, to);
         led.record.committed_from = (from != led.record.name).then_some(from);
         led.record.class = class;
@@ -210,8 +261,10 @@ impl Leader {
         led.record.seal = Some(seal);
         led.record.error = warning;
         led.holders = ranks.map(|rank| (Slot(rank.0), rank)).collect();
-        led.waiters.extend(askers.into_iter().map(|asker| (wait, asker)));
-        self.update(dataset, Purpose::Reached { dataset }, step);
+        led.flush_now |= wait == Level::Flushed;
+        led.waiters
+            .extend(askers.into_iter().map(|asker| (wait, asker)));
+        self.update_reached(dataset, step);
         for gone in replaced {
             self.forget(gone, None, step);
         }
@@ -232,7 +285,11 @@ impl Leader {
     fn seal(&self, checkpoint: Option<u64>, parts: Vec<PartSummary>) -> (Seal, Option<String>) {
         let groups: Vec<&str> = self
             .ranks()
-            .map(|rank| self.hellos.get(&rank).map_or("", |hello| hello.group.as_str()))
+            .map(|rank| {
+                self.hellos
+                    .get(&rank)
+                    .map_or("", |hello| hello.group.as_str())
+            })
             .collect();
         let redundancy = match checkpoint {
             Some(number) => self.config.scheme_for(number).redundancy,
@@ -243,7 +300,9 @@ impl Leader {
             epoch: self.epoch,
             scheme: redundancy.scheme,
             chunk_bytes,
-            unit_bytes: u32::try_from(chunk_bytes).unwrap_or(u32::MAX).min(UNIT_BYTES),
+            unit_bytes: u32::try_from(chunk_bytes)
+                .unwrap_or(u32::MAX)
+                .min(UNIT_BYTES),
             sets: vec![self.ranks().map(|rank| Slot(rank.0)).collect()],
             parts,
         };
@@ -259,8 +318,11 @@ impl Leader {
                 }
             }
         }
-        let impossible =
-            seal.sets.iter().filter_map(|set| seal.geometry_of(*set.first()?).err()).next();
+        let impossible = seal
+            .sets
+            .iter()
+            .filter_map(|set| seal.geometry_of(*set.first()?).err())
+            .next();
         if let Some(error) = impossible {
             warning = Some(format!("kept without redundancy: {error}"));
             seal.scheme = Scheme::Single;
@@ -270,11 +332,18 @@ impl Leader {
 
     /// Ends a proposal without a decision.
     fn give_up(&mut self, dataset: DatasetId, refusal: Refusal, step: &mut Step) {
-        let Some(proposal) = self.datasets.get_mut(&dataset).and_then(|led| led.proposal.take())
+        let Some(proposal) = self
+            .datasets
+            .get_mut(&dataset)
+            .and_then(|led| led.proposal.take())
         else {
             return;
         };
-        let release = Message::Release { dataset, proposal: proposal.number, again: false };
+        let release = Message::Release {
+            dataset,
+            proposal: proposal.number,
+            again: false,
+        };
         self.tell_all(&release, step);
         for asker in proposal.askers {
             Self::reply(asker, Err(refusal), step);
@@ -286,7 +355,9 @@ impl Leader {
             .datasets
             .iter()
             .filter(|(_, led)| {
-                led.proposal.as_ref().is_some_and(|proposal| proposal.deadline() <= now.tick)
+                led.proposal
+                    .as_ref()
+                    .is_some_and(|proposal| proposal.deadline().is_some_and(|at| at <= now.tick))
             })
             .map(|(id, _)| *id)
             .collect();

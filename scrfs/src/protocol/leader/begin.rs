@@ -18,17 +18,36 @@ impl Leader {
         if self.hellos.len() < self.size as usize {
             return;
         }
-        let complete = self.prefix.as_ref().map_or(&[][..], |prefix| &prefix.complete);
-        let Beginning { datasets, last_dataset, last_checkpoint } =
-            recover::decide(&self.hellos, complete, self.epoch, self.new_run);
+        let complete = self
+            .prefix
+            .as_ref()
+            .map_or(&[][..], |prefix| &prefix.complete);
+        let Beginning {
+            datasets,
+            last_dataset,
+            last_checkpoint,
+        } = recover::decide(&self.hellos, complete, self.epoch, self.new_run);
         self.last_dataset = last_dataset;
         self.last_checkpoint = last_checkpoint;
-        for (id, Found { record, holders, lost, rebuildable }) in datasets {
+        for (
+            id,
+            Found {
+                record,
+                holders,
+                lost,
+                unguarded,
+            },
+        ) in datasets
+        {
             let mut led = Led::new(record);
-            (led.holders, led.lost, led.rebuildable) = (holders, lost, rebuildable);
+            (led.holders, led.lost, led.unguarded) = (holders, lost, unguarded);
             self.datasets.insert(id, led);
         }
-        let records: Vec<_> = self.datasets.values().map(|led| led.record.clone()).collect();
+        let records: Vec<_> = self
+            .datasets
+            .values()
+            .map(|led| led.record.clone())
+            .collect();
         for rank in self.ranks() {
             let message = Message::Begin {
                 records: records.clone(),
@@ -43,10 +62,16 @@ impl Leader {
 
     /// What `rank` shall keep: the slots it holds, and its own part of what was never sealed.
     fn kept_by(&self, rank: Rank) -> Vec<(DatasetId, Slot)> {
-        let found = self.hellos.get(&rank).into_iter().flat_map(|hello| &hello.datasets);
+        let found = self
+            .hellos
+            .get(&rank)
+            .into_iter()
+            .flat_map(|hello| &hello.datasets);
         let mut kept = Vec::new();
         for entry in found {
-            let Some(led) = self.datasets.get(&entry.record.id) else { continue };
+            let Some(led) = self.datasets.get(&entry.record.id) else {
+                continue;
+            };
             if led.record.phase == Phase::Evicted {
                 continue;
             }
@@ -60,7 +85,9 @@ impl Leader {
     }
 
     pub(super) fn begun(&mut self, now: Now, from: Rank, step: &mut Step) {
-        let Some(missing) = &mut self.beginning else { return };
+        let Some(missing) = &mut self.beginning else {
+            return;
+        };
         if !missing.remove(&from) || !missing.is_empty() {
             return;
         }
@@ -72,11 +99,19 @@ impl Leader {
         });
         let nodes = Message::Nodes(nodes.collect());
         self.tell_all(&nodes, step);
+        for led in self.datasets.values_mut() {
+            led.everywhere = led.level();
+        }
         self.schedule(now, step);
+        for (asker, what) in std::mem::take(&mut self.early) {
+            self.asked(now, asker, what, step);
+        }
     }
 
     /// Whether every member has begun.
     pub(super) fn has_begun(&self) -> bool {
-        self.beginning.as_ref().is_some_and(|missing| missing.is_empty())
+        self.beginning
+            .as_ref()
+            .is_some_and(|missing| missing.is_empty())
     }
 }

@@ -6,26 +6,32 @@
 //! its error shown in the record meanwhile. A dataset is evicted when newer ones fill the count
 //! and it is safe elsewhere.
 
-use super::{Leader, Led, LEADER, Purpose};
+use super::agree::Proposal;
+use super::{LEADER, Leader, Led, Purpose};
 use crate::config::Class;
 use crate::control::{Activity, Level, Progress};
 use crate::id::{DatasetId, Rank, Slot};
 use crate::layout::record::Phase;
+use crate::name::Name;
+use crate::protocol::Now;
 use crate::protocol::message::{Failure, Message, Order};
 use crate::protocol::recover;
 use crate::protocol::step::{Effect, Step};
-use crate::protocol::Now;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Work on a dataset that is under way.
 #[derive(Clone, Debug)]
 pub(super) enum Working {
     Encode,
-    Rebuild { assigned: Vec<(Slot, Rank)> },
+    Rebuild {
+        assigned: Vec<(Slot, Rank)>,
+    },
     /// The parity of what was rebuilt.
     Restore,
     Flush,
-    Fetch { assigned: Vec<(Slot, Rank)> },
+    Fetch {
+        assigned: Vec<(Slot, Rank)>,
+    },
 }
 
 impl Working {
@@ -39,14 +45,39 @@ impl Working {
     }
 }
 
+/// Failed work that is to be tried again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retry {
+    at: u64,
+    times: u32,
+    /// The pause is over; whatever it waits for now, it is not the clock.
+    due: bool,
+}
+
+impl Retry {
+    /// When the pause ends.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        (!self.due).then_some(self.at)
+    }
+}
+
+/// How often a rebuild is tried before what it was for is given up.
+const REBUILD_TRIES: u32 = 3;
 /// Pause before failed work is tried for the first time again, in milliseconds; doubles each time.
 const RETRY_MS: u64 = 1_000;
 /// Longest pause.
 const RETRY_MS_MAX: u64 = 30_000;
 
 impl Led {
-    fn may_try(&self, activity: Activity, now: Now) -> bool {
-        self.retry.get(&activity).is_none_or(|(at, _)| *at <= now.tick)
+    fn may_try(&self, activity: Activity) -> bool {
+        self.retry.get(&activity).is_none_or(|retry| retry.due)
+    }
+
+    /// The name it has, and the one it is to have.
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        [&self.record.name]
+            .into_iter()
+            .chain(self.proposal.as_ref().map(Proposal::name))
     }
 
     fn is_resting(&self) -> bool {
@@ -60,23 +91,26 @@ impl Led {
     }
 
     fn wants_rebuild(&self) -> bool {
-        self.record.phase == Phase::Sealed && !self.lost.is_empty()
+        self.record.phase == Phase::Sealed && !(self.lost.is_empty() && self.unguarded.is_empty())
     }
 }
 
 impl Leader {
     fn wants_flush(&self, led: &Led) -> bool {
+        led.record.phase == Phase::Sealed
+            && led.record.flushed.is_none()
+            && led.lost.is_empty()
+            && self.is_due(led)
+    }
+
+    /// Whether the prefix is to have it.
+    pub(super) fn is_due(&self, led: &Led) -> bool {
         let every = self.config.flush.every;
         let due = match led.record.checkpoint {
             Some(number) => every > 0 && number % every == 0,
             None => false,
         };
-        let output = led.record.class != Class::Checkpoint;
-        self.prefix.is_some()
-            && led.record.phase == Phase::Sealed
-            && led.record.flushed.is_none()
-            && led.lost.is_empty()
-            && (led.flush_now || output || due)
+        self.prefix.is_some() && (led.flush_now || led.record.class.is_output() || due)
     }
 
     /// Whether anything is left to protect or flush that has not failed.
@@ -84,7 +118,7 @@ impl Leader {
         self.datasets.values().any(|led| {
             (led.wants_encode() && !led.retry.contains_key(&Activity::Encode))
                 || (self.wants_flush(led) && !led.retry.contains_key(&Activity::Flush))
-                || led.wants_rebuild()
+                || (led.wants_rebuild() && !led.retry.contains_key(&Activity::Rebuild))
         })
     }
 
@@ -93,17 +127,27 @@ impl Leader {
         if !self.has_begun() {
             return;
         }
+        for retry in self
+            .datasets
+            .values_mut()
+            .flat_map(|led| led.retry.values_mut())
+        {
+            retry.due |= retry.at <= now.tick;
+        }
         if !self.ready {
             return self.recover(now, step);
         }
+        self.evict(step);
         let busy = |led: &Led| {
-            led.working.as_ref().is_some_and(|work| work.activity() != Activity::Flush)
+            led.working
+                .as_ref()
+                .is_some_and(|work| work.activity() != Activity::Flush)
         };
         if !self.datasets.values().any(busy) {
             let next = self.datasets.iter().rev().find(|(_, led)| {
                 led.is_resting()
-                    && ((led.wants_rebuild() && led.may_try(Activity::Rebuild, now))
-                        || (led.wants_encode() && led.may_try(Activity::Encode, now)))
+                    && ((led.wants_rebuild() && led.may_try(Activity::Rebuild))
+                        || (led.wants_encode() && led.may_try(Activity::Encode)))
             });
             if let Some((&dataset, led)) = next {
                 if led.wants_rebuild() {
@@ -118,10 +162,7 @@ impl Leader {
             let next = self.datasets.iter().find(|(_, led)| {
                 let guarded =
                     led.record.protected.is_some() || led.retry.contains_key(&Activity::Encode);
-                led.is_resting()
-                    && guarded
-                    && self.wants_flush(led)
-                    && led.may_try(Activity::Flush, now)
+                led.is_resting() && guarded && self.wants_flush(led) && led.may_try(Activity::Flush)
             });
             if let Some((&dataset, _)) = next {
                 self.flush(dataset, step);
@@ -162,23 +203,43 @@ impl Leader {
         if !self.config.restart.fetch {
             return None;
         }
+        let live: BTreeSet<Name> = self
+            .datasets
+            .values()
+            .filter(|led| led.is_live() || led.proposal.is_some())
+            .flat_map(|led| led.names().cloned())
+            .collect();
         let prefix = self.prefix.as_mut()?;
         prefix.complete.sort_by_key(|record| record.id);
         let wanted = prefix.current.clone();
         let named = wanted.and_then(|name| {
-            prefix.complete.iter().rposition(|record| record.name == name)
+            prefix
+                .complete
+                .iter()
+                .rposition(|record| record.name == name)
         });
         while let Some(last) = prefix.complete.len().checked_sub(1) {
-            let record = prefix.complete.remove(named.filter(|&at| at < last).unwrap_or(last));
-            let failed =
-                self.datasets.get(&record.id).is_some_and(|led| led.record.phase == Phase::Failed);
-            if record.class == Class::Output || record.seal.is_none() || failed {
+            let record = prefix
+                .complete
+                .remove(named.filter(|&at| at < last).unwrap_or(last));
+            let id = record.id;
+            // Another seal under this number is another dataset, of nodes that did not know of this one.
+            let spoilt = self.datasets.get(&id).is_some_and(|led| {
+                led.record.phase == Phase::Failed || led.leaving || led.record.seal != record.seal
+            });
+            if record.class == Class::Output || record.seal.is_none() || spoilt {
                 continue;
             }
-            let id = record.id;
+            // Somebody writes under its name now, and is not to find another's files there.
+            if live.contains(&record.name) {
+                continue;
+            }
             let mut led = Led::new(record);
             led.record.phase = Phase::Evicted;
             led.record.error = None;
+            if let Some(known) = self.datasets.remove(&id) {
+                (led.waiters, led.everywhere) = (known.waiters, known.everywhere);
+            }
             self.datasets.insert(id, led);
             return Some(id);
         }
@@ -186,7 +247,9 @@ impl Leader {
     }
 
     fn begin_work(&mut self, dataset: DatasetId, working: Working, order: Order, step: &mut Step) {
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
         let activity = working.activity();
         led.working = Some(working);
         led.advanced.clear();
@@ -194,36 +257,75 @@ impl Leader {
     }
 
     fn encode(&mut self, dataset: DatasetId, step: &mut Step) {
-        let Some(led) = self.datasets.get(&dataset) else { return };
+        let Some(led) = self.datasets.get(&dataset) else {
+            return;
+        };
         let slots = led.holders.keys().copied().collect();
-        let order = Order::Encode { dataset, slots, holders: led.holders_list() };
+        let order = Order::Encode {
+            dataset,
+            slots,
+            holders: led.holders_list(),
+        };
         self.begin_work(dataset, Working::Encode, order, step);
     }
 
     fn rebuild(&mut self, dataset: DatasetId, step: &mut Step) {
-        let Some(led) = self.datasets.get(&dataset) else { return };
+        let Some(led) = self.datasets.get(&dataset) else {
+            return;
+        };
+        if led.lost.is_empty() {
+            return self.restore(dataset, step);
+        }
         let assigned = recover::assign(&led.lost, &led.holders, self.size);
         let holders = led.holders_list();
-        let order = Order::Rebuild { dataset, holders, lost: assigned.clone() };
+        let order = Order::Rebuild {
+            dataset,
+            holders,
+            lost: assigned.clone(),
+        };
         self.begin_work(dataset, Working::Rebuild { assigned }, order, step);
     }
 
+    fn restore(&mut self, dataset: DatasetId, step: &mut Step) {
+        let Some(led) = self.datasets.get(&dataset) else {
+            return;
+        };
+        let slots = led.unguarded.iter().copied().collect();
+        let order = Order::Encode {
+            dataset,
+            slots,
+            holders: led.holders_list(),
+        };
+        self.begin_work(dataset, Working::Restore, order, step);
+    }
+
     fn flush(&mut self, dataset: DatasetId, step: &mut Step) {
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
         led.record.flushing = true;
-        let order = Order::Flush { dataset, holders: led.holders_list() };
+        let order = Order::Flush {
+            dataset,
+            holders: led.holders_list(),
+        };
         self.update(dataset, Purpose::Noted, step);
         self.begin_work(dataset, Working::Flush, order, step);
     }
 
     fn fetch(&mut self, dataset: DatasetId, step: &mut Step) {
-        let Some(led) = self.datasets.get(&dataset) else { return };
+        let Some(led) = self.datasets.get(&dataset) else {
+            return;
+        };
         let Some(seal) = &led.record.seal else { return };
         let slots = 0..u32::try_from(seal.parts.len()).unwrap_or(u32::MAX);
-        let assigned: Vec<_> =
-            slots.map(|slot| (Slot(slot), Rank(slot % self.size))).collect();
+        let assigned: Vec<_> = slots
+            .map(|slot| (Slot(slot), Rank(slot % self.size)))
+            .collect();
         let record = Box::new(led.record.clone());
-        let order = Order::Fetch { record, holders: assigned.clone() };
+        let order = Order::Fetch {
+            record,
+            holders: assigned.clone(),
+        };
         self.begin_work(dataset, Working::Fetch { assigned }, order, step);
     }
 
@@ -236,29 +338,40 @@ impl Leader {
         failures: &BTreeMap<Rank, Failure>,
         step: &mut Step,
     ) {
-        let error = failures.iter().next().map(|(rank, failure)| format!("{rank}: {failure}"));
-        let parts = self.datasets.get(&dataset).and_then(|led| led.record.seal.as_ref());
+        let error = failures
+            .iter()
+            .next()
+            .map(|(rank, failure)| format!("{rank}: {failure}"));
+        let parts = self
+            .datasets
+            .get(&dataset)
+            .and_then(|led| led.record.seal.as_ref());
         let resized = parts.is_some_and(|seal| seal.parts.len() != self.size as usize);
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
         let working = led.working.take();
+        if led.leaving {
+            return;
+        }
         match (working, error) {
             (Some(Working::Encode), None) => {
                 led.record.protected = Some(now.wall);
                 led.record.error = None;
                 led.retry.remove(&activity);
-                self.update(dataset, Purpose::Reached { dataset }, step);
-                self.evict(step);
+                self.update_reached(dataset, step);
             }
             (Some(Working::Rebuild { assigned }), None) => {
-                let slots = assigned.iter().map(|(slot, _)| *slot).collect();
+                led.lost.clear();
+                led.unguarded.extend(assigned.iter().map(|(slot, _)| *slot));
                 led.holders.extend(assigned);
-                let order = Order::Encode { dataset, slots, holders: led.holders_list() };
-                self.begin_work(dataset, Working::Restore, order, step);
+                self.restore(dataset, step);
             }
             (Some(Working::Restore), None) => {
-                led.lost.clear();
+                led.unguarded.clear();
                 led.record.error = None;
-                self.update(dataset, Purpose::Reached { dataset }, step);
+                led.retry.remove(&activity);
+                self.update_reached(dataset, step);
             }
             (Some(Working::Fetch { assigned }), None) => {
                 led.holders.extend(assigned);
@@ -267,26 +380,34 @@ impl Leader {
                 // sets would not hold, but the prefix does.
                 led.record.protected = resized.then_some(now.wall);
                 led.record.flushing = false;
-                self.update(dataset, Purpose::Reached { dataset }, step);
+                self.update_reached(dataset, step);
             }
-            (Some(Working::Flush), None) if led.leaving => {}
             (Some(Working::Flush), None) => {
                 // Still flushing until it is verified and visible.
                 led.working = Some(Working::Flush);
                 let record = Box::new(led.record.clone());
                 step.effect(Effect::CompleteFlush { record });
             }
-            (Some(Working::Rebuild { .. } | Working::Restore), Some(error)) => {
+            (Some(Working::Rebuild { .. }), Some(error)) => {
+                let tried = led.retry.get(&activity).map_or(0, |retry| retry.times) + 1;
+                if tried < REBUILD_TRIES {
+                    return self.failed(now, dataset, activity, error, step);
+                }
                 let flushed = led.record.flushed.is_some();
                 led.record.phase = if flushed { Phase::Evicted } else { Phase::Lost };
                 led.record.error = Some(format!("rebuild failed: {error}"));
-                self.update(dataset, Purpose::Noted, step);
+                if flushed {
+                    led.holders.clear();
+                }
+                led.retry.clear();
+                self.update_reached(dataset, step);
             }
             (Some(Working::Fetch { .. }), Some(error)) => {
                 led.record.error = Some(format!("fetch failed: {error}"));
-                self.update(dataset, Purpose::Noted, step);
+                self.update_reached(dataset, step);
             }
-            (Some(Working::Encode | Working::Flush), Some(error)) => {
+            // Every file is there: what failed can be done again at leisure.
+            (Some(Working::Encode | Working::Restore | Working::Flush), Some(error)) => {
                 self.failed(now, dataset, activity, error, step);
             }
             (None, _) => {}
@@ -301,10 +422,18 @@ impl Leader {
         error: String,
         step: &mut Step,
     ) {
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
-        let times = led.retry.get(&activity).map_or(0, |(_, times)| *times);
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
+        let times = led.retry.get(&activity).map_or(0, |retry| retry.times);
         let pause = (RETRY_MS << times.min(10)).min(RETRY_MS_MAX);
-        led.retry.insert(activity, (now.tick.saturating_add(pause), times.saturating_add(1)));
+        let at = now.tick.saturating_add(pause);
+        let retry = Retry {
+            at,
+            times: times.saturating_add(1),
+            due: false,
+        };
+        led.retry.insert(activity, retry);
         let verb = match activity {
             Activity::Encode => "encode",
             Activity::Rebuild => "rebuild",
@@ -324,7 +453,9 @@ impl Leader {
         result: Result<(), Failure>,
         step: &mut Step,
     ) {
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
         led.working = None;
         match result {
             Ok(()) => {
@@ -332,11 +463,16 @@ impl Leader {
                 led.record.flushed = Some(now.wall);
                 led.record.error = None;
                 led.retry.remove(&Activity::Flush);
-                self.update(dataset, Purpose::Reached { dataset }, step);
-                self.evict(step);
+                self.update_reached(dataset, step);
             }
             Err(failure) => {
-                self.failed(now, dataset, Activity::Flush, format!("{LEADER}: {failure}"), step);
+                self.failed(
+                    now,
+                    dataset,
+                    Activity::Flush,
+                    format!("{LEADER}: {failure}"),
+                    step,
+                );
             }
         }
         self.schedule(now, step);
@@ -355,9 +491,13 @@ impl Leader {
             .collect();
         for (place, dataset) in sealed.into_iter().enumerate().skip(count.max(1)) {
             debug_assert!(place >= 1, "the newest is never evicted");
-            let Some(led) = self.datasets.get(&dataset) else { continue };
+            let Some(led) = self.datasets.get(&dataset) else {
+                continue;
+            };
             let newer_protected = self.datasets.range(dataset..).skip(1).any(|(_, newer)| {
-                newer.record.is_restartable() && newer.has_reached(Level::Protected)
+                newer.record.is_restartable()
+                    && newer.lost.is_empty()
+                    && newer.has_reached(Level::Protected)
             });
             if !led.is_resting() || !newer_protected {
                 continue;
@@ -368,7 +508,7 @@ impl Leader {
                     led.holders.clear();
                 }
                 self.update(dataset, Purpose::Noted, step);
-            } else if !self.wants_flush(led) {
+            } else if !led.record.class.is_output() && !self.is_due(led) {
                 self.forget(dataset, None, step);
             }
         }
@@ -382,12 +522,17 @@ impl Leader {
         bytes: u64,
         step: &mut Step,
     ) {
-        let Some(led) = self.datasets.get_mut(&dataset) else { return };
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
         if led.working.as_ref().map(Working::activity) != Some(activity) {
             return;
         }
         led.advanced.insert(from, bytes);
-        let done_bytes = led.advanced.values().fold(0u64, |sum, part| sum.saturating_add(*part));
+        let done_bytes = led
+            .advanced
+            .values()
+            .fold(0u64, |sum, part| sum.saturating_add(*part));
         let total_bytes = led.record.seal.as_ref().map_or(0, |seal| seal.bytes());
         let progress = Progress {
             dataset,

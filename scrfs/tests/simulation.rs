@@ -1,0 +1,190 @@
+//! A whole cluster in one thread, from one seed: coordinators, daemons, disks, programs, faults.
+//!
+//! `SCRFS_SEEDS=n` runs n seeds instead of 1,000; `SCRFS_SEED=s` replays one and prints its events.
+//! A failure prints its seed and the end of its events, and belongs into [`REGRESSIONS`] then.
+//!
+//! What is modelled: messages in order for each pair of ranks and in any order across pairs, lost
+//! with the dead; daemons that outlive coordinators; disks that are lost with their nodes, or come
+//! back stale; work that fails. What is not: bytes, which are versions of files here.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+#[path = "simulation/checker.rs"]
+mod checker;
+#[path = "simulation/daemon.rs"]
+mod daemon;
+#[path = "simulation/disk.rs"]
+mod disk;
+#[path = "simulation/epochs.rs"]
+mod epochs;
+#[path = "simulation/jobs.rs"]
+mod jobs;
+#[path = "simulation/programs.rs"]
+mod programs;
+#[path = "simulation/world.rs"]
+mod world;
+
+use rand::Rng;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use scrfs::config::{Class, CommitWait, Config, DatasetRule, Pattern, Sources};
+use scrfs::redundancy::Scheme;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use world::World;
+
+/// Seeds that found something, and what.
+const REGRESSIONS: &[(u64, &str)] = &[];
+
+fn base() -> &'static Config {
+    static BASE: OnceLock<Config> = OnceLock::new();
+    BASE.get_or_init(|| {
+        let sources = Sources {
+            env: &|_| None,
+            user: None,
+            system: None,
+            cli: vec![("prefix".into(), "/p".into()), ("job".into(), "1".into())],
+        };
+        Config::load(&sources).unwrap().0
+    })
+}
+
+fn config(draw: &mut StdRng) -> Config {
+    let mut config = base().clone();
+    let schemes = [
+        Scheme::Single,
+        Scheme::Partner { copies: 1 },
+        Scheme::Xor,
+        Scheme::Xor,
+        Scheme::ReedSolomon { parities: 2 },
+    ];
+    config.redundancy.scheme = schemes[draw.random_range(0..schemes.len())];
+    config.redundancy.set_size = draw.random_range(2..5);
+    config.store[0].count = draw.random_range(1..4);
+    config.commit.grace_seconds = draw.random_range(1..4);
+    config.commit.wait = match draw.random_range(0..10) {
+        0 => CommitWait::Protected,
+        1 => CommitWait::Flushed,
+        _ => CommitWait::Sealed,
+    };
+    config.flush.every = draw.random_range(0..3);
+    config.restart.fetch = draw.random_range(0..5) > 0;
+    let class = if draw.random_bool(0.5) {
+        Class::Output
+    } else {
+        Class::Both
+    };
+    config.dataset = vec![DatasetRule {
+        pattern: Pattern::new("out*").unwrap(),
+        class,
+    }];
+    config
+}
+
+/// What a seed went through.
+#[derive(Default)]
+struct Told {
+    commits: u64,
+    answered: u64,
+    granted: u64,
+}
+
+fn live(seed: u64, logging: bool) -> (Result<Told, String>, Vec<String>) {
+    let mut draw = StdRng::seed_from_u64(seed ^ 0x5eed);
+    let prefix = draw.random_range(0..6) > 0;
+    let mut world = World::new(seed, config(&mut draw), prefix, logging);
+    let size = draw.random_range(1..7);
+    let result = catch_unwind(AssertUnwindSafe(|| story(&mut world, &mut draw, size)));
+    if let Err(panic) = &result {
+        let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+        world.violate("invariant_no_panic", text);
+    }
+    let told = Told {
+        commits: world.checker.commits,
+        answered: world.programs.answered,
+        granted: world.programs.granted,
+    };
+    (
+        world.violation.take().map_or(Ok(told), Err),
+        world.log.take().unwrap_or_default(),
+    )
+}
+
+fn story(world: &mut World, draw: &mut StdRng, size: usize) {
+    let members: Vec<usize> = (0..size).map(|_| world.add_machine()).collect();
+    world.begin_epoch(&members, true);
+    let epochs = draw.random_range(1..6);
+    for round in 0..epochs {
+        world.programs.budget = draw.random_range(20..200);
+        world.failing = [0, 0, 3, 15][draw.random_range(0..4)];
+        let last = round + 1 == epochs;
+        if !last && draw.random_bool(0.6) {
+            world.fuse = Some(world.operations + draw.random_range(1..500));
+        }
+        for _ in 0..draw.random_range(50..1500) {
+            if world.violation.is_some() || world.blown.is_some() || !world.event() {
+                break;
+            }
+        }
+        if !last && world.violation.is_none() {
+            world.fault();
+        }
+    }
+    world.failing = 0;
+    world.settle();
+}
+
+fn check(seed: u64) -> Told {
+    match live(seed, false).0 {
+        Ok(told) => told,
+        Err(violation) => {
+            let (_, log) = live(seed, true);
+            for line in &log[log.len().saturating_sub(120)..] {
+                eprintln!("{line}");
+            }
+            panic!("seed {seed}: {violation}\nreplay with SCRFS_SEED={seed}");
+        }
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+#[test]
+fn random_lives_of_a_cluster() {
+    if let Some(seed) = number("SCRFS_SEED") {
+        let (result, log) = live(seed, true);
+        log.iter().for_each(|line| eprintln!("{line}"));
+        assert!(result.is_ok(), "seed {seed}: {:?}", result.err());
+        return;
+    }
+    let mut all = Told::default();
+    let mut failed = Vec::new();
+    for seed in 0..number("SCRFS_SEEDS").unwrap_or(1000) {
+        if std::env::var("SCRFS_SURVEY").is_ok() {
+            if let Err(violation) = live(seed, false).0 {
+                eprintln!("{seed}: {}", &violation[..violation.len().min(300)]);
+                failed.push(seed);
+            }
+            continue;
+        }
+        let told = check(seed);
+        all.commits += told.commits;
+        all.answered += told.answered;
+        all.granted += told.granted;
+    }
+    assert!(failed.is_empty(), "{} failed", failed.len());
+    // A simulation in which nothing succeeds proves nothing.
+    eprintln!(
+        "{} commits, {} of {} requests granted",
+        all.commits, all.granted, all.answered
+    );
+}
+
+#[test]
+fn seeds_that_found_something() {
+    for &(seed, what) in REGRESSIONS {
+        eprintln!("{seed}: {what}");
+        check(seed);
+    }
+}

@@ -1,0 +1,690 @@
+//! What must hold, whatever happens. Each invariant is named where it is broken.
+//!
+//! The checker sees everything: every disk, what was frozen, what was ever durable where. It asks
+//! nothing of the protocol but what it sends and writes.
+
+use crate::disk::{Content, Disk, crc_of};
+use crate::jobs::Kind;
+use crate::world::World;
+use scrfs::config::Class;
+use scrfs::control::{Level, Request};
+use scrfs::id::{DatasetId, Epoch, Slot};
+use scrfs::layout::record::{DatasetRecord, Phase, Seal};
+use scrfs::protocol::message::{Message, Order};
+use scrfs::protocol::step::Write;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A seal, and the files it stands for.
+#[derive(Debug)]
+struct Truth {
+    seal: Seal,
+    contents: Vec<Content>,
+}
+
+/// What the checker knows beyond disks and messages.
+#[derive(Default, Debug)]
+pub struct Checker {
+    truths: BTreeMap<DatasetId, Truth>,
+    /// The same of histories that came to their end with their last node; one may come back.
+    archive: BTreeMap<(DatasetId, u64), Truth>,
+    /// Records that members brought into this epoch: number and birth.
+    brought: BTreeSet<(DatasetId, u64)>,
+    frozen: BTreeMap<(DatasetId, Slot), Content>,
+    births: BTreeMap<DatasetId, u64>,
+    born_now: BTreeSet<DatasetId>,
+    numbers: BTreeSet<(u64, DatasetId, u64)>,
+    numbered_now: BTreeSet<u64>,
+    /// Highest numbers that a member of this epoch had ever seen when it began.
+    floor: (u64, u64),
+    /// Datasets that a rename was answered Ok for.
+    acked: BTreeSet<DatasetId>,
+    forgotten: BTreeSet<DatasetId>,
+    /// Datasets that no member had any more, and since which epoch.
+    gone: BTreeMap<DatasetId, Epoch>,
+    /// The newest epoch that any member had seen when this one began.
+    newest: Epoch,
+    stale: BTreeSet<usize>,
+    new_run: bool,
+    /// Members that have begun this epoch.
+    begun: BTreeSet<usize>,
+    /// What the epoch must find again: in the cache, or else in the prefix.
+    expected: BTreeMap<DatasetId, Expected>,
+    seals_found: BTreeMap<DatasetId, Seal>,
+    failed_recovery: BTreeSet<DatasetId>,
+    /// Where programs wrote, since a dataset was made.
+    pub written: BTreeSet<(DatasetId, usize)>,
+    /// Commits that were answered Ok, for statistics.
+    pub commits: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Expected {
+    Cached,
+    Prefix,
+}
+
+fn is_live(record: &DatasetRecord) -> bool {
+    matches!(record.phase, Phase::Open | Phase::Sealed)
+}
+
+fn slots_of(seal: &Seal) -> impl Iterator<Item = Slot> + use<> {
+    (0..seal.parts.len() as u32).map(Slot)
+}
+
+impl Checker {
+    /// The sealed files of a slot.
+    pub fn content(&self, dataset: DatasetId, slot: Slot) -> Option<Content> {
+        self.truths
+            .get(&dataset)?
+            .contents
+            .get(slot.0 as usize)
+            .cloned()
+    }
+
+    /// A job was made to fail: recovery may do without what it was for.
+    pub fn injected(&mut self, kind: &Kind) {
+        if let Kind::Work { order, .. } = kind {
+            match order {
+                Order::Rebuild { dataset, .. } | Order::Encode { dataset, .. } => {
+                    self.failed_recovery.insert(*dataset);
+                }
+                Order::Fetch { record, .. } => drop(self.failed_recovery.insert(record.id)),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl World {
+    fn members(&self) -> impl Iterator<Item = &Disk> {
+        self.coords
+            .iter()
+            .map(|coord| &self.machines[coord.machine].disk)
+    }
+
+    fn all_alive(&self) -> bool {
+        self.coords.iter().all(|coord| coord.node.is_some())
+    }
+
+    /// Before an epoch begins: what it must find, from the disks alone.
+    pub fn expect_of_epoch(&mut self, new_run: bool) {
+        let newest = self
+            .members()
+            .map(|disk| disk.epoch.epoch)
+            .max()
+            .unwrap_or_default();
+        let complete = self.prefix.as_ref().map(|prefix| &prefix.ever);
+        let flushed = complete.and_then(|ever| ever.last()).map_or(0, |id| id.0);
+        let floor = (
+            self.members()
+                .map(|disk| disk.seen.0)
+                .max()
+                .unwrap_or(0)
+                .max(flushed),
+            self.members().map(|disk| disk.seen.1).max().unwrap_or(0),
+        );
+        let mut found: BTreeMap<DatasetId, Vec<DatasetRecord>> = BTreeMap::new();
+        for disk in self.members().filter(|disk| disk.epoch.epoch == newest) {
+            for record in disk.records.values().filter(|record| record.seal.is_some()) {
+                found.entry(record.id).or_default().push(record.clone());
+            }
+        }
+        let mut expected = BTreeMap::new();
+        let mut seals_found = BTreeMap::new();
+        for (id, records) in found {
+            let Some(seal) = records[0].seal.clone() else {
+                continue;
+            };
+            let settled = records
+                .iter()
+                .any(|it| matches!(it.phase, Phase::Evicted | Phase::Failed));
+            let protected = records.iter().any(|it| it.protected.is_some());
+            if !settled && self.is_recoverable(&records[0], &seal, protected) {
+                expected.insert(id, Expected::Cached);
+            } else if self
+                .prefix
+                .as_ref()
+                .is_some_and(|it| it.complete.contains_key(&id))
+            {
+                expected.insert(id, Expected::Prefix);
+            }
+            seals_found.insert(id, seal);
+        }
+        let brought = self.members().flat_map(|disk| disk.records.values());
+        let flushed = self
+            .prefix
+            .iter()
+            .flat_map(|it| it.complete.values().map(|(it, _)| it));
+        let brought = brought
+            .chain(flushed)
+            .map(|record| (record.id, record.created))
+            .collect();
+        let stale = (0..self.coords.len()).filter(|at| self.disk_of(*at).epoch.epoch < newest);
+        let stale = stale.collect();
+        let checker = &mut self.checker;
+        (checker.newest, checker.floor, checker.new_run) = (newest, floor, new_run);
+        (checker.stale, checker.expected, checker.seals_found) = (stale, expected, seals_found);
+        checker.brought = brought;
+        checker.failed_recovery.clear();
+        checker.born_now.clear();
+        checker.begun.clear();
+        checker.numbered_now.clear();
+    }
+
+    fn is_recoverable(&self, record: &DatasetRecord, seal: &Seal, protected: bool) -> bool {
+        let whole = |slot: Slot| self.members().any(|disk| disk.has_whole(record, slot));
+        if slots_of(seal).all(whole) {
+            return true;
+        }
+        let guarded = |slot: &&Slot| {
+            self.members().any(|disk| {
+                let part = disk.parts.get(&(record.id, **slot));
+                disk.has_whole(record, **slot) && part.is_some_and(|part| part.sums && part.parity)
+            })
+        };
+        let held = |set: &Vec<Slot>| set.iter().filter(guarded).count();
+        protected
+            && seal
+                .sets
+                .iter()
+                .all(|set| set.len() - held(set) <= seal.scheme.tolerates() as usize)
+    }
+
+    /// After a record was put down on a member.
+    pub fn check_write(&mut self, at: usize, write: &Write, before: Option<&DatasetRecord>) {
+        match write {
+            Write::Dataset(record) => {
+                self.invariant_numbers_are_never_used_twice(record);
+                self.invariant_record_makes_sense(record);
+                if let Some(seal) = &record.seal {
+                    self.invariant_all_agree_on_the_seal(record, seal);
+                }
+                self.invariant_flushed_means_all_of_it(record);
+                self.invariant_protected_means_parity(record);
+                if self.checker.gone.contains_key(&record.id) {
+                    self.violate("invariant_deleted_stays_deleted", format!("{record:?}"));
+                }
+            }
+            Write::Forget(dataset) => {
+                if let Some(before) = before {
+                    self.invariant_only_what_is_spare_is_forgotten(at, before);
+                }
+                self.checker.forgotten.insert(*dataset);
+                let kept = self
+                    .prefix
+                    .as_ref()
+                    .is_some_and(|it| it.complete.contains_key(dataset));
+                if !kept
+                    && !self
+                        .members()
+                        .any(|disk| disk.records.contains_key(dataset))
+                {
+                    self.checker.gone.insert(*dataset, self.epoch);
+                }
+            }
+            Write::Epoch(_) => {}
+        }
+    }
+
+    fn invariant_numbers_are_never_used_twice(&mut self, record: &DatasetRecord) {
+        let name = "invariant_numbers_are_never_used_twice";
+        let checker = &mut self.checker;
+        let before = checker.births.get(&record.id).copied();
+        if before != Some(record.created) {
+            let brought = checker.brought.contains(&(record.id, record.created));
+            if !brought && (record.id.0 <= checker.floor.0 || !checker.born_now.insert(record.id)) {
+                return self.violate(name, format!("dataset {record:?}"));
+            }
+            // Nobody here had ever heard of one with this number, or of the other one.
+            checker.births.insert(record.id, record.created);
+            let truth = checker.truths.remove(&record.id);
+            if let (Some(truth), Some(before)) = (truth, before) {
+                checker.archive.insert((record.id, before), truth);
+            }
+            if let Some(truth) = checker.archive.remove(&(record.id, record.created)) {
+                checker.truths.insert(record.id, truth);
+            }
+            checker.acked.remove(&record.id);
+            checker.gone.remove(&record.id);
+            checker.forgotten.remove(&record.id);
+            if !brought {
+                checker.written.retain(|(id, _)| *id != record.id);
+            }
+        }
+        let Some(number) = record.checkpoint else {
+            return;
+        };
+        if checker.numbers.insert((number, record.id, record.created))
+            && (number <= checker.floor.1 || !checker.numbered_now.insert(number))
+        {
+            self.violate(name, format!("checkpoint {record:?}"));
+        }
+    }
+
+    fn invariant_record_makes_sense(&mut self, record: &DatasetRecord) {
+        let unsealed = matches!(record.phase, Phase::Open | Phase::Incomplete);
+        if unsealed == record.seal.is_some() {
+            self.violate("invariant_record_makes_sense", format!("{record:?}"));
+        }
+    }
+
+    fn invariant_all_agree_on_the_seal(&mut self, record: &DatasetRecord, seal: &Seal) {
+        let id = record.id;
+        let others = self
+            .members()
+            .filter_map(|disk| disk.records.get(&id)?.seal.as_ref());
+        if others.into_iter().any(|other| other != seal) {
+            return self.violate("invariant_all_agree_on_the_seal", format!("{record:?}"));
+        }
+        if self
+            .checker
+            .truths
+            .get(&id)
+            .is_some_and(|truth| truth.seal == *seal)
+        {
+            return;
+        }
+        self.invariant_sealed_is_what_was_frozen(id, seal);
+    }
+
+    /// The moment of the decision.
+    fn invariant_sealed_is_what_was_frozen(&mut self, id: DatasetId, seal: &Seal) {
+        let name = "invariant_sealed_is_what_was_frozen";
+        let mut contents = Vec::new();
+        for slot in slots_of(seal) {
+            let summary = seal.part(slot).map(|part| part.manifest_crc);
+            let Some(frozen) = self.checker.frozen.get(&(id, slot)).cloned() else {
+                return self.violate(name, format!("{slot} of {id} was never frozen"));
+            };
+            if summary != Some(crc_of(id, slot, &frozen)) {
+                return self.violate(name, format!("{slot} of {id}: voted for other files"));
+            }
+            let Some(coord) = self.coords.get(slot.0 as usize) else {
+                return self.violate(name, format!("{slot} of {id} has no node"));
+            };
+            // A node that has died since may have lost anything.
+            if coord.node.is_some() {
+                let part = self.machines[coord.machine].disk.parts.get(&(id, slot));
+                let manifest = part.and_then(|part| part.manifest.clone());
+                if manifest.as_ref() != Some(&frozen) {
+                    return self.violate(name, format!("{slot} of {id}: the vote is not durable"));
+                }
+            }
+            contents.push(frozen);
+        }
+        for &(dataset, machine) in &self.checker.written {
+            let at = self
+                .coords
+                .iter()
+                .position(|coord| coord.machine == machine);
+            let parts = &self.machines[machine].disk.parts;
+            let elsewhere = parts.iter().any(|((of, slot), part)| {
+                *of == id && Some(slot.0 as usize) != at && !part.tree.is_empty()
+            });
+            if dataset == id && (at.is_none() || elsewhere) {
+                let text = format!("{id} without what was written on machine {machine}");
+                return self.violate(name, text);
+            }
+        }
+        self.checker.truths.insert(
+            id,
+            Truth {
+                seal: seal.clone(),
+                contents,
+            },
+        );
+    }
+
+    fn invariant_flushed_means_all_of_it(&mut self, record: &DatasetRecord) {
+        let Some(_) = record.flushed else { return };
+        let prefix = self.prefix.as_ref();
+        if !prefix.is_some_and(|prefix| prefix.ever.contains(&record.id)) {
+            return self.violate("invariant_flushed_means_all_of_it", format!("{record:?}"));
+        }
+        let Some((_, contents)) = prefix.and_then(|prefix| prefix.complete.get(&record.id)) else {
+            return;
+        };
+        if self
+            .checker
+            .truths
+            .get(&record.id)
+            .map(|truth| &truth.contents)
+            != Some(contents)
+        {
+            self.violate(
+                "invariant_flushed_means_all_of_it",
+                format!("{record:?}: other files"),
+            );
+        }
+    }
+
+    fn invariant_protected_means_parity(&mut self, record: &DatasetRecord) {
+        let Some(seal) = record.seal.as_ref().filter(|_| self.all_alive()) else {
+            return;
+        };
+        let counts = record.protected.is_some() && record.flushed.is_none();
+        if !counts || record.phase != Phase::Sealed || self.checker.forgotten.contains(&record.id) {
+            return;
+        }
+        let expected = self.checker.expected.contains_key(&record.id);
+        let unguarded = slots_of(seal).any(|slot| {
+            !self.members().any(|disk| {
+                let part = disk.parts.get(&(record.id, slot));
+                part.is_some_and(|part| part.sums && part.parity)
+            })
+        });
+        // One that is being rebuilt says so with its parts, not in its record.
+        if unguarded && !expected {
+            self.violate("invariant_protected_means_parity", format!("{record:?}"));
+        }
+    }
+
+    fn invariant_only_what_is_spare_is_forgotten(&mut self, at: usize, before: &DatasetRecord) {
+        let id = before.id;
+        let excused = self.checker.forgotten.contains(&id)
+            || self.checker.stale.contains(&at)
+            || before.phase != Phase::Sealed;
+        if excused || !self.checker.acked.contains(&id) {
+            return;
+        }
+        let newer = self.members().any(|disk| {
+            disk.records.range(DatasetId(id.0 + 1)..).any(|(_, newer)| {
+                newer.is_restartable() && (newer.protected.is_some() || newer.flushed.is_some())
+            })
+        });
+        let wanted = before.class != Class::Checkpoint && before.flushed.is_none();
+        if !newer || wanted {
+            self.violate(
+                "invariant_only_what_is_spare_is_forgotten",
+                format!("{before:?}"),
+            );
+        }
+    }
+
+    /// Before a message goes out.
+    pub fn check_send(&mut self, at: usize, to: usize, message: &Message) {
+        match message {
+            Message::Begin { records, .. } if at == 0 && to == 0 => self.check_begin(records),
+            Message::Begun => drop(self.checker.begun.insert(at)),
+            Message::Ready { restart } if to == 0 => self.invariant_restart_is_the_newest(*restart),
+            Message::Reply {
+                request,
+                result: Ok(()),
+            } => {
+                let daemon = &self.machines[self.coords[to].machine].daemon;
+                let pending = daemon
+                    .pending
+                    .get(request)
+                    .map(|pending| pending.what.clone());
+                match pending {
+                    Some(Request::Commit { dataset, .. }) => {
+                        self.checker.commits += 1;
+                        self.checker.acked.insert(dataset);
+                        self.invariant_answered_means_durable(dataset, Level::Sealed);
+                    }
+                    Some(Request::Wait { dataset, level }) => {
+                        self.invariant_answered_means_durable(dataset, level);
+                    }
+                    Some(Request::Flush { dataset }) => {
+                        self.invariant_answered_means_durable(dataset, Level::Flushed);
+                    }
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn invariant_answered_means_durable(&mut self, dataset: DatasetId, level: Level) {
+        if self.checker.forgotten.contains(&dataset) {
+            return;
+        }
+        let reached = |record: &DatasetRecord| match level {
+            Level::Sealed => record.seal.is_some(),
+            Level::Protected => record.protected.is_some() || record.flushed.is_some(),
+            Level::Flushed => record.flushed.is_some(),
+        };
+        if !self
+            .members()
+            .all(|disk| disk.records.get(&dataset).is_some_and(reached))
+        {
+            let text = format!("{dataset} is not {level:?} everywhere");
+            self.violate("invariant_answered_means_durable", text);
+        }
+    }
+
+    fn check_begin(&mut self, records: &[DatasetRecord]) {
+        self.invariant_names_are_unique(records.to_vec());
+        let by_id: BTreeMap<DatasetId, &DatasetRecord> =
+            records.iter().map(|record| (record.id, record)).collect();
+        for (id, expected) in self.checker.expected.clone() {
+            let known = by_id.get(&id).map(|record| record.phase);
+            let good = match expected {
+                Expected::Cached => known == Some(Phase::Sealed),
+                Expected::Prefix => matches!(known, Some(Phase::Evicted | Phase::Failed)),
+            };
+            if !good && !self.checker.forgotten.contains(&id) {
+                let text = format!("{id} is there ({expected:?}), but found {known:?}");
+                self.violate("invariant_committed_survives", text);
+            }
+        }
+        for record in records {
+            let sealed = self.checker.seals_found.get(&record.id);
+            if sealed.is_some() && record.seal.as_ref() != sealed {
+                self.violate(
+                    "invariant_committed_survives",
+                    format!("seal ignored: {record:?}"),
+                );
+            }
+            let gone = self.checker.gone.get(&record.id).copied();
+            let same = self.checker.births.get(&record.id) == Some(&record.created);
+            if same && gone.is_some_and(|epoch| epoch <= self.checker.newest) {
+                self.violate("invariant_deleted_stays_deleted", format!("{record:?}"));
+            }
+            // Everybody who knew that it was gone is gone, too.
+            if gone.is_some() {
+                self.checker.gone.remove(&record.id);
+                self.checker.forgotten.remove(&record.id);
+            }
+            if self.checker.new_run && record.phase == Phase::Open {
+                self.violate("invariant_unsealed_is_left_behind", format!("{record:?}"));
+            }
+        }
+    }
+
+    fn invariant_restart_is_the_newest(&mut self, restart: Option<DatasetId>) {
+        let name = "invariant_restart_is_the_newest";
+        if let Some(id) = restart {
+            let Some(record) = self.disk_of(0).records.get(&id).cloned() else {
+                return self.violate(name, format!("{id} has no record"));
+            };
+            let Some(seal) = record.seal.as_ref().filter(|_| record.is_restartable()) else {
+                return self.violate(name, format!("no restart from {record:?}"));
+            };
+            let whole = |slot| self.members().any(|disk| disk.has_whole(&record, slot));
+            if !slots_of(seal).all(whole) {
+                return self.violate(name, format!("{id} is not whole"));
+            }
+        }
+        if !self.all_alive() {
+            return;
+        }
+        let usable = |id: &DatasetId| {
+            !self.checker.forgotten.contains(id) && !self.checker.failed_recovery.contains(id)
+        };
+        let cached = self
+            .checker
+            .expected
+            .iter()
+            .filter(|(_, it)| **it == Expected::Cached);
+        let is_checkpoint = |id: &DatasetId| {
+            self.disk_of(0)
+                .records
+                .get(id)
+                .is_some_and(|it| it.class != Class::Output)
+        };
+        let best = cached
+            .map(|(id, _)| *id)
+            .filter(|id| usable(id) && is_checkpoint(id))
+            .max();
+        if best > restart {
+            return self.violate(name, format!("{best:?} could be had, not {restart:?}"));
+        }
+        let names: Vec<_> = self.live_datasets();
+        let held = |record: &DatasetRecord| {
+            names.iter().any(|id| {
+                self.disk_of(0)
+                    .records
+                    .get(id)
+                    .is_some_and(|live| live.name == record.name)
+            })
+        };
+        let fetchable = self
+            .prefix
+            .iter()
+            .flat_map(|prefix| prefix.complete.values());
+        let mut fetchable = fetchable.filter(|(record, _)| {
+            record.class != Class::Output && usable(&record.id) && !held(record)
+        });
+        let fetchable = fetchable.next().is_some();
+        if restart.is_none() && self.config.restart.fetch && fetchable {
+            self.violate(name, "the prefix has one");
+        }
+    }
+
+    /// After a daemon has taken a word.
+    pub fn check_daemon(&mut self, at: usize) {
+        let machine = &self.machines[self.coords[at].machine];
+        let shown: Vec<DatasetRecord> = machine
+            .daemon
+            .shown
+            .values()
+            .filter(|record| is_live(record))
+            .cloned()
+            .collect();
+        for record in &shown {
+            let Some(truth) = self.checker.truths.get(&record.id) else {
+                continue;
+            };
+            for (slot, content) in truth.contents.iter().enumerate() {
+                let part = machine.disk.parts.get(&(record.id, Slot(slot as u32)));
+                let counts = part.is_some_and(|part| part.manifest.as_ref() == Some(content));
+                if record.seal.is_some() && counts && part.map(|part| &part.tree) != Some(content) {
+                    let text = format!("slot {slot} of {} on {at}", record.id);
+                    return self.violate("invariant_sealed_never_changes", text);
+                }
+            }
+        }
+        // Before it has begun, a daemon that was restarted may show what was being removed.
+        if self.checker.begun.contains(&at) {
+            self.invariant_names_are_unique(shown);
+        }
+    }
+
+    fn invariant_names_are_unique(&mut self, records: Vec<DatasetRecord>) {
+        let mut names = BTreeMap::new();
+        for record in records.into_iter().filter(is_live) {
+            if let Some(other) = names.insert(record.name.clone(), record.id) {
+                let text = format!("{other} and {} are both {}", record.id, record.name);
+                return self.violate("invariant_names_are_unique", text);
+            }
+        }
+    }
+
+    /// A dataset was frozen on a member: this is what its files are.
+    pub fn remember_frozen(&mut self, at: usize, dataset: DatasetId) {
+        let slot = Slot(at as u32);
+        let part = self.disk_of(at).parts.get(&(dataset, slot));
+        let content = part.map(|part| part.tree.clone()).unwrap_or_default();
+        self.checker.frozen.insert((dataset, slot), content);
+    }
+
+    /// After the clock was looked at.
+    pub fn check_deadline(&mut self) {
+        let node = self.coords[0].node.as_ref();
+        let deadline = node.and_then(|node| node.deadline());
+        if deadline.is_some_and(|at| at <= self.now.tick) {
+            let text = format!("deadline {deadline:?} at {}", self.now.tick);
+            self.violate("invariant_no_spinning", text);
+        }
+    }
+
+    /// When nothing is under way any more.
+    pub fn check_rest(&mut self) {
+        let Some(node) = self.coords[0].node.as_ref() else {
+            return;
+        };
+        let catalog = node.catalog().clone();
+        if !node.is_idle(self.now) {
+            self.violate("invariant_comes_to_rest", "nothing to do, and not idle");
+        }
+        for at in 0..self.coords.len() {
+            let machine = &self.machines[self.coords[at].machine];
+            // Who waits for a commit that nobody asks for waits in vain.
+            let open = |dataset: &DatasetId| {
+                catalog
+                    .get(dataset)
+                    .is_some_and(|record| record.phase == Phase::Open)
+            };
+            let forgotten = machine
+                .daemon
+                .pending
+                .values()
+                .find(|pending| match &pending.what {
+                    Request::Wait { dataset, .. } => !open(dataset),
+                    _ => true,
+                });
+            if let Some(pending) = forgotten {
+                let text = format!("{:?} on {at}", pending.what);
+                return self.violate("invariant_every_request_is_answered", text);
+            }
+            let frozen = machine.daemon.gates.iter().find(|(id, gate)| {
+                gate.door == crate::daemon::Door::Frozen && catalog.contains_key(id)
+            });
+            if let Some((id, _)) = frozen {
+                let text = format!("{id} is frozen for good on {at}");
+                return self.violate("invariant_every_request_is_answered", text);
+            }
+            if machine.disk.records != catalog || machine.daemon.shown != catalog {
+                let text = format!("{at}: {:?}\nnot {catalog:?}", machine.disk.records);
+                return self.violate("invariant_all_agree_at_rest", text);
+            }
+        }
+        self.invariant_all_is_safe_at_rest(&catalog);
+    }
+
+    fn invariant_all_is_safe_at_rest(&mut self, catalog: &BTreeMap<DatasetId, DatasetRecord>) {
+        let name = "invariant_all_is_safe_at_rest";
+        let every = self.config.flush.every;
+        let sealed = || {
+            catalog
+                .values()
+                .filter(|record| record.phase == Phase::Sealed)
+        };
+        for record in sealed() {
+            let due = record
+                .checkpoint
+                .is_some_and(|it| every > 0 && it % every == 0);
+            let due = due || record.class != Class::Checkpoint;
+            if record.protected.is_none() || record.flushing {
+                return self.violate(name, format!("not protected: {record:?}"));
+            }
+            if due && self.prefix.is_some() && record.flushed.is_none() {
+                return self.violate(name, format!("not flushed: {record:?}"));
+            }
+        }
+        let count = self.config.store[0].count as usize;
+        let kept: Vec<&DatasetRecord> = sealed().collect();
+        for (place, record) in kept.iter().rev().enumerate().skip(count) {
+            let newer = kept
+                .iter()
+                .rev()
+                .take(place)
+                .any(|newer| newer.is_restartable());
+            let output = record.class != Class::Checkpoint && record.flushed.is_none();
+            if newer && !output {
+                return self.violate(name, format!("not evicted: {record:?}"));
+            }
+        }
+    }
+}

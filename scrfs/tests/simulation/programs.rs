@@ -1,0 +1,241 @@
+//! What programs do to the mount: everything, at any moment, on every node.
+//!
+//! There is no script: each move is drawn from what the node shows, weighted so that commits
+//! mostly succeed. So writers come late, renames come from all nodes or from one, names collide,
+//! and programs wait for what may never be.
+
+use crate::world::World;
+use rand::Rng;
+use scrfs::control::{DirectoryChange, Level, Request};
+use scrfs::id::{DatasetId, Slot};
+use scrfs::layout::record::{DatasetRecord, Phase};
+use scrfs::name::{Name, RelPath};
+
+/// A file open for writing.
+#[derive(Clone, Debug)]
+struct Handle {
+    machine: usize,
+    dataset: DatasetId,
+    slot: Slot,
+    path: String,
+}
+
+/// Programs of all nodes.
+#[derive(Default, Debug)]
+pub struct Programs {
+    /// Moves left.
+    pub budget: u32,
+    pub answered: u64,
+    pub granted: u64,
+    handles: Vec<Handle>,
+    version: u64,
+    step: u64,
+}
+
+pub fn name(text: &str) -> Name {
+    Name::new(text.as_bytes()).expect("a name")
+}
+
+/// Whether a name is one that datasets have before they are committed.
+fn temporary(name: &Name) -> bool {
+    name.as_bytes().ends_with(b".tmp")
+}
+
+impl World {
+    /// One move of one program.
+    pub fn play(&mut self) {
+        let rank = self.rng.random_range(0..self.coords.len());
+        let machine = self.coords[rank].machine;
+        match self.rng.random_range(0..100) {
+            0..=9 => self.make_dataset(machine),
+            10..=34 => self.open_file(machine),
+            35..=64 => self.close_file(),
+            65..=84 => self.commit(machine),
+            85..=86 => self.rename(machine),
+            87 => self.remove(machine),
+            88..=92 => self.wait(machine),
+            93..=94 => self.ask_dataset(machine, |_, dataset| Request::Flush { dataset }),
+            _ => self.make_directory(machine),
+        }
+    }
+
+    fn ask(&mut self, machine: usize, what: Request) {
+        self.note(|| format!("a program on machine {machine} asks {what:?}"));
+        self.machines[machine].daemon.ask(what);
+    }
+
+    fn make_dataset(&mut self, machine: usize) {
+        if self.percent(70) {
+            self.programs.step += 1;
+        }
+        let kind = if self.percent(20) { "out" } else { "ckpt" };
+        let mark = if self.percent(85) { ".tmp" } else { "" };
+        // Few numbers, so that names come again.
+        let number = self.programs.step % 5;
+        let name = name(&format!("{kind}.{number}{mark}"));
+        self.ask(
+            machine,
+            Request::Create {
+                name,
+                mode: 0o755,
+                uid: 0,
+                gid: 0,
+            },
+        );
+    }
+
+    fn shown(
+        &mut self,
+        machine: usize,
+        which: impl Fn(&DatasetRecord) -> bool,
+    ) -> Option<DatasetRecord> {
+        let shown = self.machines[machine].daemon.shown.values();
+        let all: Vec<DatasetRecord> = shown.filter(|record| which(record)).cloned().collect();
+        (!all.is_empty()).then(|| all[self.rng.random_range(0..all.len())].clone())
+    }
+
+    fn open_file(&mut self, machine: usize) {
+        let Some(record) = self.shown(machine, |it| it.phase == Phase::Open) else {
+            return;
+        };
+        let dataset = record.id;
+        if !self.machines[machine].daemon.admits(dataset) {
+            return;
+        }
+        let Some(&slot) = self.machines[machine].daemon.trees.get(&dataset) else {
+            return;
+        };
+        let path = format!("file{}", self.rng.random_range(0..3));
+        self.note(|| format!("a program on machine {machine} opens {path} of {dataset}"));
+        self.machines[machine].daemon.opened(dataset);
+        self.programs.handles.push(Handle {
+            machine,
+            dataset,
+            slot,
+            path,
+        });
+        self.write(self.programs.handles.len() - 1);
+    }
+
+    /// The daemon does not see this.
+    fn write(&mut self, handle: usize) {
+        self.programs.version += 1;
+        let Handle {
+            machine,
+            dataset,
+            slot,
+            path,
+        } = self.programs.handles[handle].clone();
+        if let Some(part) = self.machines[machine].disk.parts.get_mut(&(dataset, slot)) {
+            part.tree.insert(path, self.programs.version);
+            self.checker.written.insert((dataset, machine));
+        }
+    }
+
+    fn close_file(&mut self) {
+        if self.programs.handles.is_empty() {
+            return;
+        }
+        let at = self.rng.random_range(0..self.programs.handles.len());
+        if self.percent(50) {
+            self.write(at);
+        }
+        let handle = self.programs.handles.swap_remove(at);
+        self.note(|| format!("a program closes {handle:?}"));
+        self.machines[handle.machine]
+            .daemon
+            .released(handle.dataset);
+    }
+
+    pub fn close_all(&mut self) {
+        for handle in std::mem::take(&mut self.programs.handles) {
+            self.machines[handle.machine]
+                .daemon
+                .released(handle.dataset);
+        }
+    }
+
+    /// The handles of a machine's programs are gone with its daemon.
+    pub fn drop_handles(&mut self, machine: usize) {
+        self.programs
+            .handles
+            .retain(|handle| handle.machine != machine);
+    }
+
+    fn commit(&mut self, machine: usize) {
+        let late = self.percent(15);
+        let Some(record) = self.shown(machine, |it| it.phase == Phase::Open || late) else {
+            return;
+        };
+        let bytes = record.name.as_bytes();
+        let bare = bytes.strip_suffix(b".tmp").unwrap_or(bytes);
+        let to = match self.percent(5) {
+            true => name("ckpt.0"),
+            false => Name::new(bare).expect("a name"),
+        };
+        let request = Request::Commit {
+            dataset: record.id,
+            to,
+        };
+        if self.percent(40) {
+            // Every node renames for itself.
+            for at in 0..self.coords.len() {
+                let machine = self.coords[at].machine;
+                if self.machines[machine].daemon.shown.contains_key(&record.id) {
+                    self.ask(machine, request.clone());
+                }
+            }
+        } else {
+            self.ask(machine, request);
+        }
+    }
+
+    fn rename(&mut self, machine: usize) {
+        let to = name(&format!("other.{}.tmp", self.rng.random_range(0..2)));
+        self.ask_dataset(machine, |_, dataset| Request::Rename { dataset, to });
+    }
+
+    fn remove(&mut self, machine: usize) {
+        let Some(record) = self.shown(machine, |it| it.phase == Phase::Open) else {
+            return;
+        };
+        if temporary(&record.name) {
+            self.ask(machine, Request::Remove { dataset: record.id });
+        }
+    }
+
+    fn wait(&mut self, machine: usize) {
+        self.ask_dataset(machine, |draw, dataset| {
+            let level = [Level::Sealed, Level::Protected, Level::Flushed][draw % 3];
+            Request::Wait { dataset, level }
+        });
+    }
+
+    fn ask_dataset(&mut self, machine: usize, what: impl FnOnce(usize, DatasetId) -> Request) {
+        let draw = self.rng.random_range(0..60);
+        if let Some(record) = self.shown(machine, |_| true) {
+            self.ask(machine, what(draw, record.id));
+        }
+    }
+
+    fn make_directory(&mut self, machine: usize) {
+        let path = format!("dir{}", self.rng.random_range(0..2));
+        let path = RelPath::new(path.as_bytes()).expect("a path");
+        let Some(record) = self.shown(machine, |it| it.phase == Phase::Open) else {
+            return;
+        };
+        let change = DirectoryChange::Make {
+            path,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        };
+        self.ask(
+            machine,
+            Request::Change {
+                dataset: record.id,
+                change,
+            },
+        );
+    }
+}
