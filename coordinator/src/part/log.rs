@@ -16,6 +16,7 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Files of one log that are open at once.
@@ -33,7 +34,8 @@ pub(crate) struct Log {
     manifest: Arc<Manifest>,
     index: LogIndex,
     tree: Tree,
-    writable: bool,
+    /// Files are opened for writing too. A file whose mode has been given back to it may refuse.
+    writable: AtomicBool,
     open: Mutex<LruCache<usize, Arc<File>>>,
 }
 
@@ -51,7 +53,7 @@ impl Log {
             manifest,
             index,
             tree,
-            writable,
+            writable: AtomicBool::new(writable),
             open: Mutex::new(LruCache::new(capacity)),
         }
     }
@@ -86,7 +88,7 @@ impl Log {
         if let Some(file) = lock(&self.open).get(&entry) {
             return Ok(Arc::clone(file));
         }
-        let flags = if self.writable {
+        let flags = if self.writable.load(Ordering::Acquire) {
             OFlag::O_RDWR
         } else {
             OFlag::O_RDONLY
@@ -120,6 +122,12 @@ impl Log {
     /// Closes a file, as soon as nobody uses it.
     pub(crate) fn forget(&self, entry: usize) {
         lock(&self.open).pop(&entry);
+    }
+
+    /// Nothing is written any more.
+    pub(crate) fn end_writing(&self) {
+        self.writable.store(false, Ordering::Release);
+        self.forget_all();
     }
 
     /// Closes all files, as soon as nobody uses them.

@@ -67,7 +67,7 @@ impl Part {
             return Ok(());
         }
         let part = self.id();
-        self.log.forget_all();
+        self.log.end_writing();
         finish(self.log.tree(), self.manifest()).map_err(|error| part.store(error))?;
         self.store_manifest(store)?;
         self.store_sums(store, Stream::Data)?;

@@ -69,6 +69,9 @@ struct Scan {
     log: u64,
 }
 
+/// Extended attributes, name and value.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What changes whenever the content does.
 fn fingerprint(found: &FileStat) -> (u64, u64, i64, (i64, u32), (i64, i64)) {
     let changed = (found.st_ctime, found.st_ctime_nsec);
@@ -178,18 +181,13 @@ impl Scan {
         Ok(is_directory)
     }
 
-    fn xattrs(&self, file: &File, path: &RelPath) -> Result<Vec<(Vec<u8>, Vec<u8>)>, PartError> {
+    fn xattrs(&self, file: &File, path: &RelPath) -> Result<Xattrs, PartError> {
         let whole = self.tree.path_of(path);
         xattr::read_all(file).map_err(self.part.io("read the extended attributes of", &whole))
     }
 
     /// Describes a regular file and appends it to the log.
-    #[allow(clippy::type_complexity)]
-    fn file(
-        &mut self,
-        path: &RelPath,
-        found: &FileStat,
-    ) -> Result<(EntryKind, Vec<(Vec<u8>, Vec<u8>)>), PartError> {
+    fn file(&mut self, path: &RelPath, found: &FileStat) -> Result<(EntryKind, Xattrs), PartError> {
         let part = self.part;
         let whole = self.tree.path_of(path);
         let open = self.tree.open_file(path, OFlag::O_RDONLY, 0);

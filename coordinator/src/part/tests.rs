@@ -161,7 +161,6 @@ fn one_flipped_byte_is_found_and_named() {
     let part = Part::open(&store, &cache, &record, SLOT).unwrap();
     part.fill_missing_sums(Stream::Data).unwrap();
     let path = cache.tree(ID, SLOT).join("file");
-    let before = fs::metadata(&path).unwrap();
     let file = File::options().write(true).open(&path).unwrap();
     file.write_all_at(&[6], u64::from(UNIT_BYTES) * 3 + 10)
         .unwrap();
@@ -183,7 +182,6 @@ fn one_flipped_byte_is_found_and_named() {
         error.is_damage() && error.to_string().contains("dataset 7, slot 0"),
         "{error}"
     );
-    drop(before);
 }
 
 #[test]

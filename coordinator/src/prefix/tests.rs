@@ -19,7 +19,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-const GO: AtomicBool = AtomicBool::new(false);
+static GO: AtomicBool = AtomicBool::new(false);
 
 /// A cache with sealed datasets, and a prefix.
 struct World {

@@ -245,7 +245,7 @@ impl Sums {
     pub fn unit_at(&self, offset: u64, len: u32) -> Option<usize> {
         let unit = u64::from(self.unit_bytes);
         let whole = unit.min(self.stream_bytes.checked_sub(offset)?);
-        (offset % unit == 0 && u64::from(len) == whole)
+        (offset.is_multiple_of(unit) && u64::from(len) == whole)
             .then(|| usize::try_from(offset / unit).ok())
             .flatten()
             .filter(|&index| index < self.crcs.len())
