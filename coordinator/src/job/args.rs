@@ -78,6 +78,10 @@ pub struct RunArgs {
     /// Wait so long for flushes at the end; what is not flushed by then stays in the caches
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub flush_timeout: u64,
+    /// Keep the outputs of daemons' starts and of coordinators here; otherwise they are in a
+    /// temporary directory, and kept there only when the job fails
+    #[arg(long, value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
     /// Leave the nodes mounted at the end
     #[arg(long)]
     pub keep_mounted: bool,

@@ -51,7 +51,8 @@ pub fn run(args: &RunArgs) -> u8 {
 }
 
 fn supervise(args: &RunArgs) -> Result<u8> {
-    let logs = std::env::temp_dir().join(format!("scrfs-run.{}", std::process::id()));
+    let temporary = std::env::temp_dir().join(format!("scrfs-run.{}", std::process::id()));
+    let logs = args.log_dir.clone().unwrap_or(temporary);
     std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
     let mut supervisor = Supervisor::new(args, logs.clone())?;
     let lived = supervisor.live();
@@ -59,7 +60,7 @@ fn supervise(args: &RunArgs) -> Result<u8> {
     supervisor.report.finish(supervisor.heart.members.down());
     let life = lived?;
     ended?;
-    if life.code == 0 {
+    if life.code == 0 && args.log_dir.is_none() {
         // Of no use to anybody; and what is left of it does no harm.
         let _ = std::fs::remove_dir_all(&logs);
     } else {
