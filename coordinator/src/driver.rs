@@ -24,6 +24,7 @@ use scrfs::id::{Epoch, Rank, Slot};
 use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::UnixMillis;
 use scrfs::protocol::Now;
+use scrfs::protocol::member::LEADER;
 use scrfs::protocol::message::{Message, Packet, PrefixView};
 use scrfs::protocol::node::{Node, Start};
 use scrfs::protocol::step::{Effect, Outcome, Step};
@@ -85,6 +86,8 @@ impl Tasks {
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Shortest time between two looks at a deadline that has passed.
 const TICK: Duration = Duration::from_millis(10);
+/// How often work that goes on is mentioned in the log.
+const MENTION: Duration = Duration::from_secs(10);
 /// Messages taken from the fabric before other things get their turn.
 const BATCH: usize = 256;
 /// Units in flight, both ways together within the bound on a coordinator's memory.
@@ -112,6 +115,7 @@ pub struct Driver<F: Fabric> {
     epoch: Epoch,
     born: Instant,
     next_tick: Instant,
+    next_mention: Instant,
     stopping: bool,
 }
 
@@ -171,6 +175,7 @@ impl<F: Fabric> Driver<F> {
             epoch,
             born: Instant::now(),
             next_tick: Instant::now(),
+            next_mention: Instant::now() + MENTION,
             stopping: false,
         };
         tracing::info!(%me, size, %epoch, "coordinator started");
@@ -200,7 +205,20 @@ impl<F: Fabric> Driver<F> {
                 self.carry_out(step)?;
                 self.next_tick = Instant::now() + self.to_next_tick();
                 self.engine.tick(Instant::now());
+                self.mention_works();
             }
+        }
+    }
+
+    /// Says what has been going on, so that a wait can be understood from the log.
+    fn mention_works(&mut self) {
+        if Instant::now() < self.next_mention {
+            return;
+        }
+        self.next_mention = Instant::now() + MENTION;
+        for work in self.works.describe() {
+            let (window, lent) = (self.engine.window_bytes(), self.engine.lent_bytes());
+            tracing::debug!(me = %self.fabric.me(), window, lent, "{work}");
         }
     }
 
@@ -266,6 +284,9 @@ impl<F: Fabric> Driver<F> {
             }
         };
         match packet.message {
+            Message::Abandon { ticket } if from == LEADER => {
+                self.with_works(|works, context| works.abandon(ticket, context))
+            }
             message @ (Message::Keep(_)
             | Message::Kept { .. }
             | Message::WantMetadata { .. }

@@ -145,6 +145,11 @@ impl Works {
         self.runs.is_empty()
     }
 
+    /// What is under way, for the log.
+    pub(crate) fn describe(&self) -> Vec<String> {
+        self.runs.iter().map(|(ticket, run)| format!("order {ticket}: {run:?}")).collect()
+    }
+
     /// Begins to carry out an order.
     pub(crate) fn begin(&mut self, ticket: u64, order: Order, context: &mut Context<'_>) {
         let (me, jobs) = (self.me, &mut self.jobs);
@@ -201,6 +206,14 @@ impl Works {
             tracing::error!(ticket, %failure, "work failed");
         }
         context.outcomes.push(Outcome::Worked { ticket, result });
+    }
+
+    /// Stops an order that failed elsewhere.
+    pub(crate) fn abandon(&mut self, ticket: u64, context: &mut Context<'_>) {
+        self.turn(ticket, context, |_, _, _| {
+            let text = "given up, for it failed on another node";
+            Turn::Ends(Err(Failure::new(Refusal::Again, text)))
+        });
     }
 
     /// A step on another thread has ended.

@@ -296,6 +296,7 @@ impl Leader {
             | Message::Progress(_)
             | Message::Nodes(_)
             | Message::Ready { .. }
+            | Message::Abandon { .. }
             | Message::Keep(_)
             | Message::Kept { .. }
             | Message::WantMetadata { .. }
@@ -581,7 +582,13 @@ impl Leader {
             return;
         }
         if let Err(failure) = result {
-            open.failures.insert(from, failure);
+            // The others may wait for what this one will never give them.
+            let first = open.failures.insert(from, failure).is_none() && open.failures.len() == 1;
+            if first && matches!(open.purpose, Purpose::Work { .. }) {
+                for &rank in &open.waiting {
+                    step.send(rank, Message::Abandon { ticket });
+                }
+            }
         }
         if !open.waiting.is_empty() {
             return;

@@ -6,6 +6,7 @@
 //! on disk, from the scan until the seal.
 
 use super::message::{Failure, Inventory, Message, Order};
+use super::recover;
 use super::step::{Effect, Outcome, Step, Write};
 use crate::control::{FromDaemon, Refusal, ToDaemon};
 use crate::id::{DatasetId, Epoch, Rank, Slot};
@@ -222,6 +223,7 @@ impl Member {
             | Message::Keep(_)
             | Message::Kept { .. }
             | Message::WantMetadata { .. }
+            | Message::Abandon { .. }
             | Message::HaveMetadata { .. } => {}
         }
     }
@@ -235,11 +237,13 @@ impl Member {
         keep: Vec<(DatasetId, Slot)>,
         step: &mut Step,
     ) {
-        let known: BTreeSet<DatasetId> = records.iter().map(|record| record.id).collect();
-        let ids = self.catalog.keys().copied();
-        let gone: Vec<DatasetId> = ids.filter(|id| !known.contains(id)).collect();
+        let is_known =
+            |known: &DatasetRecord| records.iter().any(|record| recover::is_same(record, known));
+        let strange = self.catalog.values().filter(|record| !is_known(record));
+        let gone: Vec<DatasetId> = strange.map(|record| record.id).collect();
         for &dataset in &gone {
             self.catalog.remove(&dataset);
+            self.found.remove(&dataset);
             let sequence = self.sequence(Then::Clear);
             step.daemon(ToDaemon::Forget { sequence, dataset });
         }

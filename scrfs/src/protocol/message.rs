@@ -228,6 +228,12 @@ pub enum Message {
         /// The proposal still stands: vote again when nobody writes.
         again: bool,
     },
+    /// Leader to member: another member failed at this work, so it cannot end well; stop, and say
+    /// that it failed here, too.
+    Abandon {
+        /// Of the order.
+        ticket: u64,
+    },
     /// Member to leader: work has come this far here.
     Advanced {
         /// On which dataset.

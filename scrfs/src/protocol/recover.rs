@@ -88,15 +88,14 @@ pub fn decide(
     }
     for (id, mut record) in records {
         record.epoch = epoch;
-        // The same number under another seal is another dataset, of nodes that did not know of this.
-        let same = |known: &&DatasetRecord| known.id == id && known.seal == record.seal;
+        let same = |known: &&DatasetRecord| is_same(known, &record);
         if let Some(flushed) = complete.iter().find(same).filter(|_| record.seal.is_some()) {
             record.flushed = record.flushed.or(flushed.flushed).or(Some(0));
         }
         record.flushing = false;
         let found = match record.seal.clone() {
             None => {
-                let torn = new_run || is_torn(id, inventories, newest);
+                let torn = new_run || is_torn(&record, inventories, newest);
                 unsealed(record, torn)
             }
             Some(seal) => sealed(record, &seal, inventories),
@@ -107,16 +106,25 @@ pub fn decide(
     beginning
 }
 
-fn knows(found: &Inventory, id: DatasetId) -> bool {
-    found.datasets.iter().any(|entry| entry.record.id == id)
+fn knows(found: &Inventory, record: &DatasetRecord) -> bool {
+    found
+        .datasets
+        .iter()
+        .any(|entry| is_same(&entry.record, record))
+}
+
+/// Whether two records are of one dataset. Nodes that were never together again may have given a
+/// number twice.
+pub(super) fn is_same(one: &DatasetRecord, other: &DatasetRecord) -> bool {
+    (one.id, one.created) == (other.id, other.created)
 }
 
 /// Whether a node may be missing that programs wrote on, or has another place now. One that was
 /// there and does not know the dataset never made its part: the last epoch ended in between.
-fn is_torn(id: DatasetId, inventories: &BTreeMap<Rank, Inventory>, newest: Epoch) -> bool {
+fn is_torn(record: &DatasetRecord, inventories: &BTreeMap<Rank, Inventory>, newest: Epoch) -> bool {
     inventories.iter().any(|(rank, found)| {
         let at_home = found.epoch.slot == Some(Slot(rank.0));
-        !at_home || !(knows(found, id) || found.epoch.epoch == newest)
+        !at_home || !(knows(found, record) || found.epoch.epoch == newest)
     })
 }
 

@@ -76,7 +76,17 @@ impl Leader {
                 continue;
             }
             for part in &entry.parts {
-                if led.record.seal.is_none() || led.holders.get(&part.slot) == Some(&rank) {
+                let held = led.record.seal.is_none() || led.holders.get(&part.slot) == Some(&rank);
+                // Whole but for its parity: nobody relies on it, but it may be where the only
+                // manifest of the slot is, without which it cannot be rebuilt.
+                let sealed = led
+                    .record
+                    .seal
+                    .as_ref()
+                    .and_then(|seal| seal.part(part.slot));
+                let whole =
+                    part.intact && sealed.is_some_and(|it| it.manifest_crc == part.manifest_crc);
+                if held || (whole && led.lost.contains(&part.slot)) {
                     kept.push((entry.record.id, part.slot));
                 }
             }

@@ -7,9 +7,9 @@
 //! and it is safe elsewhere.
 
 use super::agree::Proposal;
-use super::{LEADER, Leader, Led, Purpose};
+use super::{LEADER, Leader, Led, Purpose, Ticket};
 use crate::config::Class;
-use crate::control::{Activity, Level, Progress};
+use crate::control::{Activity, Level, Progress, Refusal};
 use crate::id::{DatasetId, Rank, Slot};
 use crate::layout::record::Phase;
 use crate::name::Name;
@@ -147,7 +147,10 @@ impl Leader {
             let next = self.datasets.iter().rev().find(|(_, led)| {
                 led.is_resting()
                     && ((led.wants_rebuild() && led.may_try(Activity::Rebuild))
-                        || (led.wants_encode() && led.may_try(Activity::Encode)))
+                        || (led.wants_encode()
+                            // Members pull from each other: all must know of the seal.
+                            && led.has_reached(Level::Sealed)
+                            && led.may_try(Activity::Encode)))
             });
             if let Some((&dataset, led)) = next {
                 if led.wants_rebuild() {
@@ -174,6 +177,12 @@ impl Leader {
     /// may start.
     fn recover(&mut self, now: Now, step: &mut Step) {
         if self.datasets.values().any(|led| led.working.is_some()) {
+            return;
+        }
+        // One that was just given up is dropped on every node before it may be fetched.
+        let telling =
+            |ticket: &Ticket| matches!(ticket.purpose, Purpose::Noted | Purpose::Reached { .. });
+        if self.tickets.values().any(telling) {
             return;
         }
         let cached = self
@@ -223,9 +232,10 @@ impl Leader {
                 .complete
                 .remove(named.filter(|&at| at < last).unwrap_or(last));
             let id = record.id;
-            // Another seal under this number is another dataset, of nodes that did not know of this one.
             let spoilt = self.datasets.get(&id).is_some_and(|led| {
-                led.record.phase == Phase::Failed || led.leaving || led.record.seal != record.seal
+                led.record.phase == Phase::Failed
+                    || led.leaving
+                    || !recover::is_same(&led.record, &record)
             });
             if record.class == Class::Output || record.seal.is_none() || spoilt {
                 continue;
@@ -236,6 +246,7 @@ impl Leader {
             }
             let mut led = Led::new(record);
             led.record.phase = Phase::Evicted;
+            led.record.flushing = false;
             led.record.error = None;
             if let Some(known) = self.datasets.remove(&id) {
                 (led.waiters, led.everywhere) = (known.waiters, known.everywhere);
@@ -338,9 +349,10 @@ impl Leader {
         failures: &BTreeMap<Rank, Failure>,
         step: &mut Step,
     ) {
+        // Who was told to stop knows less than who failed.
         let error = failures
             .iter()
-            .next()
+            .min_by_key(|(_, failure)| failure.refusal == Refusal::Again)
             .map(|(rank, failure)| format!("{rank}: {failure}"));
         let parts = self
             .datasets
