@@ -188,3 +188,54 @@ fn seeds_that_found_something() {
         check(seed);
     }
 }
+
+/// Two nodes or more make, write and commit two datasets, then everything comes to rest; a
+/// coordinator dies before the operation `fuse`, and `node` takes its disk with it.
+fn sweep_life(size: usize, fuse: Option<u64>, node: bool, new_run: bool) -> (World, bool) {
+    let mut config = base().clone();
+    config.redundancy.scheme = Scheme::Xor;
+    config.redundancy.set_size = 2;
+    config.store[0].count = 1;
+    config.flush.every = 2;
+    let mut world = World::new(7, config, true, true);
+    let mut members: Vec<usize> = (0..size).map(|_| world.add_machine()).collect();
+    world.begin_epoch(&members, true);
+    world.fuse = fuse;
+    world.work_through();
+    let Some(victim) = world.blown else {
+        return (world, false);
+    };
+    world.end_epoch();
+    if node {
+        world.drop_handles(members[victim]);
+        members[victim] = world.add_machine();
+    }
+    world.begin_epoch(&members, new_run);
+    world.settle();
+    (world, true)
+}
+
+/// Every record and every effect of a small life is the last thing a coordinator does, once.
+#[test]
+fn every_crash_point_leaves_all_or_nothing() {
+    let mut points = 0;
+    for size in 2..5 {
+        for (node, new_run) in [(false, false), (false, true), (true, true), (true, false)] {
+            for fuse in 1.. {
+                let (world, crashed) = sweep_life(size, Some(fuse), node, new_run);
+                if let Some(violation) = &world.violation {
+                    let log = world.log.as_deref().unwrap_or_default();
+                    let tail = log[log.len().saturating_sub(80)..].join("\n");
+                    panic!("{tail}\n{size} nodes, {node} {new_run}, point {fuse}: {violation}");
+                }
+                if !crashed {
+                    // Answered to every node for the first, to one for the second.
+                    assert_eq!(world.checker.commits, size as u64 + 1);
+                    break;
+                }
+                points += 1;
+            }
+        }
+    }
+    assert!(points > 1000, "only {points} points");
+}

@@ -141,11 +141,11 @@ impl World {
             let protected = records.iter().any(|it| it.protected.is_some());
             if !settled && self.is_recoverable(&records[0], &seal, protected) {
                 expected.insert(id, Expected::Cached);
-            } else if self
-                .prefix
-                .as_ref()
-                .is_some_and(|it| it.complete.contains_key(&id))
-            {
+            } else if self.prefix.as_ref().is_some_and(|it| {
+                it.complete
+                    .get(&id)
+                    .is_some_and(|(it, _)| it.created == records[0].created)
+            }) {
                 expected.insert(id, Expected::Prefix);
             }
             seals_found.insert(id, seal);
@@ -270,10 +270,12 @@ impl World {
 
     fn invariant_all_agree_on_the_seal(&mut self, record: &DatasetRecord, seal: &Seal) {
         let id = record.id;
-        let others = self
-            .members()
-            .filter_map(|disk| disk.records.get(&id)?.seal.as_ref());
-        if others.into_iter().any(|other| other != seal) {
+        let others = self.members().filter_map(|disk| disk.records.get(&id));
+        let same = others.filter(|other| other.created == record.created && other.seal.is_some());
+        if same
+            .into_iter()
+            .any(|other| other.seal.as_ref() != Some(seal))
+        {
             return self.violate("invariant_all_agree_on_the_seal", format!("{record:?}"));
         }
         if self
@@ -341,7 +343,9 @@ impl World {
         if !prefix.is_some_and(|prefix| prefix.ever.contains(&record.id)) {
             return self.violate("invariant_flushed_means_all_of_it", format!("{record:?}"));
         }
-        let Some((_, contents)) = prefix.and_then(|prefix| prefix.complete.get(&record.id)) else {
+        let entry = prefix.and_then(|prefix| prefix.complete.get(&record.id));
+        // Nodes that were never together again may flush two datasets under one number.
+        let Some((_, contents)) = entry.filter(|(it, _)| it.created == record.created) else {
             return;
         };
         if self
@@ -531,6 +535,18 @@ impl World {
             return self.violate(name, format!("{best:?} could be had, not {restart:?}"));
         }
         let names: Vec<_> = self.live_datasets();
+        // A name that somebody wants to commit under is not fetched into.
+        let daemons = self
+            .coords
+            .iter()
+            .map(|coord| &self.machines[coord.machine].daemon);
+        let asked = daemons.flat_map(|daemon| daemon.pending.values());
+        let wanted: BTreeSet<_> = asked
+            .filter_map(|pending| match &pending.what {
+                Request::Commit { to, .. } => Some(to.clone()),
+                _ => None,
+            })
+            .collect();
         let held = |record: &DatasetRecord| {
             names.iter().any(|id| {
                 self.disk_of(0)
@@ -544,7 +560,13 @@ impl World {
             .iter()
             .flat_map(|prefix| prefix.complete.values());
         let mut fetchable = fetchable.filter(|(record, _)| {
-            record.class != Class::Output && usable(&record.id) && !held(record)
+            let known = self.disk_of(0).records.get(&record.id);
+            let strange = known.is_some_and(|known| known.created != record.created);
+            record.class != Class::Output
+                && usable(&record.id)
+                && !held(record)
+                && !wanted.contains(&record.name)
+                && !strange
         });
         let fetchable = fetchable.next().is_some();
         if restart.is_none() && self.config.restart.fetch && fetchable {

@@ -1,6 +1,7 @@
 //! The daemon of one node, as `scrfs::control` has it: gates, requests, and what programs see.
 //!
-//! It outlives coordinators. A crash forgets gates, handles and requests, never the disk.
+//! It outlives coordinators. A crash forgets generations, handles and requests, never the disk; what
+//! is open is frozen after it, until a coordinator knows better.
 
 use crate::disk::Disk;
 use scrfs::control::{DirectoryChange, FromDaemon, Refusal, Request, ToDaemon};
@@ -63,6 +64,14 @@ impl Daemon {
         let mut daemon = Self::default();
         for record in disk.records.values() {
             daemon.show(record.clone(), disk);
+        }
+        // It cannot know what it had frozen, nor whether it is sealed on other nodes by now.
+        for gate in daemon
+            .gates
+            .values_mut()
+            .filter(|gate| gate.door == Door::Open)
+        {
+            gate.door = Door::Frozen;
         }
         daemon
     }

@@ -273,7 +273,9 @@ impl World {
                 let holder = holders.iter().find(|(held, _)| held == member);
                 let part = holder.and_then(|(_, rank)| {
                     let rank = rank.0 as usize;
-                    known |= self.disk_of(rank).copies.contains(&(dataset, slot));
+                    let disk = self.disk_of(rank);
+                    let own = disk.parts.get(&(dataset, slot)).filter(|part| part.sums);
+                    known |= disk.copies.contains(&(dataset, slot)) || own.is_some();
                     self.whole(rank, dataset, *member).ok()
                 });
                 if part.is_some_and(|part| part.sums && part.parity) {

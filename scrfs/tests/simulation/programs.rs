@@ -59,6 +59,49 @@ impl World {
         }
     }
 
+    /// A fixed life: two datasets are made, written on every node and committed, one by all nodes
+    /// at once, the other by one; until everything is at rest or a coordinator has died.
+    pub fn work_through(&mut self) {
+        for step in 1..3 {
+            let first = self.coords[0].machine;
+            let name = name(&format!("ckpt.{step}.tmp"));
+            self.ask(
+                first,
+                Request::Create {
+                    name: name.clone(),
+                    mode: 0o755,
+                    uid: 0,
+                    gid: 0,
+                },
+            );
+            self.rest();
+            let machines: Vec<usize> = self.coords.iter().map(|coord| coord.machine).collect();
+            for &machine in &machines {
+                self.open_file(machine);
+            }
+            for (turn, &machine) in machines.iter().enumerate() {
+                let shown = &self.machines[machine].daemon.shown;
+                let open = shown.values().find(|record| record.name == name);
+                if let Some(dataset) = open
+                    .map(|record| record.id)
+                    .filter(|_| turn == 0 || step == 1)
+                {
+                    let to = crate::programs::name(&format!("ckpt.{step}"));
+                    self.ask(machine, Request::Commit { dataset, to });
+                }
+            }
+            while self.blown.is_none() && !self.programs.handles.is_empty() {
+                self.close_file();
+                self.event();
+            }
+            self.rest();
+        }
+    }
+
+    fn rest(&mut self) {
+        while self.blown.is_none() && self.violation.is_none() && self.event() {}
+    }
+
     fn ask(&mut self, machine: usize, what: Request) {
         self.note(|| format!("a program on machine {machine} asks {what:?}"));
         self.machines[machine].daemon.ask(what);
