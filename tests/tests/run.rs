@@ -1,0 +1,407 @@
+//! `scrfs run` on a virtual cluster: what it does when nodes, runs and epochs end.
+//!
+//! The application is a shell script that starts one shell a host by the remote shell: no MPI in it.
+//! The coordinators are real, and need Open MPI's `mpirun`.
+
+#![allow(clippy::unwrap_used)] // a failed step is a failed test
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use scrfs_tests::{Cluster, Loss, binary, wait_until};
+use tempfile::TempDir;
+
+/// For what takes seconds, on a machine with much else to do.
+const SOON: Duration = Duration::from_secs(60);
+const RANKS: usize = 3;
+const LAST: u64 = 5;
+/// The step in the middle of which the first launch waits to lose a node.
+const GATE: u64 = 4;
+
+/// One rank a host. Its own process group would outlive it, its mark in the environment does not.
+const LAUNCH: &str = r#"#!/bin/sh
+# launch.sh SHARED RSH HOSTS
+shared=$1 rsh=$2 rank=0 pids=
+size=$(echo "$3" | tr , '\n' | wc -l)
+for host in $(echo "$3" | tr , ' '); do
+    $rsh "$host" env SCRFS_LAUNCH=$SCRFS_LAUNCH sh "$shared/rank.sh" "$shared" $rank $size &
+    pids="$pids $!"
+    rank=$((rank + 1))
+done
+code=0
+for pid in $pids; do wait $pid || code=$?; done
+exit $code
+"#;
+
+/// Checks what it restarts from, then writes a file a step, whose every byte follows from step and rank.
+const RANK: &str = r#"#!/bin/sh
+# rank.sh SHARED RANK SIZE
+shared=$1 rank=$2 size=$3
+content() { yes "step $1 of rank $2" | head -c 700000; }
+meet() {
+    touch "$shared/$SCRFS_LAUNCH.$1.$rank"
+    while [ "$(ls "$shared" | grep -c "^$SCRFS_LAUNCH\.$1\.")" -lt "$size" ]; do sleep 0.02; done
+}
+step=0
+if target=$(readlink /scr/.scr/restart); then
+    step=${target##*.}
+    if content $step $rank | cmp - /scr/.scr/restart/rank.$rank; then
+        echo "restart $step $(uname -n)" >> "$shared/log.$rank"
+    else
+        echo "WRONG BYTES $step" >> "$shared/log.$rank"
+        exit 9
+    fi
+fi
+while [ $step -lt LAST ]; do
+    step=$((step + 1))
+    open=/scr/ckpt.$step.tmp
+    if [ $rank = 0 ]; then mkdir $open || exit 1; fi
+    while [ ! -d $open ]; do sleep 0.02; done
+    meet $step.begin
+    if [ $step = GATE ]; then
+        content $step $rank | head -c 300000 > $open/rank.$rank
+        touch "$shared/gate.$rank"
+        while [ ! -e "$shared/go" ]; do sleep 0.02; done
+    fi
+    content $step $rank > $open/rank.$rank || exit 1
+    meet $step.written
+    if [ $rank = 0 ]; then mv $open /scr/ckpt.$step || exit 1; fi
+    meet $step.committed
+done
+"#;
+
+struct Site {
+    cluster: Cluster,
+    directory: TempDir,
+}
+
+impl Site {
+    fn start(nodes: usize) -> Self {
+        let cluster = Cluster::builder()
+            .nodes(nodes)
+            .shm_bytes(256 << 20)
+            .start()
+            .unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["prefix", "shared"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        let site = Self { cluster, directory };
+        let rank = RANK
+            .replace("LAST", &LAST.to_string())
+            .replace("GATE", &GATE.to_string());
+        for (name, text) in [("launch.sh", LAUNCH), ("rank.sh", &rank)] {
+            let path = site.shared().join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        site
+    }
+
+    fn prefix(&self) -> PathBuf {
+        self.directory.path().join("prefix")
+    }
+
+    fn shared(&self) -> PathBuf {
+        self.directory.path().join("shared")
+    }
+
+    /// `scrfs run OPTIONS -- LAUNCHER` on node0, with all nodes as hosts.
+    fn run(&self, options: &[&str], launcher: &[&str]) -> Run {
+        let hosts: Vec<_> = (1..=self.cluster.nodes())
+            .map(|node| self.cluster.name(node))
+            .collect();
+        let output = self.directory.path().join("output");
+        let file = fs::File::create(&output).unwrap();
+        let child = self
+            .cluster
+            .command(0, binary("scrfs").unwrap())
+            .args(["run", "--nodes", &hosts.join(","), "--rsh"])
+            .arg(self.cluster.rsh())
+            .arg("--prefix")
+            .arg(self.prefix())
+            .args(options)
+            .arg("--")
+            .args(launcher)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        Run { child, output }
+    }
+
+    /// The launcher that starts a rank on each host.
+    fn job(&self) -> Vec<String> {
+        let path = |path: PathBuf| path.display().to_string();
+        let shared = self.shared();
+        vec![
+            path(shared.join("launch.sh")),
+            path(shared),
+            path(self.cluster.rsh()),
+            "{hosts}".into(),
+        ]
+    }
+
+    fn status(&self, node: usize) -> Vec<String> {
+        let output = self
+            .cluster
+            .command(node, "ls")
+            .arg("/scr/.scr/status")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+struct Run {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Run {
+    fn output(&self) -> String {
+        fs::read_to_string(&self.output).unwrap()
+    }
+
+    fn wait_for(&mut self, words: &str) {
+        let output = self.output.clone();
+        let waited = wait_until(SOON, words, || {
+            let text = fs::read_to_string(&output)?;
+            anyhow::ensure!(
+                self.child.try_wait()?.is_none() || text.contains(words),
+                "it ended"
+            );
+            Ok(text.contains(words).then_some(()))
+        });
+        waited.unwrap_or_else(|error| panic!("{error:#}\n{}", self.output()));
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        let ended = wait_until(SOON, "the end of scrfs run", || {
+            Ok(self.child.try_wait()?)
+        });
+        ended.unwrap_or_else(|error| panic!("{error:#}\n{}", self.output()))
+    }
+
+    /// Waits for the end, which must be with this code.
+    fn expect(&mut self, code: i32) -> String {
+        let status = self.end();
+        assert_eq!(status.code(), Some(code), "{}", self.output());
+        self.output()
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // It may have ended; then these fail.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn content(step: u64, rank: usize) -> Vec<u8> {
+    let line = format!("step {step} of rank {rank}\n");
+    line.bytes().cycle().take(700_000).collect()
+}
+
+fn is_safe(status: &[String], step: u64) -> bool {
+    let safe = ["protected", "flushing", "flushed"];
+    let name = |state: &str| format!("ckpt.{step}.{state}");
+    status
+        .iter()
+        .any(|entry| safe.iter().any(|state| entry.starts_with(&name(state))))
+}
+
+/// Every rank waits in the middle of the checkpoint at the gate, and the one before it is safe.
+fn wait_at_gate(site: &Site, run: &mut Run, observer: usize) {
+    let waited = wait_until(SOON, "all ranks at the gate", || {
+        anyhow::ensure!(run.child.try_wait()?.is_none(), "it ended");
+        let all = (0..RANKS).all(|rank| site.shared().join(format!("gate.{rank}")).exists());
+        Ok((all && is_safe(&site.status(observer), GATE - 1)).then_some(()))
+    });
+    waited
+        .unwrap_or_else(|error| panic!("{error:#}\n{:?}\n{}", site.status(observer), run.output()));
+}
+
+fn check_prefix(prefix: &Path) {
+    for rank in 0..RANKS {
+        let path = prefix.join(format!("ckpt.{LAST}/rank.{rank}"));
+        assert!(
+            fs::read(&path).unwrap() == content(LAST, rank),
+            "{}",
+            path.display()
+        );
+    }
+}
+
+fn a_node_is_lost(victim: usize, loss: Loss) {
+    let site = Site::start(RANKS + 1);
+    let job = site.job();
+    let job: Vec<&str> = job.iter().map(String::as_str).collect();
+    let mut run = site.run(&["--spares", "1", "--runs", "2"], &job);
+    wait_at_gate(&site, &mut run, if victim == 1 { 2 } else { 1 });
+    site.cluster.kill(victim, loss).unwrap();
+    fs::write(site.shared().join("go"), "").unwrap();
+    let output = run.expect(0);
+    for rank in 0..RANKS {
+        // The spare is where the lost node was, the others are where they were.
+        let node = if rank + 1 == victim {
+            RANKS + 1
+        } else {
+            rank + 1
+        };
+        let log = fs::read_to_string(site.shared().join(format!("log.{rank}"))).unwrap();
+        assert_eq!(
+            log,
+            format!("restart {} node{node}\n", GATE - 1),
+            "{output}"
+        );
+    }
+    check_prefix(&site.prefix());
+    for node in (1..=RANKS + 1).filter(|&node| node != victim) {
+        let mounts = site
+            .cluster
+            .command(node, "cat")
+            .arg("/proc/self/mounts")
+            .output()
+            .unwrap();
+        assert!(
+            !String::from_utf8_lossy(&mounts.stdout).contains("/scr fuse"),
+            "{output}"
+        );
+        let left = site.cluster.processes(node).unwrap();
+        assert!(left.is_empty(), "node{node} still runs {left:?}\n{output}");
+    }
+}
+
+#[test]
+fn a_spare_takes_over_after_a_crash() {
+    a_node_is_lost(2, Loss::Crash);
+}
+
+#[test]
+fn a_spare_takes_over_after_a_loss_of_power() {
+    a_node_is_lost(3, Loss::Power);
+}
+
+#[test]
+fn the_first_node_is_not_special() {
+    a_node_is_lost(1, Loss::Power);
+}
+
+#[test]
+fn a_failed_run_is_launched_again_and_its_code_is_ours() {
+    let site = Site::start(1);
+    let mut run = site.run(
+        &["--runs", "2"],
+        &["sh", "-c", "echo hosts {hosts} {nnodes}; exit 7"],
+    );
+    let output = run.expect(7);
+    assert_eq!(output.matches("\nhosts node1 1\n").count(), 2, "{output}");
+    assert!(output.contains("2 launches, 2 epochs"), "{output}");
+}
+
+#[test]
+fn a_host_that_does_not_come_up_is_replaced_before_the_first_launch() {
+    let site = Site::start(3);
+    site.cluster.kill(1, Loss::Crash).unwrap();
+    let mut run = site.run(&["--spares", "1"], &["echo", "on", "{hosts}"]);
+    let output = run.expect(0);
+    assert!(output.contains("\non node3,node2\n"), "{output}");
+}
+
+#[test]
+fn too_few_nodes_are_said_and_fewer_are_used_if_allowed() {
+    let site = Site::start(2);
+    site.cluster.kill(2, Loss::Crash).unwrap();
+    let output = site.run(&[], &["echo", "on", "{hosts}"]).expect(1);
+    assert!(
+        output.contains("1 nodes are left, and at least 2 are needed"),
+        "{output}"
+    );
+    let output = site
+        .run(&["--min-nodes", "1"], &["echo", "on", "{hosts}"])
+        .expect(0);
+    assert!(output.contains("\non node1\n"), "{output}");
+}
+
+#[test]
+fn a_signal_goes_to_the_application_and_ends_the_job() {
+    let site = Site::start(1);
+    let script = "trap 'echo got it; exit 5' TERM; echo begun; while :; do sleep 0.05; done";
+    let mut run = site.run(&["--runs", "-1"], &["sh", "-c", script]);
+    run.wait_for("begun");
+    let pid = Pid::from_raw(i32::try_from(run.child.id()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let output = run.expect(5);
+    assert!(
+        output.contains("\ngot it\n") && output.contains("1 launch"),
+        "{output}"
+    );
+}
+
+#[test]
+fn an_epoch_that_ends_is_renewed_under_a_running_application() {
+    let site = Site::start(2);
+    let go = site.directory.path().join("go");
+    let script = format!(
+        "echo begun; while [ ! -e {} ]; do sleep 0.05; done",
+        go.display()
+    );
+    let mut run = site.run(&[], &["sh", "-c", &script]);
+    run.wait_for("begun");
+    let pid = coordinator_of(&site.cluster, 2);
+    kill(pid, Signal::SIGKILL).unwrap();
+    run.wait_for("epoch 2 is ready");
+    fs::write(&go, "").unwrap();
+    let output = run.expect(0);
+    assert!(output.contains("1 launch, 2 epochs"), "{output}");
+}
+
+fn coordinator_of(cluster: &Cluster, node: usize) -> Pid {
+    let pids = cluster.processes(node).unwrap();
+    let is_coordinator = |pid: &&u32| {
+        fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.split(|&byte| byte == 0).next().is_some_and(is_it))
+    };
+    let is_found = pids
+        .iter()
+        .find(is_coordinator)
+        .expect("a coordinator runs");
+    Pid::from_raw(i32::try_from(*is_found).unwrap())
+}
+
+fn is_it(program: &[u8]) -> bool {
+    program.ends_with(b"scrfs-coordinator-mpi")
+}
+
+#[test]
+fn wrong_usage_is_told_from_failure() {
+    let scrfs = binary("scrfs").unwrap();
+    for options in [
+        &["--nodes", "a,b", "--spares", "2"][..],
+        &["--nodes", "a[1-"],
+        &["--hostfile", "/no/such/file"],
+        &["--nodes", "a", "--runs", "0"],
+        &[],
+    ] {
+        let output = Command::new(&scrfs)
+            .arg("run")
+            .args(options)
+            .args(["--", "true"])
+            .output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(2), "{options:?}: {output:?}");
+        assert!(!output.stderr.is_empty());
+    }
+}
