@@ -90,6 +90,10 @@ impl Pulse {
             let flushes = record.class.is_output() || due == Some(0);
             dataset.is_unprotected() || (flushes && record.flushed.is_none())
         });
+        let lost = names
+            .iter()
+            .filter(|dataset| dataset.record.phase == Phase::Lost)
+            .max_by_key(|dataset| dataset.record.id);
         Beat {
             token,
             node: self.node.clone(),
@@ -103,6 +107,7 @@ impl Pulse {
                 .map(|found| found.record.name.clone()),
             newest_sealed: sealed().map(|dataset| dataset.record.id).max(),
             pending: u32::try_from(pending.count()).unwrap_or(u32::MAX),
+            lost: lost.map(|dataset| dataset.record.name.clone()),
             clock: now_millis(),
         }
     }

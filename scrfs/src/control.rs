@@ -400,6 +400,9 @@ pub struct Beat {
     pub newest_sealed: Option<DatasetId>,
     /// Datasets sealed but not yet as far as the configuration takes them (protected, flushed).
     pub pending: u32,
+    /// The newest dataset that is lost, by name: more of it is gone than its scheme tolerates, and
+    /// the prefix has none of it.
+    pub lost: Option<Name>,
     /// Milliseconds since the Unix epoch on this node's clock.
     pub clock: UnixMillis,
 }

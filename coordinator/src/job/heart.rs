@@ -203,6 +203,7 @@ mod tests {
                 restart: None,
                 newest_sealed: None,
                 pending: 0,
+                lost: None,
                 clock: 0,
             };
             Self { socket, beat }

@@ -3,7 +3,7 @@
 //! `{hosts} {hostfile} {nnodes} {restart}` are replaced wherever they stand. A launcher that is known
 //! and whose command names no hosts gets them inserted behind its own name, and how to reach them unless
 //! it says that, too. (An application's own option may be taken for one of the launcher's; then the
-//! placeholders help.) One row of [`ADAPTERS`] a
+//! placeholders help.) One row of `ADAPTERS` a
 //! launcher; a new one is a new row. Pure.
 
 use super::hosts::Host;

@@ -206,6 +206,7 @@ mod tests {
             restart: None,
             newest_sealed: None,
             pending: 0,
+            lost: None,
             clock: 1_000_000 + sequence * 100,
         }
     }

@@ -8,7 +8,7 @@
 //! remote      commands on many hosts       child        processes here          reap   and there
 //! ```
 //!
-//! No MPI in here, and no thread. Everything that waits does so in [`supervisor`]'s `turn`, so that nodes
+//! No MPI in here, and no thread. Everything that waits does so in `Supervisor::turn`, so that nodes
 //! are watched all the time.
 
 pub mod args;

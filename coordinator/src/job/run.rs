@@ -295,8 +295,15 @@ impl Supervisor<'_> {
                 self.report
                     .stage(&format!("everything is flushed, after {took:.2} s"));
                 self.stop = self.stop.or(asked);
+                let lost = lives.iter().find_map(|life| life.beat.lost.clone());
+                if let Some(name) = &lost {
+                    self.report.stage(&format!(
+                        "{name} is lost: more nodes went than its redundancy tolerates, before the \
+                         prefix had it"
+                    ));
+                }
                 return Ok(Life {
-                    code: 0,
+                    code: if lost.is_some() { FAILED } else { 0 },
                     finished: true,
                 });
             }
@@ -329,6 +336,7 @@ impl Supervisor<'_> {
             self.end_epoch();
         } else {
             self.unmount(finished)?;
+            self.report.say("unmounted");
             let begun = Instant::now();
             while finished
                 && self
@@ -340,7 +348,7 @@ impl Supervisor<'_> {
                 self.turn()?;
             }
             self.end_epoch();
-            self.report.stage("unmounted");
+            self.report.stage("all is taken down");
         }
         child::kill_orphans(&[]);
         Ok(())
