@@ -3,6 +3,7 @@
 use crate::driver::Options;
 use clap::Args;
 use scrfs::id::Epoch;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 /// How a coordinator is started.
@@ -30,7 +31,9 @@ impl Serve {
 pub fn init_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("SCRFS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 /// The threads that scans, flushes and fetches run on.

@@ -19,7 +19,7 @@ const REQUEST_BYTES: usize = 1 << 20;
 const COMMITS: u32 = 20;
 
 #[derive(clap::Args, Debug)]
-pub struct BenchArgs {
+pub(super) struct BenchArgs {
     /// The store to measure on
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     store: PathBuf,
@@ -105,7 +105,7 @@ impl Drop for Bench {
     }
 }
 
-pub fn run(args: &BenchArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let figures = measure(args)?;
     if args.json {
         let text = serde_json::to_string_pretty(&figures).context("figures as JSON")?;

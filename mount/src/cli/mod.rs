@@ -3,6 +3,7 @@
 //! Commands find the daemon by its mount point: `.scr/daemon` there names the socket. Exit codes: 0
 //! done, 1 failed, 2 wrong usage or configuration, 3 nothing to do it on, 4 timed out.
 
+mod bench;
 mod config;
 mod dataset;
 mod mount;
@@ -89,6 +90,8 @@ enum Verb {
     Flush(dataset::FlushArgs),
     /// The effective configuration, and where each value came from
     Config(config::ConfigArgs),
+    /// This machine's figures, each beside its limit, in one run
+    Bench(bench::BenchArgs),
     /// The whole life of a job; see `scrfs run --help`
     #[command(disable_help_flag = true)]
     Run {
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
         Verb::Wait(args) => dataset::wait(&args),
         Verb::Flush(args) => dataset::flush(&args),
         Verb::Config(args) => config::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Run { args } => exec_program("scrfs-coordinator", "run", &args),
         Verb::Completions { shell } => completions(&shell),
     };
