@@ -20,6 +20,10 @@ mod epochs;
 mod jobs;
 #[path = "simulation/programs.rs"]
 mod programs;
+#[path = "simulation/recovery.rs"]
+mod recovery;
+#[path = "simulation/rest.rs"]
+mod rest;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -116,6 +120,7 @@ fn story(world: &mut World, draw: &mut StdRng, size: usize) {
     for round in 0..epochs {
         world.programs.budget = draw.random_range(20..200);
         world.failing = [0, 0, 3, 15][draw.random_range(0..4)];
+        world.lazy = [0, 0, 80, 97][draw.random_range(0..4)];
         let last = round + 1 == epochs;
         if !last && draw.random_bool(0.6) {
             world.fuse = Some(world.operations + draw.random_range(1..500));

@@ -5,9 +5,10 @@
 
 use crate::disk::{Content, Disk, crc_of};
 use crate::jobs::Kind;
+use crate::recovery::Expected;
 use crate::world::World;
 use scrfs::config::Class;
-use scrfs::control::{Level, Request};
+use scrfs::control::{Level, Refusal, Request};
 use scrfs::id::{DatasetId, Epoch, Slot};
 use scrfs::layout::record::{DatasetRecord, Phase, Seal};
 use scrfs::protocol::message::{Message, Order};
@@ -16,58 +17,52 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A seal, and the files it stands for.
 #[derive(Debug)]
-struct Truth {
-    seal: Seal,
-    contents: Vec<Content>,
+pub struct Truth {
+    pub seal: Seal,
+    pub contents: Vec<Content>,
 }
 
 /// What the checker knows beyond disks and messages.
 #[derive(Default, Debug)]
 pub struct Checker {
-    truths: BTreeMap<DatasetId, Truth>,
+    pub truths: BTreeMap<DatasetId, Truth>,
     /// The same of histories that came to their end with their last node; one may come back.
-    archive: BTreeMap<(DatasetId, u64), Truth>,
+    pub archive: BTreeMap<(DatasetId, u64), Truth>,
     /// Records that members brought into this epoch: number and birth.
-    brought: BTreeSet<(DatasetId, u64)>,
-    frozen: BTreeMap<(DatasetId, Slot), Content>,
-    births: BTreeMap<DatasetId, u64>,
-    born_now: BTreeSet<DatasetId>,
-    numbers: BTreeSet<(u64, DatasetId, u64)>,
-    numbered_now: BTreeSet<u64>,
+    pub brought: BTreeSet<(DatasetId, u64)>,
+    pub frozen: BTreeMap<(DatasetId, Slot), Content>,
+    pub births: BTreeMap<DatasetId, u64>,
+    pub born_now: BTreeSet<DatasetId>,
+    pub numbers: BTreeSet<(u64, DatasetId, u64)>,
+    pub numbered_now: BTreeSet<u64>,
     /// Highest numbers that a member of this epoch had ever seen when it began.
-    floor: (u64, u64),
+    pub floor: (u64, u64),
     /// Datasets that a rename was answered Ok for.
-    acked: BTreeSet<DatasetId>,
-    forgotten: BTreeSet<DatasetId>,
+    pub acked: BTreeSet<DatasetId>,
+    pub forgotten: BTreeSet<DatasetId>,
     /// Datasets that no member had any more, and since which epoch.
-    gone: BTreeMap<DatasetId, Epoch>,
+    pub gone: BTreeMap<DatasetId, Epoch>,
     /// The newest epoch that any member had seen when this one began.
-    newest: Epoch,
-    stale: BTreeSet<usize>,
-    new_run: bool,
+    pub newest: Epoch,
+    pub stale: BTreeSet<usize>,
+    pub new_run: bool,
     /// Members that have begun this epoch.
-    begun: BTreeSet<usize>,
+    pub begun: BTreeSet<usize>,
     /// What the epoch must find again: in the cache, or else in the prefix.
-    expected: BTreeMap<DatasetId, Expected>,
-    seals_found: BTreeMap<DatasetId, Seal>,
-    failed_recovery: BTreeSet<DatasetId>,
+    pub expected: BTreeMap<DatasetId, Expected>,
+    pub seals_found: BTreeMap<DatasetId, Seal>,
+    pub failed_recovery: BTreeSet<DatasetId>,
     /// Where programs wrote, since a dataset was made.
     pub written: BTreeSet<(DatasetId, usize)>,
     /// Commits that were answered Ok, for statistics.
     pub commits: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Expected {
-    Cached,
-    Prefix,
-}
-
 fn is_live(record: &DatasetRecord) -> bool {
     matches!(record.phase, Phase::Open | Phase::Sealed)
 }
 
-fn slots_of(seal: &Seal) -> impl Iterator<Item = Slot> + use<> {
+pub fn slots_of(seal: &Seal) -> impl Iterator<Item = Slot> + use<> {
     (0..seal.parts.len() as u32).map(Slot)
 }
 
@@ -96,98 +91,14 @@ impl Checker {
 }
 
 impl World {
-    fn members(&self) -> impl Iterator<Item = &Disk> {
+    pub fn members(&self) -> impl Iterator<Item = &Disk> {
         self.coords
             .iter()
             .map(|coord| &self.machines[coord.machine].disk)
     }
 
-    fn all_alive(&self) -> bool {
+    pub fn all_alive(&self) -> bool {
         self.coords.iter().all(|coord| coord.node.is_some())
-    }
-
-    /// Before an epoch begins: what it must find, from the disks alone.
-    pub fn expect_of_epoch(&mut self, new_run: bool) {
-        let newest = self
-            .members()
-            .map(|disk| disk.epoch.epoch)
-            .max()
-            .unwrap_or_default();
-        let complete = self.prefix.as_ref().map(|prefix| &prefix.ever);
-        let flushed = complete.and_then(|ever| ever.last()).map_or(0, |id| id.0);
-        let floor = (
-            self.members()
-                .map(|disk| disk.seen.0)
-                .max()
-                .unwrap_or(0)
-                .max(flushed),
-            self.members().map(|disk| disk.seen.1).max().unwrap_or(0),
-        );
-        let mut found: BTreeMap<DatasetId, Vec<DatasetRecord>> = BTreeMap::new();
-        for disk in self.members().filter(|disk| disk.epoch.epoch == newest) {
-            for record in disk.records.values().filter(|record| record.seal.is_some()) {
-                found.entry(record.id).or_default().push(record.clone());
-            }
-        }
-        let mut expected = BTreeMap::new();
-        let mut seals_found = BTreeMap::new();
-        for (id, records) in found {
-            let Some(seal) = records[0].seal.clone() else {
-                continue;
-            };
-            let settled = records
-                .iter()
-                .any(|it| matches!(it.phase, Phase::Evicted | Phase::Failed));
-            let protected = records.iter().any(|it| it.protected.is_some());
-            if !settled && self.is_recoverable(&records[0], &seal, protected) {
-                expected.insert(id, Expected::Cached);
-            } else if self.prefix.as_ref().is_some_and(|it| {
-                it.complete
-                    .get(&id)
-                    .is_some_and(|(it, _)| it.created == records[0].created)
-            }) {
-                expected.insert(id, Expected::Prefix);
-            }
-            seals_found.insert(id, seal);
-        }
-        let brought = self.members().flat_map(|disk| disk.records.values());
-        let flushed = self
-            .prefix
-            .iter()
-            .flat_map(|it| it.complete.values().map(|(it, _)| it));
-        let brought = brought
-            .chain(flushed)
-            .map(|record| (record.id, record.created))
-            .collect();
-        let stale = (0..self.coords.len()).filter(|at| self.disk_of(*at).epoch.epoch < newest);
-        let stale = stale.collect();
-        let checker = &mut self.checker;
-        (checker.newest, checker.floor, checker.new_run) = (newest, floor, new_run);
-        (checker.stale, checker.expected, checker.seals_found) = (stale, expected, seals_found);
-        checker.brought = brought;
-        checker.failed_recovery.clear();
-        checker.born_now.clear();
-        checker.begun.clear();
-        checker.numbered_now.clear();
-    }
-
-    fn is_recoverable(&self, record: &DatasetRecord, seal: &Seal, protected: bool) -> bool {
-        let whole = |slot: Slot| self.members().any(|disk| disk.has_whole(record, slot));
-        if slots_of(seal).all(whole) {
-            return true;
-        }
-        let guarded = |slot: &&Slot| {
-            self.members().any(|disk| {
-                let part = disk.parts.get(&(record.id, **slot));
-                disk.has_whole(record, **slot) && part.is_some_and(|part| part.sums && part.parity)
-            })
-        };
-        let held = |set: &Vec<Slot>| set.iter().filter(guarded).count();
-        protected
-            && seal
-                .sets
-                .iter()
-                .all(|set| set.len() - held(set) <= seal.scheme.tolerates() as usize)
     }
 
     /// After a record was put down on a member.
@@ -196,6 +107,9 @@ impl World {
             Write::Dataset(record) => {
                 self.invariant_numbers_are_never_used_twice(record);
                 self.invariant_record_makes_sense(record);
+                if let Some(before) = before {
+                    self.invariant_decisions_stand(at, before, record);
+                }
                 if let Some(seal) = &record.seal {
                     self.invariant_all_agree_on_the_seal(record, seal);
                 }
@@ -265,6 +179,34 @@ impl World {
         let unsealed = matches!(record.phase, Phase::Open | Phase::Incomplete);
         if unsealed == record.seal.is_some() {
             self.violate("invariant_record_makes_sense", format!("{record:?}"));
+        }
+    }
+
+    /// A record never goes back behind what was decided, but on a node that was away.
+    fn invariant_decisions_stand(
+        &mut self,
+        at: usize,
+        before: &DatasetRecord,
+        record: &DatasetRecord,
+    ) {
+        let unsealed = before.seal.is_some() && record.seal.is_none();
+        let reopened = before.phase == Phase::Incomplete && record.phase == Phase::Open;
+        let same = before.created == record.created && !self.checker.stale.contains(&at);
+        if same && (unsealed || reopened) {
+            self.violate(
+                "invariant_decisions_stand",
+                format!("{before:?}\nnow {record:?}"),
+            );
+        }
+    }
+
+    /// Programs make directories while a commit is tried; they wait for it, and are not refused.
+    pub fn check_answer(&mut self, what: &Request, result: Result<(), Refusal>) {
+        if matches!(what, Request::Change { .. }) && result == Err(Refusal::Busy) {
+            self.violate(
+                "invariant_a_try_to_commit_refuses_nothing",
+                format!("{what:?}"),
+            );
         }
     }
 
@@ -457,123 +399,6 @@ impl World {
         }
     }
 
-    fn check_begin(&mut self, records: &[DatasetRecord]) {
-        self.invariant_names_are_unique(records.to_vec());
-        let by_id: BTreeMap<DatasetId, &DatasetRecord> =
-            records.iter().map(|record| (record.id, record)).collect();
-        for (id, expected) in self.checker.expected.clone() {
-            let known = by_id.get(&id).map(|record| record.phase);
-            let good = match expected {
-                Expected::Cached => known == Some(Phase::Sealed),
-                Expected::Prefix => matches!(known, Some(Phase::Evicted | Phase::Failed)),
-            };
-            if !good && !self.checker.forgotten.contains(&id) {
-                let text = format!("{id} is there ({expected:?}), but found {known:?}");
-                self.violate("invariant_committed_survives", text);
-            }
-        }
-        for record in records {
-            let sealed = self.checker.seals_found.get(&record.id);
-            if sealed.is_some() && record.seal.as_ref() != sealed {
-                self.violate(
-                    "invariant_committed_survives",
-                    format!("seal ignored: {record:?}"),
-                );
-            }
-            let gone = self.checker.gone.get(&record.id).copied();
-            let same = self.checker.births.get(&record.id) == Some(&record.created);
-            if same && gone.is_some_and(|epoch| epoch <= self.checker.newest) {
-                self.violate("invariant_deleted_stays_deleted", format!("{record:?}"));
-            }
-            // Everybody who knew that it was gone is gone, too.
-            if gone.is_some() {
-                self.checker.gone.remove(&record.id);
-                self.checker.forgotten.remove(&record.id);
-            }
-            if self.checker.new_run && record.phase == Phase::Open {
-                self.violate("invariant_unsealed_is_left_behind", format!("{record:?}"));
-            }
-        }
-    }
-
-    fn invariant_restart_is_the_newest(&mut self, restart: Option<DatasetId>) {
-        let name = "invariant_restart_is_the_newest";
-        if let Some(id) = restart {
-            let Some(record) = self.disk_of(0).records.get(&id).cloned() else {
-                return self.violate(name, format!("{id} has no record"));
-            };
-            let Some(seal) = record.seal.as_ref().filter(|_| record.is_restartable()) else {
-                return self.violate(name, format!("no restart from {record:?}"));
-            };
-            let whole = |slot| self.members().any(|disk| disk.has_whole(&record, slot));
-            if !slots_of(seal).all(whole) {
-                return self.violate(name, format!("{id} is not whole"));
-            }
-        }
-        if !self.all_alive() {
-            return;
-        }
-        let usable = |id: &DatasetId| {
-            !self.checker.forgotten.contains(id) && !self.checker.failed_recovery.contains(id)
-        };
-        let cached = self
-            .checker
-            .expected
-            .iter()
-            .filter(|(_, it)| **it == Expected::Cached);
-        let is_checkpoint = |id: &DatasetId| {
-            self.disk_of(0)
-                .records
-                .get(id)
-                .is_some_and(|it| it.class != Class::Output)
-        };
-        let best = cached
-            .map(|(id, _)| *id)
-            .filter(|id| usable(id) && is_checkpoint(id))
-            .max();
-        if best > restart {
-            return self.violate(name, format!("{best:?} could be had, not {restart:?}"));
-        }
-        let names: Vec<_> = self.live_datasets();
-        // A name that somebody wants to commit under is not fetched into.
-        let daemons = self
-            .coords
-            .iter()
-            .map(|coord| &self.machines[coord.machine].daemon);
-        let asked = daemons.flat_map(|daemon| daemon.pending.values());
-        let wanted: BTreeSet<_> = asked
-            .filter_map(|pending| match &pending.what {
-                Request::Commit { to, .. } => Some(to.clone()),
-                _ => None,
-            })
-            .collect();
-        let held = |record: &DatasetRecord| {
-            names.iter().any(|id| {
-                self.disk_of(0)
-                    .records
-                    .get(id)
-                    .is_some_and(|live| live.name == record.name)
-            })
-        };
-        let fetchable = self
-            .prefix
-            .iter()
-            .flat_map(|prefix| prefix.complete.values());
-        let mut fetchable = fetchable.filter(|(record, _)| {
-            let known = self.disk_of(0).records.get(&record.id);
-            let strange = known.is_some_and(|known| known.created != record.created);
-            record.class != Class::Output
-                && usable(&record.id)
-                && !held(record)
-                && !wanted.contains(&record.name)
-                && !strange
-        });
-        let fetchable = fetchable.next().is_some();
-        if restart.is_none() && self.config.restart.fetch && fetchable {
-            self.violate(name, "the prefix has one");
-        }
-    }
-
     /// After a daemon has taken a word.
     pub fn check_daemon(&mut self, at: usize) {
         let machine = &self.machines[self.coords[at].machine];
@@ -603,7 +428,7 @@ impl World {
         }
     }
 
-    fn invariant_names_are_unique(&mut self, records: Vec<DatasetRecord>) {
+    pub fn invariant_names_are_unique(&mut self, records: Vec<DatasetRecord>) {
         let mut names = BTreeMap::new();
         for record in records.into_iter().filter(is_live) {
             if let Some(other) = names.insert(record.name.clone(), record.id) {
@@ -628,85 +453,6 @@ impl World {
         if deadline.is_some_and(|at| at <= self.now.tick) {
             let text = format!("deadline {deadline:?} at {}", self.now.tick);
             self.violate("invariant_no_spinning", text);
-        }
-    }
-
-    /// When nothing is under way any more.
-    pub fn check_rest(&mut self) {
-        let Some(node) = self.coords[0].node.as_ref() else {
-            return;
-        };
-        let catalog = node.catalog().clone();
-        if !node.is_idle(self.now) {
-            self.violate("invariant_comes_to_rest", "nothing to do, and not idle");
-        }
-        for at in 0..self.coords.len() {
-            let machine = &self.machines[self.coords[at].machine];
-            // Who waits for a commit that nobody asks for waits in vain.
-            let open = |dataset: &DatasetId| {
-                catalog
-                    .get(dataset)
-                    .is_some_and(|record| record.phase == Phase::Open)
-            };
-            let forgotten = machine
-                .daemon
-                .pending
-                .values()
-                .find(|pending| match &pending.what {
-                    Request::Wait { dataset, .. } => !open(dataset),
-                    _ => true,
-                });
-            if let Some(pending) = forgotten {
-                let text = format!("{:?} on {at}", pending.what);
-                return self.violate("invariant_every_request_is_answered", text);
-            }
-            let frozen = machine.daemon.gates.iter().find(|(id, gate)| {
-                gate.door == crate::daemon::Door::Frozen && catalog.contains_key(id)
-            });
-            if let Some((id, _)) = frozen {
-                let text = format!("{id} is frozen for good on {at}");
-                return self.violate("invariant_every_request_is_answered", text);
-            }
-            if machine.disk.records != catalog || machine.daemon.shown != catalog {
-                let text = format!("{at}: {:?}\nnot {catalog:?}", machine.disk.records);
-                return self.violate("invariant_all_agree_at_rest", text);
-            }
-        }
-        self.invariant_all_is_safe_at_rest(&catalog);
-    }
-
-    fn invariant_all_is_safe_at_rest(&mut self, catalog: &BTreeMap<DatasetId, DatasetRecord>) {
-        let name = "invariant_all_is_safe_at_rest";
-        let every = self.config.flush.every;
-        let sealed = || {
-            catalog
-                .values()
-                .filter(|record| record.phase == Phase::Sealed)
-        };
-        for record in sealed() {
-            let due = record
-                .checkpoint
-                .is_some_and(|it| every > 0 && it % every == 0);
-            let due = due || record.class != Class::Checkpoint;
-            if record.protected.is_none() || record.flushing {
-                return self.violate(name, format!("not protected: {record:?}"));
-            }
-            if due && self.prefix.is_some() && record.flushed.is_none() {
-                return self.violate(name, format!("not flushed: {record:?}"));
-            }
-        }
-        let count = self.config.store[0].count as usize;
-        let kept: Vec<&DatasetRecord> = sealed().collect();
-        for (place, record) in kept.iter().rev().enumerate().skip(count) {
-            let newer = kept
-                .iter()
-                .rev()
-                .take(place)
-                .any(|newer| newer.is_restartable());
-            let output = record.class != Class::Checkpoint && record.flushed.is_none();
-            if newer && !output {
-                return self.violate(name, format!("not evicted: {record:?}"));
-            }
         }
     }
 }

@@ -95,6 +95,21 @@ impl World {
         self.input(at, |node, now| node.handle_outcome(now, outcome));
     }
 
+    /// Work is stopped because it failed elsewhere; that is the driver's business, not the node's.
+    pub fn abandon(&mut self, at: usize, ticket: u64) {
+        let is_it = |job: &Job| {
+            job.at == at && matches!(&job.kind, Kind::Work { ticket: its, .. } if *its == ticket)
+        };
+        let Some(job) = self.jobs.iter().position(is_it) else {
+            return;
+        };
+        let Job { kind, .. } = self.jobs.swap_remove(job);
+        self.checker.injected(&kind);
+        let result = Err(Failure::new(Refusal::Again, "failed elsewhere"));
+        let outcome = Outcome::Worked { ticket, result };
+        self.input(at, |node, now| node.handle_outcome(now, outcome));
+    }
+
     fn unlucky(&mut self) -> Option<Failure> {
         let failing = self.failing;
         let refusal = match self.percent(50) {

@@ -52,6 +52,8 @@ pub struct World {
     pub checker: Checker,
     /// How many of a hundred jobs fail.
     pub failing: u32,
+    /// How many of a hundred times a job is passed over: how slow work is.
+    pub lazy: u32,
     /// Records put down and effects carried out so far.
     pub operations: u64,
     /// The coordinator that comes to this operation dies before it.
@@ -81,6 +83,7 @@ impl World {
             programs: Programs::default(),
             checker: Checker::default(),
             failing: 0,
+            lazy: 0,
             operations: 0,
             fuse: None,
             blown: None,
@@ -145,7 +148,8 @@ impl World {
             }
             let before = match write {
                 Write::Forget(dataset) => disk.records.get(dataset).cloned(),
-                Write::Dataset(_) | Write::Epoch(_) => None,
+                Write::Dataset(record) => disk.records.get(&record.id).cloned(),
+                Write::Epoch(_) => None,
             };
             disk.put(write);
             written.push((write.clone(), before));
@@ -297,6 +301,9 @@ impl World {
             self.tick(milliseconds);
         } else {
             let event = ready[self.rng.random_range(0..ready.len())];
+            if matches!(event, Event::Job(_)) && self.percent(self.lazy) {
+                return true;
+            }
             self.happen(event);
         }
         true
@@ -311,6 +318,9 @@ impl World {
                     .and_then(VecDeque::pop_front);
                 let Some(message) = message else { return };
                 self.note(|| format!("{from} -> {to}: {message:?}"));
+                if let Message::Abandon { ticket } = message {
+                    return self.abandon(to, ticket);
+                }
                 self.input(to, |node, now| {
                     node.handle_message(now, Rank(from as u32), message)
                 });
@@ -351,6 +361,7 @@ impl World {
             Some(Seen::Frozen(dataset)) => self.remember_frozen(at, dataset),
             Some(Seen::Answered { what, result }) => {
                 self.note(|| format!("  answered {result:?} to {what:?}"));
+                self.check_answer(&what, result);
                 self.programs.answered += 1;
                 if result.is_ok() {
                     self.programs.granted += 1;
@@ -363,6 +374,7 @@ impl World {
     /// Programs stop, and everything under way comes to its end; how long it took is bounded.
     pub fn settle(&mut self) {
         self.programs.budget = 0;
+        self.lazy = 0;
         self.close_all();
         let mut patience = 40_000;
         while self.violation.is_none() {
@@ -388,10 +400,9 @@ impl World {
         }
     }
 
-    /// Datasets that rank 0 knows as open or sealed.
+    /// Datasets that are open or sealed as the leader has decided.
     pub fn live_datasets(&self) -> Vec<DatasetId> {
-        let node = self.coords.first().and_then(|coord| coord.node.as_ref());
-        let all = node.into_iter().flat_map(|node| node.catalog().values());
+        let all = self.disk_of(0).records.values();
         all.filter(|record| matches!(record.phase, Phase::Open | Phase::Sealed))
             .map(|record| record.id)
             .collect()

@@ -1,0 +1,128 @@
+//! What programs restart from: the newest checkpoint that can be had, made whole before they start.
+//!
+//! From the cache, by rebuilding, an older one when that fails; else from the prefix.
+
+use super::agree::Proposal;
+use super::work::Working;
+use super::{Leader, Led, Purpose, Ticket};
+use crate::config::Class;
+use crate::id::{DatasetId, Rank, Slot};
+use crate::layout::record::Phase;
+use crate::name::Name;
+use crate::protocol::Now;
+use crate::protocol::message::{Message, Order};
+use crate::protocol::recover;
+use crate::protocol::step::Step;
+use std::collections::BTreeSet;
+
+impl Led {
+    /// The name it has, and the one it is to have.
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        [&self.record.name]
+            .into_iter()
+            .chain(self.proposal.as_ref().map(Proposal::name))
+    }
+}
+
+impl Leader {
+    /// One step towards a dataset to restart from; when there is one, or none to be had, programs
+    /// may start.
+    pub(super) fn recover(&mut self, now: Now, step: &mut Step) {
+        if self.datasets.values().any(|led| led.working.is_some()) {
+            return;
+        }
+        // One that was just given up is dropped on every node before it may be fetched.
+        let telling =
+            |ticket: &Ticket| matches!(ticket.purpose, Purpose::Noted | Purpose::Reached { .. });
+        if self.tickets.values().any(telling) {
+            return;
+        }
+        let cached = self
+            .datasets
+            .iter()
+            .rev()
+            .find(|(_, led)| led.record.is_restartable() && !led.leaving)
+            .map(|(&id, led)| (id, led.lost.is_empty()));
+        match cached {
+            Some((dataset, true)) => self.be_ready(now, Some(dataset), step),
+            Some((dataset, false)) => self.rebuild(dataset, step),
+            None => match self.fetchable() {
+                Some(dataset) => self.fetch(dataset, step),
+                None => self.be_ready(now, None, step),
+            },
+        }
+    }
+
+    fn be_ready(&mut self, now: Now, restart: Option<DatasetId>, step: &mut Step) {
+        self.ready = true;
+        self.tell_all(&Message::Ready { restart }, step);
+        self.schedule(now, step);
+    }
+
+    /// The newest checkpoint that only the prefix has, of those that were not tried in vain.
+    fn fetchable(&mut self) -> Option<DatasetId> {
+        if !self.config.restart.fetch {
+            return None;
+        }
+        let live: BTreeSet<Name> = self
+            .datasets
+            .values()
+            .filter(|led| led.is_live() || led.proposal.is_some())
+            .flat_map(|led| led.names().cloned())
+            .collect();
+        let prefix = self.prefix.as_mut()?;
+        prefix.complete.sort_by_key(|record| record.id);
+        let wanted = prefix.current.clone();
+        let named = wanted.and_then(|name| {
+            prefix
+                .complete
+                .iter()
+                .rposition(|record| record.name == name)
+        });
+        while let Some(last) = prefix.complete.len().checked_sub(1) {
+            let record = prefix
+                .complete
+                .remove(named.filter(|&at| at < last).unwrap_or(last));
+            let id = record.id;
+            let spoilt = self.datasets.get(&id).is_some_and(|led| {
+                led.record.phase == Phase::Failed
+                    || led.leaving
+                    || !recover::is_same(&led.record, &record)
+            });
+            if record.class == Class::Output || record.seal.is_none() || spoilt {
+                continue;
+            }
+            // Somebody writes under its name now, and is not to find another's files there.
+            if live.contains(&record.name) {
+                continue;
+            }
+            let mut led = Led::new(record);
+            led.record.phase = Phase::Evicted;
+            led.record.flushing = false;
+            led.record.error = None;
+            if let Some(known) = self.datasets.remove(&id) {
+                (led.waiters, led.everywhere) = (known.waiters, known.everywhere);
+            }
+            self.datasets.insert(id, led);
+            return Some(id);
+        }
+        None
+    }
+
+    fn fetch(&mut self, dataset: DatasetId, step: &mut Step) {
+        let Some(led) = self.datasets.get(&dataset) else {
+            return;
+        };
+        let Some(seal) = &led.record.seal else { return };
+        let slots = 0..u32::try_from(seal.parts.len()).unwrap_or(u32::MAX);
+        let assigned: Vec<_> = slots
+            .map(|slot| (Slot(slot), Rank(slot % self.size)))
+            .collect();
+        let record = Box::new(led.record.clone());
+        let order = Order::Fetch {
+            record,
+            holders: assigned.clone(),
+        };
+        self.begin_work(dataset, Working::Fetch { assigned }, order, step);
+    }
+}

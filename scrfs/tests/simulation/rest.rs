@@ -1,0 +1,92 @@
+//! What must hold when nothing is under way any more.
+
+use crate::daemon::Door;
+use crate::world::World;
+use scrfs::config::Class;
+use scrfs::control::Request;
+use scrfs::id::DatasetId;
+use scrfs::layout::record::{DatasetRecord, Phase};
+use std::collections::BTreeMap;
+
+impl World {
+    /// When nothing is under way any more.
+    pub fn check_rest(&mut self) {
+        let Some(node) = self.coords[0].node.as_ref() else {
+            return;
+        };
+        let catalog = node.catalog().clone();
+        if !node.is_idle(self.now) {
+            self.violate("invariant_comes_to_rest", "nothing to do, and not idle");
+        }
+        for at in 0..self.coords.len() {
+            let machine = &self.machines[self.coords[at].machine];
+            // Who waits for a commit that nobody asks for waits in vain.
+            let open = |dataset: &DatasetId| {
+                catalog
+                    .get(dataset)
+                    .is_some_and(|record| record.phase == Phase::Open)
+            };
+            let forgotten = machine
+                .daemon
+                .pending
+                .values()
+                .find(|pending| match &pending.what {
+                    Request::Wait { dataset, .. } => !open(dataset),
+                    _ => true,
+                });
+            if let Some(pending) = forgotten {
+                let text = format!("{:?} on {at}", pending.what);
+                return self.violate("invariant_every_request_is_answered", text);
+            }
+            let frozen = machine
+                .daemon
+                .gates
+                .iter()
+                .find(|(id, gate)| gate.door == Door::Frozen && catalog.contains_key(id));
+            if let Some((id, _)) = frozen {
+                let text = format!("{id} is frozen for good on {at}");
+                return self.violate("invariant_every_request_is_answered", text);
+            }
+            if machine.disk.records != catalog || machine.daemon.shown != catalog {
+                let text = format!("{at}: {:?}\nnot {catalog:?}", machine.disk.records);
+                return self.violate("invariant_all_agree_at_rest", text);
+            }
+        }
+        self.invariant_all_is_safe_at_rest(&catalog);
+    }
+
+    fn invariant_all_is_safe_at_rest(&mut self, catalog: &BTreeMap<DatasetId, DatasetRecord>) {
+        let name = "invariant_all_is_safe_at_rest";
+        let every = self.config.flush.every;
+        let sealed = || {
+            catalog
+                .values()
+                .filter(|record| record.phase == Phase::Sealed)
+        };
+        for record in sealed() {
+            let due = record
+                .checkpoint
+                .is_some_and(|it| every > 0 && it % every == 0);
+            let due = due || record.class != Class::Checkpoint;
+            if record.protected.is_none() || record.flushing {
+                return self.violate(name, format!("not protected: {record:?}"));
+            }
+            if due && self.prefix.is_some() && record.flushed.is_none() {
+                return self.violate(name, format!("not flushed: {record:?}"));
+            }
+        }
+        let count = self.config.store[0].count as usize;
+        let kept: Vec<&DatasetRecord> = sealed().collect();
+        for (place, record) in kept.iter().rev().enumerate().skip(count) {
+            let newer = kept
+                .iter()
+                .rev()
+                .take(place)
+                .any(|newer| newer.is_restartable());
+            let output = record.class != Class::Checkpoint && record.flushed.is_none();
+            if newer && !output {
+                return self.violate(name, format!("not evicted: {record:?}"));
+            }
+        }
+    }
+}
