@@ -133,6 +133,8 @@ pub(crate) fn random_tree(root: &Path, tag: u32, seed: u64) {
         fs::create_dir_all(&below).unwrap();
         directories.push(below);
     }
+    // Whatever else there is: some data.
+    fs::write(root.join(format!("data.{tag}")), vec![tag as u8; 100]).unwrap();
     for index in 0..rng.random_range(6..20u32) {
         let mut name = NAMES[rng.random_range(0..NAMES.len())].to_vec();
         name.extend_from_slice(format!(".{index}.{tag}").as_bytes());
@@ -265,7 +267,7 @@ pub(crate) fn sealed(cache: &CachePaths, id: u64, name: &str, slots: u32) -> Dat
             parts,
         }),
         error: None,
-        mode: 0o751,
+        mode: 0o551,
         uid: nix::unistd::Uid::effective().as_raw(),
         gid: nix::unistd::Gid::effective().as_raw(),
     }

@@ -26,6 +26,17 @@ struct World {
     root: tempfile::TempDir,
     cache: CachePaths,
     prefix: Prefix,
+    /// Something is mounted on the prefix.
+    mounted: bool,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.mounted {
+            let root = self.prefix.paths().root();
+            nix::mount::umount2(root, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        }
+    }
 }
 
 impl World {
@@ -39,6 +50,7 @@ impl World {
             root,
             cache,
             prefix,
+            mounted: false,
         }
     }
 
@@ -177,7 +189,12 @@ proptest! {
         world.prefix.complete_flush(&record).unwrap();
         prop_assert!(world.has_all_of(&record));
         let root = fs::metadata(world.published("ckpt.5")).unwrap();
-        prop_assert_eq!(root.permissions().mode() & 0o7777, 0o751);
+        prop_assert_eq!(root.permissions().mode() & 0o7777, 0o551);
+        let times = (0..slots).map(|slot| {
+            let tree = world.cache.tree(record.id, Slot(slot));
+            fs::metadata(tree).unwrap().modified().unwrap()
+        });
+        prop_assert_eq!(root.modified().unwrap(), times.max().unwrap());
         prop_assert_eq!(world.ids(), [(5, EntryState::Complete)]);
         prop_assert_eq!(world.leftovers(), [""; 0]);
         world.fetches_all_of(&record);
@@ -380,8 +397,10 @@ fn a_retry_replaces_whatever_an_attempt_left() {
     let late = world.prefix.paths().attempt(record.id, Epoch(3));
     assert!(late.exists());
     assert!(world.prefix.complete_flush(&record).is_err());
-    world.flush(&record);
-    assert!(world.has_all_of(&record) && !late.exists());
+    world.flush_slots(&record);
+    assert!(!late.exists());
+    world.prefix.complete_flush(&record).unwrap();
+    assert!(world.has_all_of(&record));
 }
 
 #[test]

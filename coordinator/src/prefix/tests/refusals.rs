@@ -29,7 +29,7 @@ fn a_prefix_that_cannot_be_used_is_refused_in_words() {
 /// Mounts a small tmpfs on the world's prefix, seen by this thread and those it starts. `None`
 /// where this user may not.
 fn on_small_tmpfs(options: &str) -> Option<World> {
-    let world = World::new();
+    let mut world = World::new();
     let nothing = None::<&str>;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     let prepared = unshare(CloneFlags::CLONE_NEWNS)
@@ -48,6 +48,7 @@ fn on_small_tmpfs(options: &str) -> Option<World> {
         eprintln!("skipped: no mount namespace for this user ({error})");
         return None;
     }
+    world.mounted = true;
     Some(world)
 }
 
