@@ -66,7 +66,15 @@ impl Demo {
             .context("making a directory")?;
         directory.disable_cleanup(self.keep);
         let begun = Instant::now();
-        self.tell(&scrfs, directory.path().to_owned())?;
+        let told = self.tell(&scrfs, directory.path().to_owned());
+        if told.is_err() {
+            directory.disable_cleanup(true);
+            println!(
+                "Logs of the failed demo are kept in {}",
+                directory.path().display()
+            );
+        }
+        told?;
         println!(
             "\nThe demo took {:.0} s. All is well.",
             begun.elapsed().as_secs_f64()

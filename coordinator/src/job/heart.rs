@@ -85,14 +85,13 @@ impl Heart {
         }
     }
 
-    /// Reads everything that has come, then looks who has fallen silent. In this order: after a
-    /// standstill of the supervisor itself, beats that wait here prove that their senders live.
-    pub fn listen(&mut self) -> io::Result<Vec<Death>> {
+    /// Takes in everything that has come.
+    pub fn listen(&mut self) -> io::Result<()> {
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
         loop {
             match self.socket.recv_from(&mut buffer) {
                 Ok((length, from)) => self.handle(&buffer[..length], from),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 // An order bounced off a node that is gone; and signals.
                 Err(error)
                     if matches!(
@@ -105,6 +104,12 @@ impl Heart {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Takes in everything that has come, then gives up who has fallen silent. In this order: after a
+    /// standstill of the supervisor itself, beats that wait here prove that their senders live.
+    pub fn watch(&mut self) -> io::Result<Vec<Death>> {
+        self.listen()?;
         Ok(self.members.expire(Instant::now()))
     }
 
@@ -231,7 +236,7 @@ mod tests {
     fn listen_until(heart: &mut Heart, done: impl Fn(&Heart, &[Death]) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let deaths = heart.listen().expect("the socket works");
+            let deaths = heart.watch().expect("the socket works");
             if done(heart, &deaths) {
                 return;
             }
@@ -260,7 +265,7 @@ mod tests {
             .expect("not zero");
         let mut buffer = [0; 1024];
         let length = loop {
-            assert!(heart.listen().expect("the socket works").is_empty());
+            assert!(heart.watch().expect("the socket works").is_empty());
             match node.socket.recv(&mut buffer) {
                 Ok(length) => break length,
                 Err(_) => assert!(Instant::now() < deadline, "no order came"),

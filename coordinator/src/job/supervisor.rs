@@ -120,8 +120,13 @@ impl<'a> Supervisor<'a> {
             Err(errno) => return Err(errno).context("cannot wait"),
         }
         self.take_signals()?;
-        let deaths = self.heart.listen().context("the heartbeat socket failed")?;
-        for death in deaths.into_iter().filter(|_| !self.unmounting) {
+        // While they end because we want it, silence means nothing.
+        let deaths = if self.unmounting {
+            self.heart.listen().map(|()| Vec::new())
+        } else {
+            self.heart.watch()
+        };
+        for death in deaths.context("the heartbeat socket failed")? {
             let words = format!(
                 "{} is lost: no heartbeat for {:.2} s",
                 death.node,

@@ -3,7 +3,7 @@
 //! Goes through `/proc/<pid>/root` of a process of the node: no process needs to be started for a look.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::Cluster;
 
@@ -28,7 +28,7 @@ impl<'a> Eye<'a> {
 
     /// `ls /scr/.scr/status`; nothing while it is not mounted.
     pub(super) fn status(&mut self) -> Vec<String> {
-        if let Some(found) = self.root.as_ref().and_then(list) {
+        if let Some(found) = self.root.as_deref().and_then(list) {
             return found;
         }
         let pids = self.cluster.processes(self.node).unwrap_or_default();
@@ -45,7 +45,7 @@ impl<'a> Eye<'a> {
     }
 }
 
-fn list(root: &PathBuf) -> Option<Vec<String>> {
+fn list(root: &Path) -> Option<Vec<String>> {
     let entries = fs::read_dir(root.join("scr/.scr/status")).ok()?;
     let names = entries.map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
     let mut names: Vec<String> = names.collect::<Option<_>>()?;
