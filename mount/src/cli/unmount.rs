@@ -38,10 +38,18 @@ pub(super) fn run(args: &UnmountArgs) -> Result<(), Failure> {
     // It still puts its lock away; the next mount must not meet it.
     let deadline = Instant::now() + END_PATIENCE;
     while daemon.socket.with_file_name("daemon.lock").exists()
-        && std::path::Path::new(&format!("/proc/{}", daemon.pid)).exists()
+        && is_running(daemon.pid)
         && Instant::now() < deadline
     {
         std::thread::park_timeout(Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// A dead process that nobody has waited for yet holds nothing any more; some init programs take
+/// seconds to do so.
+fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // pid (name, which may have anything in it) state
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
