@@ -23,7 +23,11 @@ pub struct Serve {
 impl Serve {
     /// As the driver wants it.
     pub fn options(self) -> Options {
-        Options { socket: self.socket, epoch: self.epoch.map(Epoch), new_run: self.new_run }
+        Options {
+            socket: self.socket,
+            epoch: self.epoch.map(Epoch),
+            new_run: self.new_run,
+        }
     }
 }
 
@@ -33,7 +37,9 @@ pub fn init_log() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(filter).with_writer(std::io::stderr).init();
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// The threads that scans, flushes and fetches run on.

@@ -1,7 +1,7 @@
 //! The driver: one coordinator's life in one epoch.
 //!
 //! One thread owns the fabric, the protocol node, the transfer engine and the open parts, and turns:
-//! events in → steps → records down → effects out. What may take long (scans, flushes, fsyncs of
+//! events in -> steps -> records down -> effects out. What may take long (scans, flushes, fsyncs of
 //! parts) runs on [`Tasks`] and comes back as an event.
 //!
 //! Invariants: effects are carried out in order, after their step's records are durable; a record that
@@ -131,9 +131,19 @@ impl<F: Fabric> Driver<F> {
             bail!("this is {epoch}, but {last} has already begun on this node");
         }
         let pid = std::process::id();
-        let role = Role::Coordinator { epoch, rank: me, size, slot: Slot(me.0), pid };
+        let role = Role::Coordinator {
+            epoch,
+            rank: me,
+            size,
+            slot: Slot(me.0),
+            pid,
+        };
         let (link, facts) = Link::open(&options.socket, role)?;
-        let NodeFacts { node, cache, config } = facts;
+        let NodeFacts {
+            node,
+            cache,
+            config,
+        } = facts;
         let paths = CachePaths::at(&cache);
         let config: Config =
             serde_json::from_str(&config).context("the daemon's configuration does not parse")?;
@@ -144,8 +154,11 @@ impl<F: Fabric> Driver<F> {
         let inventory = inventory::take(&paths, node, group)?;
         let (sender, events) = channel();
         link.listen(sender.clone(), fabric.waker())?;
-        let tasks =
-            Tasks { runtime: runtime.clone(), events: sender, wake: fabric.waker() };
+        let tasks = Tasks {
+            runtime: runtime.clone(),
+            events: sender,
+            wake: fabric.waker(),
+        };
         let mut parts = Parts::new(me, paths.clone());
         for entry in &inventory.datasets {
             parts.learn(&entry.record);
@@ -196,7 +209,9 @@ impl<F: Fabric> Driver<F> {
             }
             let mut until = self.wait_until();
             for _ in 0..BATCH {
-                let Some(envelope) = self.fabric.poll(until)? else { break };
+                let Some(envelope) = self.fabric.poll(until)? else {
+                    break;
+                };
                 self.receive(envelope)?;
                 until = Instant::now();
             }
@@ -223,8 +238,13 @@ impl<F: Fabric> Driver<F> {
     }
 
     fn to_next_tick(&self) -> Duration {
-        let deadline = self.node.deadline().map(|tick| self.born + Duration::from_millis(tick));
-        let wait = deadline.map_or(LOOK_AGAIN, |at| at.saturating_duration_since(Instant::now()));
+        let deadline = self
+            .node
+            .deadline()
+            .map(|tick| self.born + Duration::from_millis(tick));
+        let wait = deadline.map_or(LOOK_AGAIN, |at| {
+            at.saturating_duration_since(Instant::now())
+        });
         wait.clamp(TICK, LOOK_AGAIN)
     }
 
@@ -236,7 +256,10 @@ impl<F: Fabric> Driver<F> {
 
     fn now(&self) -> Now {
         let tick = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Now { tick, wall: wall_clock() }
+        Now {
+            tick,
+            wall: wall_clock(),
+        }
     }
 
     fn handle_event(&mut self, event: Event) -> Result<()> {
@@ -339,8 +362,12 @@ impl<F: Fabric> Driver<F> {
     }
 
     fn send(&mut self, to: Rank, message: Message) -> Result<()> {
-        let packet = Packet { epoch: self.epoch, message };
-        self.fabric.send(to, Lane::Control, Bytes::from(packet.encode()))?;
+        let packet = Packet {
+            epoch: self.epoch,
+            message,
+        };
+        self.fabric
+            .send(to, Lane::Control, Bytes::from(packet.encode()))?;
         Ok(())
     }
 
@@ -365,13 +392,20 @@ impl<F: Fabric> Driver<F> {
                 let result = effects::make_part(&self.paths, &record, slot);
                 self.outcome(Outcome::Worked { ticket, result })
             }
-            Effect::Scan { dataset, generation } => {
+            Effect::Scan {
+                dataset,
+                generation,
+            } => {
                 let (paths, epoch) = (self.paths.clone(), self.epoch);
                 let store = self.store.clone();
                 let slot = Slot(self.fabric.me().0);
                 self.tasks.spawn(move |_| {
                     let result = effects::scan(&paths, &store, dataset, slot, epoch);
-                    Event::Outcome(Outcome::Scanned { dataset, generation, result })
+                    Event::Outcome(Outcome::Scanned {
+                        dataset,
+                        generation,
+                        result,
+                    })
                 });
                 Ok(())
             }
@@ -392,7 +426,10 @@ impl<F: Fabric> Driver<F> {
                 match effects::set_aside(&self.paths, dataset, &slots) {
                     Ok(aside) => self.tasks.spawn(move |_| {
                         effects::remove_aside(&aside);
-                        Event::Outcome(Outcome::Worked { ticket: 0, result: Ok(()) })
+                        Event::Outcome(Outcome::Worked {
+                            ticket: 0,
+                            result: Ok(()),
+                        })
                     }),
                     Err(error) => tracing::error!(%dataset, %error, "cannot free its space"),
                 }
@@ -438,6 +475,8 @@ fn open_prefix(
 
 /// Milliseconds since the Unix epoch.
 fn wall_clock() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -68,18 +68,30 @@ pub(crate) fn store_failure(error: &StoreError) -> Failure {
 
 /// Makes the empty tree of this node's slot, with the owner and mode that were asked for. It being
 /// there already is fine.
-pub(crate) fn make_part(paths: &CachePaths, record: &DatasetRecord, slot: Slot) -> Result<(), Failure> {
+pub(crate) fn make_part(
+    paths: &CachePaths,
+    record: &DatasetRecord,
+    slot: Slot,
+) -> Result<(), Failure> {
     let tree = paths.tree(record.id, slot);
     let make = || -> io::Result<()> {
         if tree.is_dir() {
             return Ok(());
         }
         fs::create_dir_all(&tree)?;
-        chown(&tree, Some(Uid::from_raw(record.uid)), Some(Gid::from_raw(record.gid)))?;
+        chown(
+            &tree,
+            Some(Uid::from_raw(record.uid)),
+            Some(Gid::from_raw(record.gid)),
+        )?;
         fs::set_permissions(&tree, fs::Permissions::from_mode(record.mode & 0o7777))
     };
     make().map_err(|source| {
-        store_failure(&StoreError { verb: "make", path: tree.clone(), source })
+        store_failure(&StoreError {
+            verb: "make",
+            path: tree.clone(),
+            source,
+        })
     })?;
     sync_directory(&paths.dataset(record.id)).map_err(|error| store_failure(&error))
 }
@@ -96,20 +108,29 @@ pub(crate) fn scan(
         .map_err(|error| part_failure(&error))?;
     let (bytes, summary) = part::records::encode_manifest(&manifest);
     let path = paths.manifest(dataset, slot, scrfs::layout::path::Keep::Own);
-    store.put(&path, &bytes).map_err(|error| store_failure(&error))?;
+    store
+        .put(&path, &bytes)
+        .map_err(|error| store_failure(&error))?;
     Ok(summary)
 }
 
 /// Verifies what all nodes flushed, and makes it visible.
-pub(crate) fn complete_flush(prefix: Option<&Prefix>, record: &DatasetRecord) -> Result<(), Failure> {
+pub(crate) fn complete_flush(
+    prefix: Option<&Prefix>,
+    record: &DatasetRecord,
+) -> Result<(), Failure> {
     let prefix =
         prefix.ok_or_else(|| Failure::new(Refusal::Failed, "there is no prefix to flush to"))?;
-    prefix.complete_flush(record).map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
+    prefix
+        .complete_flush(record)
+        .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
 }
 
 /// The complete datasets of a prefix, as the leader wants them.
 pub(crate) fn complete_records(entries: Vec<IndexEntry>) -> Vec<DatasetRecord> {
-    let complete = entries.into_iter().filter(|entry| entry.state == EntryState::Complete);
+    let complete = entries
+        .into_iter()
+        .filter(|entry| entry.state == EntryState::Complete);
     complete
         .map(|entry| {
             let mut record = entry.record;
@@ -143,7 +164,9 @@ pub(crate) fn set_aside(
     let directory = paths.dataset(dataset);
     let store = PosixStore::new();
     for name in store.list(&directory)? {
-        let slot = name.to_str().and_then(scrfs::layout::path::parse_slot_directory);
+        let slot = name
+            .to_str()
+            .and_then(scrfs::layout::path::parse_slot_directory);
         let Some((slot, _)) = slot else { continue };
         if slots.is_empty() || slots.contains(&slot) {
             let from = directory.join(&name);

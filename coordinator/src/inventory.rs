@@ -26,8 +26,13 @@ pub(crate) fn last_epoch(paths: &CachePaths) -> Result<Epoch> {
 
 /// The numbers of all datasets that have a directory here.
 pub(crate) fn dataset_ids(paths: &CachePaths) -> BTreeSet<DatasetId> {
-    let names = PosixStore::new().list(&paths.datasets()).unwrap_or_default();
-    names.iter().filter_map(|name| parse_dataset_directory(name.to_str()?)).collect()
+    let names = PosixStore::new()
+        .list(&paths.datasets())
+        .unwrap_or_default();
+    names
+        .iter()
+        .filter_map(|name| parse_dataset_directory(name.to_str()?))
+        .collect()
 }
 
 /// Everything in the cache at `paths`, of the node called `node` in failure group `group`.
@@ -37,5 +42,11 @@ pub(crate) fn take(paths: &CachePaths, node: String, group: String) -> Result<In
         part::take_inventory(&PosixStore::new(), paths).context("cannot look at the cache")?;
     let free_bytes = nix::sys::statvfs::statvfs(paths.root())
         .map_or(0, |found| found.blocks_available() * found.fragment_size());
-    Ok(Inventory { node, group, free_bytes, epoch, datasets })
+    Ok(Inventory {
+        node,
+        group,
+        free_bytes,
+        epoch,
+        datasets,
+    })
 }

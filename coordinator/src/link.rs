@@ -40,23 +40,49 @@ impl Link {
     /// Calls the daemon at `socket` and introduces this coordinator.
     pub(crate) fn open(socket: &Path, role: Role) -> Result<(Self, NodeFacts)> {
         let mut stream = UnixStream::connect(socket).with_context(|| {
-            format!("no daemon answers at {}; is `scrfs mount` running?", socket.display())
+            format!(
+                "no daemon answers at {}; is `scrfs mount` running?",
+                socket.display()
+            )
         })?;
-        stream.set_write_timeout(Some(WRITE_PATIENCE)).context("cannot set a write deadline")?;
-        write_frame(&mut stream, &Hello { version: PROTOCOL_VERSION, role })
-            .context("cannot greet the daemon")?;
+        stream
+            .set_write_timeout(Some(WRITE_PATIENCE))
+            .context("cannot set a write deadline")?;
+        write_frame(
+            &mut stream,
+            &Hello {
+                version: PROTOCOL_VERSION,
+                role,
+            },
+        )
+        .context("cannot greet the daemon")?;
         match read_frame::<Welcome>(&mut stream).context("the daemon did not answer")? {
-            Some(Welcome::Accepted { node, cache, config, mountpoint: _ }) => {
-                Ok((Self { stream }, NodeFacts { node, cache, config }))
+            Some(Welcome::Accepted {
+                node,
+                cache,
+                config,
+                mountpoint: _,
+            }) => Ok((
+                Self { stream },
+                NodeFacts {
+                    node,
+                    cache,
+                    config,
+                },
+            )),
+            Some(Welcome::Refused(reason)) => {
+                bail!("the daemon refuses this coordinator: {reason}")
             }
-            Some(Welcome::Refused(reason)) => bail!("the daemon refuses this coordinator: {reason}"),
             None => bail!("the daemon hung up"),
         }
     }
 
     /// Starts the reader: events go to `events`, and `wake` is called for each.
     pub(crate) fn listen(&self, events: Sender<Event>, wake: Waker) -> Result<()> {
-        let stream = self.stream.try_clone().context("cannot share the daemon's socket")?;
+        let stream = self
+            .stream
+            .try_clone()
+            .context("cannot share the daemon's socket")?;
         std::thread::Builder::new()
             .name("daemon-link".into())
             .spawn(move || {

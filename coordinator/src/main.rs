@@ -72,7 +72,11 @@ fn serve_alone(serve: Serve) -> Result<()> {
 }
 
 fn bench(args: &Bench) -> Result<()> {
-    let what = Encode { part_bytes: args.part << 20, runs: args.runs, ..Encode::default() };
+    let what = Encode {
+        part_bytes: args.part << 20,
+        runs: args.runs,
+        ..Encode::default()
+    };
     let figures = bench_encode(BENCH_NODES, &args.directory, what)?;
     println!("{}", serde_json::to_string(&figures)?);
     Ok(())

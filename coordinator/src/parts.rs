@@ -24,6 +24,9 @@ struct Opened {
     unsummed: usize,
 }
 
+/// Checksums kept for other slots; `None` when there are none to be believed.
+type Copies = HashMap<(DatasetId, Slot, Stream), Option<Arc<Sums>>>;
+
 /// All parts of this node.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -32,7 +35,7 @@ pub(crate) struct Parts {
     store: PosixStore,
     records: BTreeMap<DatasetId, DatasetRecord>,
     opened: RefCell<HashMap<(DatasetId, Slot), Opened>>,
-    copies: RefCell<HashMap<(DatasetId, Slot, Stream), Option<Arc<Sums>>>>,
+    copies: RefCell<Copies>,
     summed: bool,
 }
 
@@ -70,20 +73,28 @@ impl Parts {
         let gone = |id: DatasetId, slot: Slot| {
             id == dataset && (slots.is_empty() || slots.contains(&slot))
         };
-        self.opened.borrow_mut().retain(|&(id, slot), _| !gone(id, slot));
-        self.copies.borrow_mut().retain(|&(id, slot, _), _| !gone(id, slot));
+        self.opened
+            .borrow_mut()
+            .retain(|&(id, slot), _| !gone(id, slot));
+        self.copies
+            .borrow_mut()
+            .retain(|&(id, slot, _), _| !gone(id, slot));
     }
 
     /// Forgets what was read of copies, after new ones came.
     pub(crate) fn forget_copies(&mut self, dataset: DatasetId) {
-        self.copies.borrow_mut().retain(|&(id, ..), _| id != dataset);
+        self.copies
+            .borrow_mut()
+            .retain(|&(id, ..), _| id != dataset);
     }
 
     /// Puts an open part in, in place of what was there.
     pub(crate) fn insert(&mut self, part: Arc<Part>) {
         let id = part.id();
         let unsummed = unsummed(&part);
-        self.opened.borrow_mut().insert((id.dataset, id.slot), Opened { part, unsummed });
+        self.opened
+            .borrow_mut()
+            .insert((id.dataset, id.slot), Opened { part, unsummed });
     }
 
     /// The part of a slot, opened if need be.
@@ -93,11 +104,17 @@ impl Parts {
         }
         let record = self.records.get(&dataset).ok_or_else(|| {
             let path = self.paths.record(dataset);
-            PartError::Missing { part: PartId { dataset, slot }, path }
+            PartError::Missing {
+                part: PartId { dataset, slot },
+                path,
+            }
         })?;
         let part = Arc::new(Part::open(&self.store, &self.paths, record, slot)?);
         let unsummed = unsummed(&part);
-        let opened = Opened { part: Arc::clone(&part), unsummed };
+        let opened = Opened {
+            part: Arc::clone(&part),
+            unsummed,
+        };
         self.opened.borrow_mut().insert((dataset, slot), opened);
         Ok(part)
     }
@@ -111,7 +128,10 @@ impl Parts {
 
     /// Whether every unit of the slot's log has its checksum.
     pub(crate) fn is_summed(&self, dataset: DatasetId, slot: Slot) -> bool {
-        self.opened.borrow().get(&(dataset, slot)).is_some_and(|opened| opened.unsummed == 0)
+        self.opened
+            .borrow()
+            .get(&(dataset, slot))
+            .is_some_and(|opened| opened.unsummed == 0)
     }
 
     /// Whether a part became fully summed since this was last asked.
@@ -131,11 +151,7 @@ impl Parts {
         sums
     }
 
-    fn opened_for(
-        &self,
-        dataset: DatasetId,
-        extent: Extent,
-    ) -> Result<Arc<Part>, TransferError> {
+    fn opened_for(&self, dataset: DatasetId, extent: Extent) -> Result<Arc<Part>, TransferError> {
         self.open(dataset, extent.slot).map_err(|error| {
             tracing::debug!(%error, "part asked for is not here");
             TransferError::Missing { dataset, extent }
@@ -145,24 +161,40 @@ impl Parts {
 
 /// Units of the part log without a checksum.
 fn unsummed(part: &Part) -> usize {
-    part.sums(Stream::Data).crcs.iter().filter(|crc| crc.is_none()).count()
+    part.sums(Stream::Data)
+        .crcs
+        .iter()
+        .filter(|crc| crc.is_none())
+        .count()
 }
 
 fn io(dataset: DatasetId, extent: Extent, error: &PartError) -> TransferError {
     tracing::error!(%dataset, ?extent, %error, "part cannot be read or written");
-    let errno = error.io().and_then(std::io::Error::raw_os_error).unwrap_or(libc::EIO);
-    TransferError::Io { dataset, extent, errno }
+    let errno = error
+        .io()
+        .and_then(std::io::Error::raw_os_error)
+        .unwrap_or(libc::EIO);
+    TransferError::Io {
+        dataset,
+        extent,
+        errno,
+    }
 }
 
 fn known(sums: &Sums, extent: Extent) -> Option<u32> {
-    sums.crcs.get(sums.unit_at(extent.offset, extent.len)?).copied().flatten()
+    sums.crcs
+        .get(sums.unit_at(extent.offset, extent.len)?)
+        .copied()
+        .flatten()
 }
 
 /// Index of the unit that is exactly this extent.
 fn unit_of(part: &Part, extent: Extent) -> Option<usize> {
     let unit = u64::from(part.unit_bytes());
-    let rest = part.stream_bytes(extent.stream).checked_sub(extent.offset)?;
-    (extent.offset % unit == 0 && u64::from(extent.len) == unit.min(rest))
+    let rest = part
+        .stream_bytes(extent.stream)
+        .checked_sub(extent.offset)?;
+    (extent.offset.is_multiple_of(unit) && u64::from(extent.len) == unit.min(rest))
         .then(|| usize::try_from(extent.offset / unit).ok())
         .flatten()
 }
@@ -191,10 +223,16 @@ impl PartStore for Parts {
         let unit = unit_of(&part, extent).ok_or(TransferError::BrokenPlan { dataset, extent })?;
         let expected = part.sum(extent.stream, unit).unwrap_or(crc);
         // Parity that is made for the first time may be made again after a crash, of other data.
-        if expected != crc && !(extent.stream == Stream::Parity && !part.has_parity()) {
+        if expected != crc && (extent.stream == Stream::Data || part.has_parity()) {
             let from = self.me;
             let found = crc;
-            return Err(TransferError::Checksum { dataset, extent, from, expected, found });
+            return Err(TransferError::Checksum {
+                dataset,
+                extent,
+                from,
+                expected,
+                found,
+            });
         }
         match extent.stream {
             Stream::Data => part.write_data(extent.offset, bytes),
@@ -207,15 +245,21 @@ impl PartStore for Parts {
 
     fn expected_crc(&self, dataset: DatasetId, extent: Extent) -> Option<u32> {
         if let Some(opened) = self.opened.borrow().get(&(dataset, extent.slot)) {
-            return opened.part.sum(extent.stream, unit_of(&opened.part, extent)?);
+            return opened
+                .part
+                .sum(extent.stream, unit_of(&opened.part, extent)?);
         }
         known(&*self.copy(dataset, extent.slot, extent.stream)?, extent)
     }
 
     fn served(&mut self, dataset: DatasetId, extent: Extent, crc: u32) {
         let mut opened = self.opened.borrow_mut();
-        let Some(opened) = opened.get_mut(&(dataset, extent.slot)) else { return };
-        let Some(unit) = unit_of(&opened.part, extent) else { return };
+        let Some(opened) = opened.get_mut(&(dataset, extent.slot)) else {
+            return;
+        };
+        let Some(unit) = unit_of(&opened.part, extent) else {
+            return;
+        };
         if opened.part.sum(extent.stream, unit).is_some() {
             return;
         }

@@ -69,12 +69,19 @@ impl Context<'_> {
 
     fn record(&self, dataset: DatasetId) -> Result<DatasetRecord, Failure> {
         self.parts.record(dataset).cloned().ok_or_else(|| {
-            Failure::new(Refusal::Missing, format!("dataset {dataset} is not known on this node"))
+            Failure::new(
+                Refusal::Missing,
+                format!("dataset {dataset} is not known on this node"),
+            )
         })
     }
 
     fn advanced(&mut self, dataset: DatasetId, activity: Activity, bytes: u64) {
-        self.outcomes.push(Outcome::Advanced { dataset, activity, bytes });
+        self.outcomes.push(Outcome::Advanced {
+            dataset,
+            activity,
+            bytes,
+        });
     }
 
     /// Runs a step on another thread; its end comes back as [`Works::task_ended`].
@@ -84,14 +91,23 @@ impl Context<'_> {
         slot: Slot,
         task: impl FnOnce() -> Result<Option<Arc<Part>>, Failure> + Send + 'static,
     ) {
-        self.tasks.spawn(move |_| Event::Task(TaskEnd { ticket, slot, result: task() }));
+        self.tasks.spawn(move |_| {
+            Event::Task(TaskEnd {
+                ticket,
+                slot,
+                result: task(),
+            })
+        });
     }
 }
 
 /// The seal of a record that must have one.
 fn seal_of(record: &DatasetRecord) -> Result<&Seal, Failure> {
     record.seal.as_ref().ok_or_else(|| {
-        Failure::new(Refusal::Failed, format!("dataset {} ({}) is not sealed", record.id, record.name))
+        Failure::new(
+            Refusal::Failed,
+            format!("dataset {} ({}) is not sealed", record.id, record.name),
+        )
     })
 }
 
@@ -99,7 +115,7 @@ fn seal_of(record: &DatasetRecord) -> Result<&Seal, Failure> {
 #[derive(Debug)]
 enum Run {
     Encode(Encode),
-    Rebuild(Rebuild),
+    Rebuild(Box<Rebuild>),
     Copying(Copying),
 }
 
@@ -137,7 +153,11 @@ pub(crate) struct Works {
 impl Works {
     /// Nothing to do.
     pub(crate) fn new(me: Rank) -> Self {
-        Self { me, runs: BTreeMap::new(), jobs: Jobs::default() }
+        Self {
+            me,
+            runs: BTreeMap::new(),
+            jobs: Jobs::default(),
+        }
     }
 
     /// Whether nothing is under way.
@@ -147,26 +167,39 @@ impl Works {
 
     /// What is under way, for the log.
     pub(crate) fn describe(&self) -> Vec<String> {
-        self.runs.iter().map(|(ticket, run)| format!("order {ticket}: {run:?}")).collect()
+        self.runs
+            .iter()
+            .map(|(ticket, run)| format!("order {ticket}: {run:?}"))
+            .collect()
     }
 
     /// Begins to carry out an order.
     pub(crate) fn begin(&mut self, ticket: u64, order: Order, context: &mut Context<'_>) {
         let (me, jobs) = (self.me, &mut self.jobs);
         let run = match order {
-            Order::Encode { dataset, slots, holders } => {
+            Order::Encode {
+                dataset,
+                slots,
+                holders,
+            } => {
                 Encode::begin(me, ticket, dataset, &slots, &holders, jobs, context).map(Run::Encode)
             }
-            Order::Rebuild { dataset, holders, lost } => {
-                Rebuild::begin(me, dataset, &holders, &lost, context).map(Run::Rebuild)
-            }
+            Order::Rebuild {
+                dataset,
+                holders,
+                lost,
+            } => Rebuild::begin(me, dataset, &holders, &lost, context)
+                .map(|run| Run::Rebuild(Box::new(run))),
             Order::Flush { dataset, holders } => {
                 Copying::flush(me, ticket, dataset, &holders, context).map(Run::Copying)
             }
             Order::Fetch { record, holders } => {
                 Copying::fetch(me, ticket, &record, &holders, context).map(Run::Copying)
             }
-            other => Err(Failure::new(Refusal::Failed, format!("{other:?} is not work"))),
+            other => Err(Failure::new(
+                Refusal::Failed,
+                format!("{other:?} is not work"),
+            )),
         };
         match run {
             Ok(run) => {
@@ -184,7 +217,9 @@ impl Works {
         context: &mut Context<'_>,
         act: impl FnOnce(&mut Run, &mut Jobs, &mut Context<'_>) -> Turn,
     ) {
-        let Some(run) = self.runs.get_mut(&ticket) else { return };
+        let Some(run) = self.runs.get_mut(&ticket) else {
+            return;
+        };
         let mut turn = act(run, &mut self.jobs, context);
         if matches!(turn, Turn::GoesOn) && run.is_done() {
             turn = Turn::Ends(Ok(()));
@@ -234,7 +269,9 @@ impl Works {
         let (JobEvent::Progress { job, .. }
         | JobEvent::Done { job, .. }
         | JobEvent::Failed { job, .. }) = &event;
-        let Some(&(ticket, slot)) = self.jobs.of.get(job) else { return };
+        let Some(&(ticket, slot)) = self.jobs.of.get(job) else {
+            return;
+        };
         if !matches!(event, JobEvent::Progress { .. }) {
             self.jobs.of.remove(job);
         }
@@ -244,7 +281,11 @@ impl Works {
                     error,
                     crate::transfer::TransferError::Io { errno, .. } if errno == libc::ENOSPC
                 );
-                let refusal = if full { Refusal::NoSpace } else { Refusal::Failed };
+                let refusal = if full {
+                    Refusal::NoSpace
+                } else {
+                    Refusal::Failed
+                };
                 Turn::Ends(Err(Failure::new(refusal, error.to_string())))
             }
             (JobEvent::Progress { bytes, .. }, run) => {
@@ -278,17 +319,39 @@ impl Works {
                 if let Err(failure) = &result {
                     tracing::error!(%dataset, %slot, %failure, "cannot keep a copy");
                 }
-                context.send(from, Message::Kept { dataset, slot, result });
+                context.send(
+                    from,
+                    Message::Kept {
+                        dataset,
+                        slot,
+                        result,
+                    },
+                );
             }
             Message::WantMetadata { dataset, slot } => {
                 let metadata = metadata_of(dataset, slot, context).map(Box::new);
-                context.send(from, Message::HaveMetadata { dataset, slot, metadata });
+                context.send(
+                    from,
+                    Message::HaveMetadata {
+                        dataset,
+                        slot,
+                        metadata,
+                    },
+                );
             }
-            Message::Kept { dataset, slot, result } => self.each(context, |run, _, _| match run {
+            Message::Kept {
+                dataset,
+                slot,
+                result,
+            } => self.each(context, |run, _, _| match run {
                 Run::Encode(run) => run.kept(from, dataset, slot, result.clone()),
                 Run::Rebuild(_) | Run::Copying(_) => Turn::GoesOn,
             }),
-            Message::HaveMetadata { dataset, slot, metadata } => {
+            Message::HaveMetadata {
+                dataset,
+                slot,
+                metadata,
+            } => {
                 self.each(context, |run, ticket, context| match run {
                     Run::Rebuild(run) if run.dataset() == dataset => {
                         run.told(ticket, from, slot, metadata.as_deref(), context)
@@ -332,17 +395,29 @@ impl Run {
 
 /// Checks metadata of a slot against the seal, and puts it down.
 fn keep(metadata: &Metadata, keep: Keep, context: &mut Context<'_>) -> Result<(), Failure> {
-    let Metadata { dataset, slot, manifest, data_sums, parity_sums } = metadata;
+    let Metadata {
+        dataset,
+        slot,
+        manifest,
+        data_sums,
+        parity_sums,
+    } = metadata;
     let record = context.record(*dataset)?;
     check(&record, metadata)?;
     let paths = context.parts.paths().clone();
     let files = [
         (paths.manifest(*dataset, *slot, keep), manifest),
         (paths.sums(*dataset, *slot, Stream::Data, keep), data_sums),
-        (paths.sums(*dataset, *slot, Stream::Parity, keep), parity_sums),
+        (
+            paths.sums(*dataset, *slot, Stream::Parity, keep),
+            parity_sums,
+        ),
     ];
     for (path, bytes) in files {
-        context.store.put(&path, bytes).map_err(|error| store_failure(&error))?;
+        context
+            .store
+            .put(&path, bytes)
+            .map_err(|error| store_failure(&error))?;
     }
     context.parts.forget_copies(*dataset);
     Ok(())
@@ -370,7 +445,11 @@ fn check(record: &DatasetRecord, metadata: &Metadata) -> Result<Checked, Failure
     };
     let data_sums = sums(Stream::Data, &metadata.data_sums)?;
     let parity_sums = sums(Stream::Parity, &metadata.parity_sums)?;
-    Ok(Checked { manifest, data_sums, parity_sums })
+    Ok(Checked {
+        manifest,
+        data_sums,
+        parity_sums,
+    })
 }
 
 /// What is known here of a slot: its own files before copies of them.
@@ -389,7 +468,8 @@ fn metadata_of(dataset: DatasetId, slot: Slot, context: &mut Context<'_>) -> Opt
         // Damaged or of something else: nothing to hand on.
         let sealed = SealedPart::of(&record, slot).ok()?;
         let believed = |stream| sums_that_fit(context.store, &paths, &sealed, stream, keep);
-        let complete = believed(Stream::Data)?.is_complete() && believed(Stream::Parity)?.is_complete();
+        let complete =
+            believed(Stream::Data)?.is_complete() && believed(Stream::Parity)?.is_complete();
         (complete && check(&record, &metadata).is_ok()).then_some(metadata)
     })
 }

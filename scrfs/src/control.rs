@@ -423,7 +423,10 @@ pub fn write_frame<T: Serialize>(to: &mut impl Write, value: &T) -> io::Result<(
     let mut bytes = postcard::to_extend(value, vec![0; 4]).map_err(io::Error::other)?;
     let length = bytes.len() - 4;
     if length > FRAME_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("frame of {length} bytes"),
+        ));
     }
     bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
     to.write_all(&bytes)
@@ -444,7 +447,10 @@ pub fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Optio
     }
     let length = u32::from_le_bytes(length) as usize;
     if length > FRAME_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("frame of {length} bytes"),
+        ));
     }
     // Grows with what really arrives, so that a hostile length costs nothing.
     let mut bytes = Vec::new();
@@ -454,7 +460,10 @@ pub fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Optio
     }
     match postcard::take_from_bytes(&bytes) {
         Ok((value, [])) => Ok(Some(value)),
-        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "bytes left over in a frame")),
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "bytes left over in a frame",
+        )),
         Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
     }
 }
@@ -466,14 +475,20 @@ mod tests {
 
     #[test]
     fn a_frame_comes_back_and_the_end_is_told_from_a_cut() {
-        let hello = Hello { version: PROTOCOL_VERSION, role: Role::Command };
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            role: Role::Command,
+        };
         let mut bytes = Vec::new();
         write_frame(&mut bytes, &hello).expect("a vector takes any frame");
         let mut from = bytes.as_slice();
         assert_eq!(read_frame::<Hello>(&mut from).expect("whole"), Some(hello));
         assert_eq!(read_frame::<Hello>(&mut from).expect("at the end"), None);
         for cut in 1..bytes.len() {
-            assert!(read_frame::<Hello>(&mut &bytes[..cut]).is_err(), "cut at {cut}");
+            assert!(
+                read_frame::<Hello>(&mut &bytes[..cut]).is_err(),
+                "cut at {cut}"
+            );
         }
     }
 

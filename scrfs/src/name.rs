@@ -38,14 +38,19 @@ pub enum NameError {
 
 fn check_component(bytes: &[u8]) -> Result<(), NameError> {
     if bytes.len() > NAME_BYTES_MAX {
-        return Err(NameError::TooLong { bytes: bytes.len(), max: NAME_BYTES_MAX });
+        return Err(NameError::TooLong {
+            bytes: bytes.len(),
+            max: NAME_BYTES_MAX,
+        });
     }
     let odd = bytes.is_empty()
         || bytes == b"."
         || bytes == b".."
         || bytes.iter().any(|&byte| byte == b'/' || byte == 0);
     if odd {
-        return Err(NameError::Malformed(String::from_utf8_lossy(bytes).into_owned()));
+        return Err(NameError::Malformed(
+            String::from_utf8_lossy(bytes).into_owned(),
+        ));
     }
     Ok(())
 }
@@ -110,9 +115,14 @@ impl RelPath {
     /// Checks `bytes` and takes them as a path below a dataset.
     pub fn new(bytes: &[u8]) -> Result<Self, NameError> {
         if bytes.len() > PATH_BYTES_MAX {
-            return Err(NameError::TooLong { bytes: bytes.len(), max: PATH_BYTES_MAX });
+            return Err(NameError::TooLong {
+                bytes: bytes.len(),
+                max: PATH_BYTES_MAX,
+            });
         }
-        bytes.split(|&byte| byte == b'/').try_for_each(check_component)?;
+        bytes
+            .split(|&byte| byte == b'/')
+            .try_for_each(check_component)?;
         Ok(Self(bytes.to_vec()))
     }
 
@@ -171,7 +181,16 @@ mod tests {
         for bad in [&b""[..], b".", b"..", b"a/b", b"a\0b", b"/"] {
             assert!(Name::new(bad).is_err(), "{bad:?}");
         }
-        for bad in [&b""[..], b"/a", b"a/", b"a//b", b"../a", b"a/../b", b"./a", b"a/\0"] {
+        for bad in [
+            &b""[..],
+            b"/a",
+            b"a/",
+            b"a//b",
+            b"../a",
+            b"a/../b",
+            b"./a",
+            b"a/\0",
+        ] {
             assert!(RelPath::new(bad).is_err(), "{bad:?}");
         }
         assert_eq!(Name::new(b".scr"), Err(NameError::Reserved));

@@ -29,6 +29,10 @@ pub fn wait_until<T>(
         if waited >= timeout {
             bail!("waited {:.1} s for {what}, in vain", waited.as_secs_f64());
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one place that waits by the clock"
+        )]
         thread::sleep(pause.min(timeout - waited));
         pause = (pause * 2).min(PAUSE_MAX);
     }

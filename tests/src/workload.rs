@@ -66,7 +66,11 @@ pub fn verify(path: &Path, seed: u64, step: u64, rank: u32, bytes: usize) -> Res
         found.len(),
         wanted.len()
     );
-    if let Some(at) = found.iter().zip(&wanted).position(|(one, other)| one != other) {
+    if let Some(at) = found
+        .iter()
+        .zip(&wanted)
+        .position(|(one, other)| one != other)
+    {
         anyhow::bail!(
             "WRONG BYTES: {} differs at {at}: {:#x} instead of {:#x}",
             path.display(),
@@ -107,7 +111,8 @@ impl Workload {
             Err(error) => return Err(error).context("reading .scr/restart"),
         };
         for step in first + 1..=self.steps {
-            self.step(step).with_context(|| format!("step {step} of rank {}", self.rank))?;
+            self.step(step)
+                .with_context(|| format!("step {step} of rank {}", self.rank))?;
         }
         self.log("finished")
     }

@@ -26,7 +26,11 @@ impl Alone {
         let cluster = Cluster::builder().nodes(1).shm_bytes(shm_bytes).start()?;
         let site = tempfile::tempdir()?;
         fs::create_dir(site.path().join("prefix"))?;
-        Ok(Self { cluster, site, scrfs: binary("scrfs")? })
+        Ok(Self {
+            cluster,
+            site,
+            scrfs: binary("scrfs")?,
+        })
     }
 
     /// Runs a script in the node: `$SCRFS` is the program, `$P` the prefix, `$C` the job's cache.
@@ -37,8 +41,13 @@ impl Alone {
             .env("SCRFS", &self.scrfs)
             .env("P", self.site.path().join("prefix"))
             .env("C", "/dev/shm/scrfs.0/default")
-            .env("MOUNT", format!("{} mount /scr --prefix", self.scrfs.display()));
-        command.output().with_context(|| format!("running {script}"))
+            .env(
+                "MOUNT",
+                format!("{} mount /scr --prefix", self.scrfs.display()),
+            );
+        command
+            .output()
+            .with_context(|| format!("running {script}"))
     }
 
     /// As `try_sh`, and it must succeed; gives what it printed.
@@ -83,7 +92,10 @@ impl Alone {
         let mut killed = 0;
         for pid in self.cluster.processes(1)? {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&line).replace('\0', " ").contains(words) {
+            if String::from_utf8_lossy(&line)
+                .replace('\0', " ")
+                .contains(words)
+            {
                 kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
                 killed += 1;
             }
@@ -103,10 +115,16 @@ impl Alone {
     }
 
     fn wait_error(&self, name: &str, words: &str) -> Result<()> {
-        wait_until(SOON, &format!("an error of {name} that says {words}"), || {
-            let status = self.try_sh(&format!("cat /scr/.scr/status/{name}.*"))?;
-            Ok(String::from_utf8_lossy(&status.stdout).contains(words).then_some(()))
-        })
+        wait_until(
+            SOON,
+            &format!("an error of {name} that says {words}"),
+            || {
+                let status = self.try_sh(&format!("cat /scr/.scr/status/{name}.*"))?;
+                Ok(String::from_utf8_lossy(&status.stdout)
+                    .contains(words)
+                    .then_some(()))
+            },
+        )
     }
 }
 
@@ -116,24 +134,49 @@ fn the_quick_start_works_and_everything_comes_back_after_a_purge() -> Result<()>
     node.mount()?;
     node.commit("ckpt.1", 3000)?;
     let sum = node.sum("/scr/ckpt.1/data")?;
-    ensure!(node.refused("touch /scr/ckpt.1/x")?.contains("Read-only"), "sealed can be written");
+    ensure!(
+        node.refused("touch /scr/ckpt.1/x")?.contains("Read-only"),
+        "sealed can be written"
+    );
     node.wait_state("ckpt.1", "flushed")?;
-    ensure!(node.sum("$P/ckpt.1/data")? == sum, "the prefix has other bytes");
-    ensure!(node.sh("readlink /scr/.scr/restart")? == "../ckpt.1", "restart names another");
+    ensure!(
+        node.sum("$P/ckpt.1/data")? == sum,
+        "the prefix has other bytes"
+    );
+    ensure!(
+        node.sh("readlink /scr/.scr/restart")? == "../ckpt.1",
+        "restart names another"
+    );
     let status = node.sh("$SCRFS status")?;
-    ensure!(status.contains("passthrough"), "status does not say how data travels: {status}");
+    ensure!(
+        status.contains("passthrough"),
+        "status does not say how data travels: {status}"
+    );
     node.sh("$SCRFS unmount /scr --purge")?;
-    ensure!(node.refused("ls /scr/.scr")?.contains("No such file"), "still mounted");
+    ensure!(
+        node.refused("ls /scr/.scr")?.contains("No such file"),
+        "still mounted"
+    );
     node.mount()?;
     // Nothing in the cache: fetched from the prefix before programs may start.
     wait_until(SOON, "the restart", || {
-        Ok(node.try_sh("test -L /scr/.scr/restart")?.status.success().then_some(()))
+        Ok(node
+            .try_sh("test -L /scr/.scr/restart")?
+            .status
+            .success()
+            .then_some(()))
     })?;
-    ensure!(node.sum("/scr/.scr/restart/data")? == sum, "fetched other bytes");
+    ensure!(
+        node.sum("/scr/.scr/restart/data")? == sum,
+        "fetched other bytes"
+    );
     node.commit("ckpt.2", 10)?;
     node.wait_state("ckpt.2", "flushed")?;
     node.sh("$SCRFS unmount /scr")?;
-    ensure!(node.sh("ls $P")? == "ckpt.1\nckpt.2", "the prefix has other names");
+    ensure!(
+        node.sh("ls $P")? == "ckpt.1\nckpt.2",
+        "the prefix has other names"
+    );
     Ok(())
 }
 
@@ -147,12 +190,21 @@ fn killed_daemons_and_coordinators_lose_nothing_sealed() -> Result<()> {
     node.kill("scrfs-coordinator serve")?;
     // The daemon starts another, and what is open goes on.
     node.sh("echo more >> /scr/ckpt.2.tmp/data && mv -T /scr/ckpt.2.tmp /scr/ckpt.2")?;
-    ensure!(node.sh("cat /scr/ckpt.2/data")? == "half\nmore", "other bytes after a crash");
+    ensure!(
+        node.sh("cat /scr/ckpt.2/data")? == "half\nmore",
+        "other bytes after a crash"
+    );
     node.kill("scrfs mount")?;
     node.refused("ls /scr/ckpt.1")?;
     node.mount()?;
-    ensure!(node.sum("/scr/ckpt.1/data")? == sum, "other bytes after a remount");
-    ensure!(node.sh("cat /scr/ckpt.2/data")? == "half\nmore", "other bytes after a remount");
+    ensure!(
+        node.sum("/scr/ckpt.1/data")? == sum,
+        "other bytes after a remount"
+    );
+    ensure!(
+        node.sh("cat /scr/ckpt.2/data")? == "half\nmore",
+        "other bytes after a remount"
+    );
     node.wait_state("ckpt.2", "flushed")?;
     node.sh("$SCRFS unmount /scr").map(drop)
 }
@@ -166,7 +218,10 @@ fn a_full_cache_says_so_and_can_still_commit() -> Result<()> {
     ensure!(said.contains("No space"), "a full cache said: {said}");
     let bytes = node.sh("stat -c %s /scr/ckpt.1.tmp/data")?;
     node.sh("mv -T /scr/ckpt.1.tmp /scr/ckpt.1")?;
-    ensure!(node.sh("stat -c %s /scr/ckpt.1/data")? == bytes, "the commit changed the file");
+    ensure!(
+        node.sh("stat -c %s /scr/ckpt.1/data")? == bytes,
+        "the commit changed the file"
+    );
     node.wait_state("ckpt.1", "flushed")?;
     node.sh("$SCRFS unmount /scr").map(drop)
 }
@@ -184,10 +239,16 @@ fn a_prefix_that_fails_is_tried_again_and_loses_nothing() -> Result<()> {
     node.sh("mount -o remount,ro $P")?;
     node.commit("ckpt.2", 100)?;
     node.wait_error("ckpt.2", "Read-only file system")?;
-    ensure!(node.sum("/scr/ckpt.1/data")? == sum, "other bytes while the prefix failed");
+    ensure!(
+        node.sum("/scr/ckpt.1/data")? == sum,
+        "other bytes while the prefix failed"
+    );
     node.sh("mount -o remount,rw $P")?;
     node.wait_state("ckpt.2", "flushed")?;
-    ensure!(node.sum("$P/ckpt.1/data")? == sum, "the prefix has other bytes");
+    ensure!(
+        node.sum("$P/ckpt.1/data")? == sum,
+        "the prefix has other bytes"
+    );
     node.sh("$SCRFS unmount /scr").map(drop)
 }
 
@@ -200,14 +261,26 @@ fn names_that_are_taken_and_directories_that_are_not_ours_are_left_alone() -> Re
     node.sh("mkdir /scr/other.tmp && echo other > /scr/other.tmp/data")?;
     let said = node.refused("mv -T /scr/other.tmp /scr/ckpt.1")?;
     ensure!(said.contains("exists"), "a taken name said: {said}");
-    ensure!(node.sum("/scr/ckpt.1/data")? == sum, "the dataset was replaced");
-    ensure!(node.sh("cat /scr/other.tmp/data")? == "other", "the other one is gone");
-    ensure!(node.refused("mkdir /scr/other.tmp")?.contains("exists"), "a second directory");
+    ensure!(
+        node.sum("/scr/ckpt.1/data")? == sum,
+        "the dataset was replaced"
+    );
+    ensure!(
+        node.sh("cat /scr/other.tmp/data")? == "other",
+        "the other one is gone"
+    );
+    ensure!(
+        node.refused("mkdir /scr/other.tmp")?.contains("exists"),
+        "a second directory"
+    );
     // In the prefix, a directory of that name that scrfs did not make.
     node.sh("mkdir $P/mine && echo mine > $P/mine/file")?;
     node.sh("mv -T /scr/other.tmp /scr/mine")?;
     node.wait_error("mine", "not ours")?;
-    ensure!(node.sh("cat $P/mine/file")? == "mine", "somebody's directory was touched");
+    ensure!(
+        node.sh("cat $P/mine/file")? == "mine",
+        "somebody's directory was touched"
+    );
     node.sh("mv $P/mine $P/kept")?;
     node.wait_state("mine", "flushed")?;
     node.sh("$SCRFS unmount /scr").map(drop)
@@ -219,12 +292,23 @@ fn what_is_wrong_with_a_mount_is_said() -> Result<()> {
     let said = node.refused("$MOUNT $P/absent")?;
     ensure!(said.contains("absent"), "a missing prefix said: {said}");
     let said = node.refused("$SCRFS mount /scr/absent --prefix $P")?;
-    ensure!(said.contains("/scr/absent"), "a missing mount point said: {said}");
+    ensure!(
+        said.contains("/scr/absent"),
+        "a missing mount point said: {said}"
+    );
     let said = node.refused("$SCRFS mount /scr --prefix $P --cache /proc")?;
     ensure!(said.contains("/proc"), "an unwritable cache said: {said}");
     let status = node.try_sh("$SCRFS status")?;
-    ensure!(status.status.code() == Some(3), "status without a mount: {}", status.status);
+    ensure!(
+        status.status.code() == Some(3),
+        "status without a mount: {}",
+        status.status
+    );
     let config = node.try_sh("SCRFS_COMMIT_WAIT=perhaps $MOUNT $P")?;
-    ensure!(config.status.code() == Some(2), "a bad setting: {}", config.status);
+    ensure!(
+        config.status.code() == Some(2),
+        "a bad setting: {}",
+        config.status
+    );
     Ok(())
 }

@@ -51,7 +51,10 @@ fn nothing_wrong_comes_of_nodes_killed_at_random() -> Result<()> {
         seed += 1;
     }
     println!("{rounds} rounds, {kills} nodes killed, seeds {first}..{seed}");
-    ensure!(kills > 0, "no node was killed in {rounds} rounds: the test saw nothing");
+    ensure!(
+        kills > 0,
+        "no node was killed in {rounds} rounds: the test saw nothing"
+    );
     Ok(())
 }
 
@@ -62,12 +65,17 @@ fn env_number(name: &str) -> Option<u64> {
 /// One run with losses; how many nodes were killed.
 fn round(seed: u64) -> Result<usize> {
     let mut random = StdRng::seed_from_u64(seed);
-    let cluster = Cluster::builder().nodes(RANKS + SPARES).shm_bytes(512 << 20).start()?;
+    let cluster = Cluster::builder()
+        .nodes(RANKS + SPARES)
+        .shm_bytes(512 << 20)
+        .start()?;
     let site = tempfile::tempdir()?;
     let (prefix, shared) = (site.path().join("prefix"), site.path().join("shared"));
     fs::create_dir(&prefix)?;
     fs::create_dir(&shared)?;
-    let hosts: Vec<String> = (1..=RANKS + SPARES).map(|node| cluster.name(node)).collect();
+    let hosts: Vec<String> = (1..=RANKS + SPARES)
+        .map(|node| cluster.name(node))
+        .collect();
     let output = File::create(site.path().join("run.log"))?;
     let workload = binary("scrfs-workload")?;
     let mut command = cluster.command(0, binary("scrfs")?);
@@ -141,14 +149,21 @@ fn lose_nodes(
             break;
         }
         let place = random.random_range(0..RANKS);
-        let loss = if random.random_bool(0.5) { Loss::Crash } else { Loss::Power };
+        let loss = if random.random_bool(0.5) {
+            Loss::Crash
+        } else {
+            Loss::Power
+        };
         let witness = active[(place + 1) % RANKS];
         let safe = newest_protected(cluster, witness);
         // A loss during recovery may be one more than parity can bear: then only right bytes count.
         let calm = restarts_before.len() > killed;
         cluster.kill(active[place], loss)?;
         killed += 1;
-        println!("killed {} by {loss:?}, newest protected {safe:?}", cluster.name(active[place]));
+        println!(
+            "killed {} by {loss:?}, newest protected {safe:?}",
+            cluster.name(active[place])
+        );
         active[place] = spares.pop_front().context("more losses than spares")?;
         apart &= calm;
         if !calm {
@@ -162,7 +177,10 @@ fn lose_nodes(
             Ok(restarts(shared).get(seen).map(|step| Some(*step)))
         })?;
         if let (Some(step), Some(safe)) = (restarted, safe) {
-            ensure!(step >= safe, "restarted from {step}, but {safe} had been protected");
+            ensure!(
+                step >= safe,
+                "restarted from {step}, but {safe} had been protected"
+            );
         }
     }
     Ok(Losses { killed, apart })
@@ -182,13 +200,19 @@ fn restarts(shared: &Path) -> Vec<u64> {
 
 /// The newest step that a node's status shows protected, or further.
 fn newest_protected(cluster: &Cluster, node: usize) -> Option<u64> {
-    let listed = cluster.command(node, "ls").arg("/scr/.scr/status").output().ok()?;
+    let listed = cluster
+        .command(node, "ls")
+        .arg("/scr/.scr/status")
+        .output()
+        .ok()?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     listed
         .lines()
         .filter_map(|name| {
             let (step, state) = name.strip_prefix("ckpt.")?.split_once('.')?;
-            let safe = ["protected", "flushing", "flushed"].iter().any(|s| state.starts_with(s));
+            let safe = ["protected", "flushing", "flushed"]
+                .iter()
+                .any(|s| state.starts_with(s));
             safe.then(|| step.parse().ok()).flatten()
         })
         .max()
@@ -196,13 +220,7 @@ fn newest_protected(cluster: &Cluster, node: usize) -> Option<u64> {
 
 /// The run ends well, and the prefix has the last checkpoint. Only if two losses came at once may it
 /// be lost, and then the run says so.
-fn finished(
-    run: &mut Running,
-    prefix: &Path,
-    seed: u64,
-    log: &Path,
-    apart: bool,
-) -> Result<()> {
+fn finished(run: &mut Running, prefix: &Path, seed: u64, log: &Path, apart: bool) -> Result<()> {
     let status = wait_until(ROUND_MAX, "the end of the run", || Ok(run.0.try_wait()?))?;
     if !status.success() {
         let said = fs::read_to_string(log)?.contains(&format!("ckpt.{STEPS} is lost"));

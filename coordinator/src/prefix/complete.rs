@@ -1,8 +1,8 @@
 //! Completing a flush: from all slots' files in an attempt to one dataset under its name.
 //!
 //! Run by rank 0 when all slots have reported. Order: every manifest is the one that was sealed, with
-//! all its checksums → no two slots have the same file → every file has its size → directories get
-//! their attributes and are made durable, deepest first → the index entry says `Flushing` → the rest is
+//! all its checksums -> no two slots have the same file -> every file has its size -> directories get
+//! their attributes and are made durable, deepest first -> the index entry says `Flushing` -> the rest is
 //! `publish`. Up to the entry nothing is visible, and a crash leaves only what the next attempt removes.
 //!
 //! Memory grows with the names of the dataset: one path each. Names that no manifest has are not

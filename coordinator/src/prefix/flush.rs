@@ -1,6 +1,6 @@
 //! Flush, one slot's share: cache to `.scrfs/inflight/<id>/<epoch>/`.
 //!
-//! Order: files, each durable when it is whole → hard links → read back → checksums → manifest. The
+//! Order: files, each durable when it is whole -> hard links -> read back -> checksums -> manifest. The
 //! manifest says "this slot's files are here, durable and right", so it is removed before the first
 //! file is touched and written after the last. Directory names are made durable by `complete`.
 //!

@@ -1,8 +1,8 @@
 //! Encode: the parity of this node's slots, their checksums, and copies of both to the set.
 //!
-//! For each slot: *computing* its parity by plan, while peers pull this slot's data for theirs →
-//! *summing*: until every unit of the log has been read by somebody and so has its checksum →
-//! *storing* parity and checksums durably → *sharing* manifest and checksums with the set → done.
+//! For each slot: *computing* its parity by plan, while peers pull this slot's data for theirs ->
+//! *summing*: until every unit of the log has been read by somebody and so has its checksum ->
+//! *storing* parity and checksums durably -> *sharing* manifest and checksums with the set -> done.
 
 use super::{Context, Jobs, Turn, seal_of};
 use crate::effects::part_failure;
@@ -49,25 +49,35 @@ impl Encode {
         let holders: BTreeMap<Slot, Rank> = holders.iter().copied().collect();
         let mut stages = BTreeMap::new();
         for &slot in slots.iter().filter(|slot| holders.get(slot) == Some(&me)) {
-            let part = context.parts.open(dataset, slot).map_err(|error| part_failure(&error))?;
+            let part = context
+                .parts
+                .open(dataset, slot)
+                .map_err(|error| part_failure(&error))?;
             let geometry = seal.geometry_of(slot).map_err(|error| {
                 Failure::new(scrfs::control::Refusal::Failed, error.to_string())
             })?;
             let plan = geometry.encode(slot, seal.unit_bytes);
             let job = jobs.begin(ticket, slot);
-            context.engine.start(job, dataset, Box::new(plan), holders.clone());
+            context
+                .engine
+                .start(job, dataset, Box::new(plan), holders.clone());
             stages.insert(slot, Stage::Computing);
             // With nobody to pull it, the data is read here, for its checksums.
             if geometry.members().len() == 1 || seal.scheme.parity_count() == 0 {
                 Self::sum_alone(ticket, slot, part, context);
             }
         }
-        Ok(Self { dataset, holders, stages })
+        Ok(Self {
+            dataset,
+            holders,
+            stages,
+        })
     }
 
     fn sum_alone(ticket: u64, slot: Slot, part: Arc<Part>, context: &Context<'_>) {
         context.spawn(ticket, slot, move || {
-            part.fill_missing_sums(Stream::Data).map_err(|error| part_failure(&error))?;
+            part.fill_missing_sums(Stream::Data)
+                .map_err(|error| part_failure(&error))?;
             Ok(None)
         });
     }
@@ -129,7 +139,11 @@ impl Encode {
             Ok(record) => record,
             Err(failure) => return Turn::Ends(Err(failure)),
         };
-        let set = record.seal.as_ref().and_then(|seal| seal.set_of(slot)).unwrap_or(&[]);
+        let set = record
+            .seal
+            .as_ref()
+            .and_then(|seal| seal.set_of(slot))
+            .unwrap_or(&[]);
         let peers: BTreeSet<Rank> = set
             .iter()
             .filter_map(|member| self.holders.get(member).copied())
@@ -141,7 +155,10 @@ impl Encode {
         }
         let Some(metadata) = super::metadata_of(dataset, slot, context) else {
             let path = context.parts.paths().slot(dataset, slot, Keep::Own);
-            let text = format!("what was just written to {} does not read back", path.display());
+            let text = format!(
+                "what was just written to {} does not read back",
+                path.display()
+            );
             return Turn::Ends(Err(Failure::new(scrfs::control::Refusal::Failed, text)));
         };
         for &peer in &peers {

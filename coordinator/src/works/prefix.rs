@@ -46,23 +46,36 @@ struct Meter {
 
 impl Meter {
     fn advance(&self, slot: Slot, bytes: u64, report: &dyn Fn(Event)) {
-        let Ok(mut slots) = self.slots.lock() else { return };
+        let Ok(mut slots) = self.slots.lock() else {
+            return;
+        };
         slots.insert(slot, bytes);
         let sum = slots.values().sum();
         drop(slots);
         self.total.store(sum, Ordering::Relaxed);
-        let Ok(mut told) = self.told.lock() else { return };
+        let Ok(mut told) = self.told.lock() else {
+            return;
+        };
         if told.elapsed() >= TELL_EVERY {
             *told = Instant::now();
             let (dataset, activity) = (self.dataset, self.activity);
-            report(Event::Outcome(Outcome::Advanced { dataset, activity, bytes: sum }));
+            report(Event::Outcome(Outcome::Advanced {
+                dataset,
+                activity,
+                bytes: sum,
+            }));
         }
     }
 }
 
 impl Copying {
     fn new(dataset: DatasetId, activity: Activity) -> (Self, Arc<Meter>) {
-        let copying = Self { dataset, activity, missing: BTreeSet::new(), cancel: Arc::default() };
+        let copying = Self {
+            dataset,
+            activity,
+            missing: BTreeSet::new(),
+            cancel: Arc::default(),
+        };
         let meter = Meter {
             dataset,
             activity,
@@ -76,7 +89,10 @@ impl Copying {
     fn prefix(context: &Context<'_>) -> Result<Arc<Prefix>, Failure> {
         context.prefix.map(Arc::clone).ok_or_else(|| {
             let path = context.config.prefix.display();
-            Failure::new(Refusal::Failed, format!("the prefix {path} cannot be used on this node"))
+            Failure::new(
+                Refusal::Failed,
+                format!("the prefix {path} cannot be used on this node"),
+            )
         })
     }
 
@@ -96,15 +112,25 @@ impl Copying {
             Bandwidth::BytesPerSecond(bytes) => Some(bytes),
         };
         for &(slot, _) in holders.iter().filter(|(_, rank)| *rank == me) {
-            let part = context.parts.open(dataset, slot).map_err(|error| part_failure(&error))?;
+            let part = context
+                .parts
+                .open(dataset, slot)
+                .map_err(|error| part_failure(&error))?;
             copying.missing.insert(slot);
             let (prefix, meter) = (Arc::clone(&prefix), Arc::clone(&meter));
             let (record, cancel) = (record.clone(), Arc::clone(&copying.cancel));
             context.tasks.spawn(move |report| {
-                let limits = FlushLimits { bandwidth, ..FlushLimits::default() };
+                let limits = FlushLimits {
+                    bandwidth,
+                    ..FlushLimits::default()
+                };
                 let progress = |bytes| meter.advance(slot, bytes, report);
                 let done = flush_slot(&prefix, &record, &part, limits, &progress, &cancel);
-                Event::Task(TaskEnd { ticket, slot, result: done.map(|()| None) })
+                Event::Task(TaskEnd {
+                    ticket,
+                    slot,
+                    result: done.map(|()| None),
+                })
             });
         }
         Ok(copying)
@@ -132,7 +158,11 @@ impl Copying {
                 let done = prefix
                     .fetch_part(&record, slot, &paths, &progress, &cancel)
                     .map_err(|error| Failure::new(Refusal::Failed, chain(&error)));
-                Event::Task(TaskEnd { ticket, slot, result: done.map(|()| None) })
+                Event::Task(TaskEnd {
+                    ticket,
+                    slot,
+                    result: done.map(|()| None),
+                })
             });
         }
         Ok(copying)

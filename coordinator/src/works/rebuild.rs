@@ -1,8 +1,8 @@
 //! Rebuild: the files of lost slots that this node shall have, from the rest of their sets.
 //!
-//! For each slot: *asking* peers for its manifest and checksums, and for those of the sources →
-//! *preparing* empty files → *computing* the data by plan, every unit held against its checksum →
-//! *finishing*: metadata, fsync, into place → done. The parity is a later encode.
+//! For each slot: *asking* peers for its manifest and checksums, and for those of the sources ->
+//! *preparing* empty files -> *computing* the data by plan, every unit held against its checksum ->
+//! *finishing*: metadata, fsync, into place -> done. The parity is a later encode.
 
 use super::{Context, Jobs, Turn, check, keep, seal_of};
 use crate::effects::part_failure;
@@ -65,16 +65,34 @@ impl Rebuild {
                 context.send(rank, Message::WantMetadata { dataset, slot });
             }
             for (&member, &rank) in &survivors {
-                context.send(rank, Message::WantMetadata { dataset, slot: member });
+                context.send(
+                    rank,
+                    Message::WantMetadata {
+                        dataset,
+                        slot: member,
+                    },
+                );
             }
             if ranks.is_empty() {
                 return Err(no_metadata(&record, slot));
             }
             let sources = survivors.keys().copied().collect();
-            stages.insert(slot, Stage::Asking { lost: ranks, found: None, sources });
+            stages.insert(
+                slot,
+                Stage::Asking {
+                    lost: ranks,
+                    found: None,
+                    sources,
+                },
+            );
         }
         let lost = lost.iter().map(|(slot, _)| *slot).collect();
-        Ok(Self { record, holders, lost, stages })
+        Ok(Self {
+            record,
+            holders,
+            lost,
+            stages,
+        })
     }
 
     pub(super) fn dataset(&self) -> DatasetId {
@@ -82,7 +100,9 @@ impl Rebuild {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.stages.values().all(|stage| matches!(stage, Stage::Done))
+        self.stages
+            .values()
+            .all(|stage| matches!(stage, Stage::Done))
     }
 
     /// A peer has told what it knows of a slot.
@@ -100,7 +120,14 @@ impl Rebuild {
                 && check(&self.record, given).is_ok()
         });
         for (&target, stage) in &mut self.stages {
-            let Stage::Asking { lost, found, sources } = stage else { continue };
+            let Stage::Asking {
+                lost,
+                found,
+                sources,
+            } = stage
+            else {
+                continue;
+            };
             if slot == target {
                 lost.remove(&from);
                 if let (None, Some(given)) = (&found, trusted) {
@@ -122,7 +149,9 @@ impl Rebuild {
                 }
                 sources.remove(&slot);
             }
-            if sources.is_empty() && let Some(given) = found.take() {
+            if sources.is_empty()
+                && let Some(given) = found.take()
+            {
                 *stage = Stage::Preparing;
                 prepare(ticket, target, self.record.clone(), *given, context);
             }
@@ -163,7 +192,9 @@ impl Rebuild {
     ) -> Result<(), Failure> {
         let failed = |text: String| Failure::new(Refusal::Failed, text);
         let seal = seal_of(&self.record)?;
-        let geometry = seal.geometry_of(slot).map_err(|error| failed(error.to_string()))?;
+        let geometry = seal
+            .geometry_of(slot)
+            .map_err(|error| failed(error.to_string()))?;
         let lost: Vec<Slot> = geometry
             .members()
             .iter()
@@ -174,7 +205,9 @@ impl Rebuild {
             .rebuild(&lost, slot, seal.unit_bytes)
             .map_err(|error| failed(error.to_string()))?;
         let job = jobs.begin(ticket, slot);
-        context.engine.start(job, self.record.id, Box::new(plan), self.holders.clone());
+        context
+            .engine
+            .start(job, self.record.id, Box::new(plan), self.holders.clone());
         Ok(())
     }
 
@@ -182,7 +215,8 @@ impl Rebuild {
     pub(super) fn computed(&mut self, ticket: u64, slot: Slot, context: &mut Context<'_>) -> Turn {
         if let Some(Stage::Computing(part)) = self.stages.insert(slot, Stage::Finishing) {
             context.spawn(ticket, slot, move || {
-                part.finish_restore(&PosixStore::new()).map_err(|error| part_failure(&error))?;
+                part.finish_restore(&PosixStore::new())
+                    .map_err(|error| part_failure(&error))?;
                 Ok(None)
             });
         }
@@ -215,6 +249,9 @@ fn prepare(
 }
 
 fn no_metadata(record: &DatasetRecord, slot: Slot) -> Failure {
-    let text = format!("nobody has a trustworthy manifest of {slot} of dataset {} ({})", record.id, record.name);
+    let text = format!(
+        "nobody has a trustworthy manifest of {slot} of dataset {} ({})",
+        record.id, record.name
+    );
     Failure::new(Refusal::Failed, text)
 }

@@ -91,7 +91,10 @@ impl Drop for Bench {
     fn drop(&mut self) {
         let unmounted = std::env::current_exe().and_then(|me| {
             let mut unmount = Command::new(me);
-            unmount.arg("unmount").arg(self.mountpoint()).args(["--now", "--purge"]);
+            unmount
+                .arg("unmount")
+                .arg(self.mountpoint())
+                .args(["--now", "--purge"]);
             unmount.stdout(Stdio::null()).status()
         });
         match unmounted {
@@ -112,9 +115,20 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         println!("{text}");
         return Ok(());
     }
-    println!("{:<44} {:>10} {:<6} {:>10} {:>6}", "", "value", "", "limit", "ratio");
+    println!(
+        "{:<44} {:>10} {:<6} {:>10} {:>6}",
+        "", "value", "", "limit", "ratio"
+    );
     let optional = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
-    for Figure { name, value, unit, limit, ratio, .. } in figures {
+    for Figure {
+        name,
+        value,
+        unit,
+        limit,
+        ratio,
+        ..
+    } in figures
+    {
         let (limit, ratio) = (optional(limit), optional(ratio));
         println!("{name:<44} {value:>10.2} {unit:<6} {limit:>10} {ratio:>6}");
     }
@@ -150,10 +164,14 @@ fn files(args: &BenchArgs, raw: &Path, mounted: &Path) -> Result<Vec<Figure>> {
         }
         // The first touches the memory for all that follow.
         if run > 0 {
-            seconds.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
+            seconds
+                .iter_mut()
+                .zip(times)
+                .for_each(|(all, time)| all.push(time));
         }
     }
-    let [raw_write, write, raw_read, read] = seconds.map(|times| bytes as f64 / 1e9 / median(times));
+    let [raw_write, write, raw_read, read] =
+        seconds.map(|times| bytes as f64 / 1e9 / median(times));
     let figure = |name: &str, value: f64, limit: f64| Figure {
         name: format!("{name}, {} MiB file, 1 MiB requests", args.file),
         value,
@@ -162,14 +180,19 @@ fn files(args: &BenchArgs, raw: &Path, mounted: &Path) -> Result<Vec<Figure>> {
         ratio: Some(value / limit),
         runs: args.runs,
     };
-    Ok(vec![figure("write", write, raw_write), figure("read", read, raw_read)])
+    Ok(vec![
+        figure("write", write, raw_write),
+        figure("read", read, raw_read),
+    ])
 }
 
 fn write(path: &Path, block: &[u8], bytes: u64) -> Result<f64> {
     let start = Instant::now();
-    let mut file = File::create_new(path).with_context(|| format!("creating {}", path.display()))?;
+    let mut file =
+        File::create_new(path).with_context(|| format!("creating {}", path.display()))?;
     for _ in 0..bytes / block.len() as u64 {
-        file.write_all(block).with_context(|| format!("writing {}", path.display()))?;
+        file.write_all(block)
+            .with_context(|| format!("writing {}", path.display()))?;
     }
     drop(file);
     Ok(start.elapsed().as_secs_f64())
@@ -180,7 +203,8 @@ fn read(path: &Path, bytes: u64) -> Result<f64> {
     let start = Instant::now();
     let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     for _ in 0..bytes / block.len() as u64 {
-        file.read_exact(&mut block).with_context(|| format!("reading {}", path.display()))?;
+        file.read_exact(&mut block)
+            .with_context(|| format!("reading {}", path.display()))?;
     }
     drop(file);
     Ok(start.elapsed().as_secs_f64())
@@ -214,7 +238,12 @@ fn coordinator(command: &[&str], args: &BenchArgs) -> Result<Vec<Figure>> {
         .context("scrfs-coordinator is neither beside this program nor on the PATH")?;
     let output = Command::new(&program)
         .args(command)
-        .args(["--part", &args.part.to_string(), "--runs", &args.runs.to_string()])
+        .args([
+            "--part",
+            &args.part.to_string(),
+            "--runs",
+            &args.runs.to_string(),
+        ])
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("cannot run {}", program.display()))?;

@@ -109,13 +109,19 @@ pub fn open<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, Envelope
     let found = bytes.len() as u64;
     let overhead = (HEADER_BYTES + CHECKSUM_BYTES) as u64;
     let Some(header) = bytes.get(..HEADER_BYTES) else {
-        return Err(EnvelopeError::Length { found, needed: overhead });
+        return Err(EnvelopeError::Length {
+            found,
+            needed: overhead,
+        });
     };
     if &header[..6] != MAGIC {
         return Err(EnvelopeError::Magic);
     }
     if header[6] != kind as u8 {
-        return Err(EnvelopeError::Kind { found: header[6], wanted: kind });
+        return Err(EnvelopeError::Kind {
+            found: header[6],
+            wanted: kind,
+        });
     }
     if header[7] == 0 || header[7] > VERSION {
         return Err(EnvelopeError::Version { found: header[7] });
@@ -130,11 +136,17 @@ pub fn open<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, Envelope
     let stored = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
     let computed = crc32c(body);
     if computed != stored {
-        return Err(EnvelopeError::Checksum { found: computed, stored });
+        return Err(EnvelopeError::Checksum {
+            found: computed,
+            stored,
+        });
     }
     match postcard::take_from_bytes(&body[HEADER_BYTES..]) {
         Ok((value, [])) => Ok(value),
-        Ok((_, rest)) => Err(EnvelopeError::Decode(format!("{} bytes left over", rest.len()))),
+        Ok((_, rest)) => Err(EnvelopeError::Decode(format!(
+            "{} bytes left over",
+            rest.len()
+        ))),
         Err(error) => Err(EnvelopeError::Decode(error.to_string())),
     }
 }

@@ -131,10 +131,21 @@ impl Manifest {
     pub fn check(&self) -> Result<(), ManifestError> {
         let mut log = 0u64;
         for entry in &self.entries {
-            let EntryKind::File { size, log_offset, extents } = &entry.kind else { continue };
+            let EntryKind::File {
+                size,
+                log_offset,
+                extents,
+            } = &entry.kind
+            else {
+                continue;
+            };
             if *log_offset != log {
                 let path = entry.path.clone();
-                return Err(ManifestError::LogOffset { path, found: *log_offset, wanted: log });
+                return Err(ManifestError::LogOffset {
+                    path,
+                    found: *log_offset,
+                    wanted: log,
+                });
             }
             let mut end = 0u64;
             for extent in extents {
@@ -151,14 +162,20 @@ impl Manifest {
             }
         }
         if log != self.log_bytes {
-            return Err(ManifestError::LogLength { found: self.log_bytes, wanted: log });
+            return Err(ManifestError::LogLength {
+                found: self.log_bytes,
+                wanted: log,
+            });
         }
         Ok(())
     }
 
     /// Regular files in the part.
     pub fn files(&self) -> u64 {
-        self.entries.iter().filter(|e| matches!(e.kind, EntryKind::File { .. })).count() as u64
+        self.entries
+            .iter()
+            .filter(|e| matches!(e.kind, EntryKind::File { .. }))
+            .count() as u64
     }
 }
 
@@ -194,9 +211,13 @@ impl LogIndex {
         len: u64,
     ) -> impl Iterator<Item = LogPiece<'a>> {
         let end = offset.saturating_add(len);
-        let first = self.extents.partition_point(|&(log, _, _, run)| log + run <= offset);
-        self.extents[first..].iter().take_while(move |&&(log, ..)| log < end).map(
-            move |&(log, entry, file_offset, run)| {
+        let first = self
+            .extents
+            .partition_point(|&(log, _, _, run)| log + run <= offset);
+        self.extents[first..]
+            .iter()
+            .take_while(move |&&(log, ..)| log < end)
+            .map(move |&(log, entry, file_offset, run)| {
                 let from = offset.max(log);
                 let to = end.min(log + run);
                 LogPiece {
@@ -205,8 +226,7 @@ impl LogIndex {
                     file_offset: file_offset + (from - log),
                     len: to - from,
                 }
-            },
-        )
+            })
     }
 }
 
@@ -238,7 +258,14 @@ impl Sums {
     ) -> Self {
         let units = stream_bytes.div_ceil(u64::from(unit_bytes));
         let crcs = vec![None; usize::try_from(units).unwrap_or(0)];
-        Self { dataset, slot, stream, unit_bytes, stream_bytes, crcs }
+        Self {
+            dataset,
+            slot,
+            stream,
+            unit_bytes,
+            stream_bytes,
+            crcs,
+        }
     }
 
     /// Index of the unit that is exactly `offset..offset + len`, if one is.

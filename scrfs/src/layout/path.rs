@@ -43,12 +43,16 @@ pub enum Keep {
 impl CachePaths {
     /// The cache of `job` of user `uid` in `store`.
     pub fn new(store: &Path, uid: u32, job: &str) -> Self {
-        Self { root: store.join(format!("scrfs.{uid}")).join(job) }
+        Self {
+            root: store.join(format!("scrfs.{uid}")).join(job),
+        }
     }
 
     /// A cache whose root is known.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self {
+            root: root.to_owned(),
+        }
     }
 
     /// The job's cache directory.
@@ -171,7 +175,9 @@ pub struct PrefixPaths {
 impl PrefixPaths {
     /// The prefix at `root`.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self {
+            root: root.to_owned(),
+        }
     }
 
     /// The prefix directory itself.

@@ -64,7 +64,10 @@ pub struct Seal {
 impl Seal {
     /// The members of the set that `slot` belongs to.
     pub fn set_of(&self, slot: Slot) -> Option<&[Slot]> {
-        self.sets.iter().map(Vec::as_slice).find(|set| set.contains(&slot))
+        self.sets
+            .iter()
+            .map(Vec::as_slice)
+            .find(|set| set.contains(&slot))
     }
 
     /// The geometry of the set that `slot` belongs to; an error when the seal contradicts itself.
@@ -84,12 +87,16 @@ impl Seal {
 
     /// Bytes of all parts.
     pub fn bytes(&self) -> u64 {
-        self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.log_bytes))
+        self.parts
+            .iter()
+            .fold(0, |sum, part| sum.saturating_add(part.log_bytes))
     }
 
     /// Regular files of all parts.
     pub fn files(&self) -> u64 {
-        self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.files))
+        self.parts
+            .iter()
+            .fold(0, |sum, part| sum.saturating_add(part.files))
     }
 }
 

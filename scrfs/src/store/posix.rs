@@ -27,7 +27,9 @@ impl PosixStore {
     /// A store that keeps a reserve at `path`. Not being able to make it now is no error: it is
     /// made again by [`Self::refill_reserve`] when there is space.
     pub fn with_reserve(path: &Path) -> Self {
-        let store = Self { reserve: Some(path.to_owned()) };
+        let store = Self {
+            reserve: Some(path.to_owned()),
+        };
         store.refill_reserve();
         store
     }
@@ -35,12 +37,15 @@ impl PosixStore {
     /// Makes the reserve whole again if there is space.
     pub fn refill_reserve(&self) {
         let Some(path) = &self.reserve else { return };
-        let made = File::options().create(true).truncate(false).write(true).open(path).and_then(
-            |file| {
+        let made = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .and_then(|file| {
                 let mode = nix::fcntl::FallocateFlags::empty();
                 nix::fcntl::fallocate(&file, mode, 0, RESERVE_BYTES).map_err(io::Error::from)
-            },
-        );
+            });
         if let Err(error) = made {
             tracing::debug!(path = %path.display(), %error, "no space for the reserve now");
             let _ = fs::remove_file(path);
@@ -156,11 +161,22 @@ mod tests {
         assert_eq!(store.get(&path).expect("nothing there"), None);
         store.put(&path, b"one").expect("put");
         store.put(&path, b"two!").expect("put again");
-        assert_eq!(store.get(&path).expect("get").as_deref(), Some(&b"two!"[..]));
-        assert_eq!(store.list(&root.path().join("a/b")).expect("list"), ["record"]);
+        assert_eq!(
+            store.get(&path).expect("get").as_deref(),
+            Some(&b"two!"[..])
+        );
+        assert_eq!(
+            store.list(&root.path().join("a/b")).expect("list"),
+            ["record"]
+        );
         store.remove(&root.path().join("a")).expect("remove");
-        store.remove(&root.path().join("a")).expect("remove nothing");
-        assert_eq!(store.list(&root.path().join("a")).expect("list nothing"), [""; 0]);
+        store
+            .remove(&root.path().join("a"))
+            .expect("remove nothing");
+        assert_eq!(
+            store.list(&root.path().join("a")).expect("list nothing"),
+            [""; 0]
+        );
     }
 
     #[test]
@@ -168,7 +184,9 @@ mod tests {
         let root = tempfile::tempdir().expect("a temporary directory");
         let file = root.path().join("file");
         fs::write(&file, b"").expect("write");
-        let error = PosixStore::new().put(&file.join("x"), b"").expect_err("below a file");
+        let error = PosixStore::new()
+            .put(&file.join("x"), b"")
+            .expect_err("below a file");
         assert!(error.to_string().contains("file"), "{error}");
     }
 }

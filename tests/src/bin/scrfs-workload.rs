@@ -32,7 +32,13 @@ fn number(name: &str) -> Result<u32> {
 }
 
 fn main() -> Result<()> {
-    let Cli { mount, shared, steps, bytes, seed } = Cli::parse();
+    let Cli {
+        mount,
+        shared,
+        steps,
+        bytes,
+        seed,
+    } = Cli::parse();
     Workload {
         mount,
         shared,
