@@ -2,7 +2,7 @@
 //!
 //! One thread owns the fabric, the protocol node, the transfer engine and the open parts, and turns:
 //! events in -> steps -> records down -> effects out. What may take long (scans, flushes, fsyncs of
-//! parts) runs on [`Tasks`] and comes back as an event.
+//! parts) runs on `Tasks` and comes back as an event.
 //!
 //! Invariants: effects are carried out in order, after their step's records are durable; a record that
 //! cannot be written ends this coordinator, and with it the epoch, for it can no longer keep its word;

@@ -6,9 +6,9 @@
 //! ([`Vfs::publish`]).
 //!
 //! - [`namespace`] datasets by name, and what the coordinator says of them
-//! - [`dir`] names inside datasets and at the top · [`file`] bytes · [`attr`] attributes
-//! - [`control_dir`] the virtual `.scr` · [`alias`] renames that come after the commit
-//! - [`gates`] and [`writers`] who changes a dataset now · [`requests`] what the coordinator must decide
+//! - [`dir`] names inside datasets and at the top; `file` bytes; [`attr`] attributes
+//! - [`control_dir`] the virtual `.scr`; [`alias`] renames that come after the commit
+//! - [`gates`] and [`writers`] who changes a dataset now; [`requests`] what the coordinator must decide
 //!
 //! Lock order: names, then inodes, gate, requests or handles, each of which is a leaf. No lock is
 //! held while a program is answered, while the cache is read or written for long, or while anything

@@ -2,8 +2,8 @@
 //!
 //! It holds nothing that is not in the members' records: a dataset's life is a chain of orders,
 //! each begun when all members have answered the one before, and each resumable by the next epoch.
-//! Work on datasets (rebuild, encode, flush) is chosen in [`work`] and, before programs may start, in
-//! [`restart`]; the commit is in [`agree`], what else programs ask in [`ask`].
+//! Work on datasets (rebuild, encode, flush) is chosen in `work` and, before programs may start, in
+//! `restart`; the commit is in `agree`, what else programs ask in `ask`.
 
 mod agree;
 mod ask;
