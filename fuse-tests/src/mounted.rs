@@ -131,7 +131,7 @@ impl Place {
         Coordinator::start(&self.socket(), epoch, manners).expect("the daemon accepts it")
     }
 
-    /// `scrfs VERB --mount …`.
+    /// `scrfs VERB --mount ...`.
     pub fn command(&self, verb: &str, more: &[&str]) -> Output {
         let mut command = Command::new(scrfs());
         command.arg(verb).arg("--mount").arg(self.mnt()).args(more);

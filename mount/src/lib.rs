@@ -4,10 +4,10 @@
 //! it outlives coordinators and programs. The coordinator, another process, owns every record on disk
 //! and decides with its peers; they meet at the control socket ([`scrfs::control`]).
 //!
-//! - [`vfs`] the filesystem, callable without a kernel · [`gate`] when a dataset may change
-//! - [`fuse`] the kernel's side · [`errno`] what programs see of an error · [`sys`] system calls
-//! - [`control`] the socket · [`daemon`] the process · [`mountpoint`] what lies under it
-//! - [`heartbeat`] signs of life · [`cli`] commands
+//! - [`vfs`] the filesystem, callable without a kernel; [`gate`] when a dataset may change
+//! - [`fuse`] the kernel's side; [`errno`] what programs see of an error; [`sys`] system calls
+//! - [`control`] the socket; [`daemon`] the process; [`mountpoint`] what lies under it
+//! - [`heartbeat`] signs of life; [`cli`] commands
 //!
 //! Absent on purpose: MPI, redundancy, the prefix.
 
