@@ -10,6 +10,8 @@ SECONDS ?= 3600
 SEED ?=
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# One set of features for all, so that nothing is built twice.
+MPI := --features scrfs-coordinator/mpi
 PROGRAMS := scrfs scrfs-coordinator scrfs-coordinator-mpi
 
 .PHONY: all build demo test lint install uninstall soak bench clean deps deps-build
@@ -23,8 +25,7 @@ deps-build:
 	@.ci/deps build
 
 build: deps-build
-	$(CARGO) build --release --workspace --bins
-	$(CARGO) build --release -p scrfs-coordinator --features mpi --bin scrfs-coordinator-mpi
+	$(CARGO) build --release --workspace --bins $(MPI)
 
 demo: deps build
 	SCRFS_BIN_DIR=$(TARGET)/release $(TARGET)/release/scrfs-demo
@@ -34,20 +35,17 @@ bench: build
 
 lint: deps
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --features scrfs-coordinator/mpi -- -D warnings
+	$(CARGO) clippy --workspace --all-targets $(MPI) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 
 # The programs first: tests of whole clusters start them.
 test: deps lint
-	$(CARGO) build --workspace --bins
-	$(CARGO) build -p scrfs-coordinator --features mpi --bin scrfs-coordinator-mpi
-	$(CARGO) test --workspace --no-fail-fast
-	$(CARGO) test -p scrfs-coordinator --features mpi --test mpi_fabric
+	$(CARGO) build --workspace --bins $(MPI)
+	$(CARGO) test --workspace $(MPI) --no-fail-fast
 
 soak: deps
-	$(CARGO) build --workspace --bins
-	$(CARGO) build -p scrfs-coordinator --features mpi --bin scrfs-coordinator-mpi
-	SCRFS_SOAK_SECONDS=$(SECONDS) SCRFS_SEED=$(SEED) $(CARGO) test -p scrfs-tests --test kills -- --nocapture
+	$(CARGO) build --workspace --bins $(MPI)
+	SCRFS_SOAK_SECONDS=$(SECONDS) SCRFS_SEED=$(SEED) $(CARGO) test --workspace $(MPI) --test kills -- --nocapture
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin

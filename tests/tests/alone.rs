@@ -287,6 +287,16 @@ fn names_that_are_taken_and_directories_that_are_not_ours_are_left_alone() -> Re
 }
 
 #[test]
+fn programs_for_one_node_need_no_mpi() -> Result<()> {
+    for name in ["scrfs", "scrfs-coordinator"] {
+        let needed = std::process::Command::new("ldd").arg(binary(name)?).output()?;
+        let needed = String::from_utf8_lossy(&needed.stdout).into_owned();
+        ensure!(needed.contains("libc.so") && !needed.contains("mpi"), "{name} needs\n{needed}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_wrong_with_a_mount_is_said() -> Result<()> {
     let node = Alone::new(64 << 20)?;
     let said = node.refused("$MOUNT $P/absent")?;

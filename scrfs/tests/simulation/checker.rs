@@ -208,6 +208,14 @@ impl World {
                 format!("{what:?}"),
             );
         }
+        let Request::Commit { dataset, to } = what else {
+            return;
+        };
+        let known = self.disk_of(0).records.get(dataset);
+        let committed = known.is_some_and(|record| record.name == *to && record.seal.is_some());
+        if committed && result == Err(Refusal::ReadOnly) {
+            self.violate("invariant_identical_renames_succeed", format!("{what:?}"));
+        }
     }
 
     fn invariant_all_agree_on_the_seal(&mut self, record: &DatasetRecord, seal: &Seal) {
@@ -352,7 +360,10 @@ impl World {
         match message {
             Message::Begin { records, .. } if at == 0 && to == 0 => self.check_begin(records),
             Message::Begun => drop(self.checker.begun.insert(at)),
-            Message::Ready { restart } if to == 0 => self.invariant_restart_is_the_newest(*restart),
+            Message::Ready { restart } if to == 0 => {
+                self.ready = true;
+                self.invariant_restart_is_the_newest(*restart);
+            }
             Message::Reply {
                 request,
                 result: Ok(()),

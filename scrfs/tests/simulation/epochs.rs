@@ -11,6 +11,9 @@ use scrfs::protocol::node::{Node, Start};
 impl World {
     /// A new epoch on these machines, in the order of ranks.
     pub fn begin_epoch(&mut self, members: &[usize], new_run: bool) {
+        // A run that was to begin with an epoch that never let it in is to begin with this one.
+        let new_run = new_run || (self.new_run && !self.ready);
+        (self.new_run, self.ready) = (new_run, false);
         self.epoch = Epoch(self.epoch.0 + 1);
         self.now.wall += 1;
         let epoch = self.epoch;

@@ -22,8 +22,10 @@ impl World {
             .map(|disk| disk.epoch.epoch)
             .max()
             .unwrap_or_default();
-        let complete = self.prefix.as_ref().map(|prefix| &prefix.ever);
-        let flushed = complete.and_then(|ever| ever.last()).map_or(0, |id| id.0);
+        let complete = self.prefix.as_ref().map(|prefix| &prefix.complete);
+        let flushed = complete
+            .and_then(|it| it.keys().last())
+            .map_or(0, |id| id.0);
         let floor = (
             self.members()
                 .map(|disk| disk.seen.0)

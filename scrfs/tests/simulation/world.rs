@@ -47,6 +47,9 @@ pub struct World {
     pub wires: BTreeMap<(usize, usize), VecDeque<Message>>,
     pub jobs: Vec<Job>,
     pub epoch: Epoch,
+    /// Programs were let in.
+    pub ready: bool,
+    pub new_run: bool,
     pub prefix: Option<Prefix>,
     pub programs: Programs,
     pub checker: Checker,
@@ -79,6 +82,8 @@ impl World {
             wires: BTreeMap::new(),
             jobs: Vec::new(),
             epoch: Epoch(0),
+            ready: false,
+            new_run: true,
             prefix: prefix.then(Prefix::default),
             programs: Programs::default(),
             checker: Checker::default(),
