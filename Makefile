@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 SECONDS ?= 3600
 SEED ?=
 CARGO ?= cargo
-TARGET := $(or $(CARGO_TARGET_DIR),target)
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # One set of features for all, so that nothing is built twice.
 MPI := --features scrfs-coordinator/mpi
 PROGRAMS := scrfs scrfs-coordinator scrfs-coordinator-mpi
