@@ -289,9 +289,14 @@ fn names_that_are_taken_and_directories_that_are_not_ours_are_left_alone() -> Re
 #[test]
 fn programs_for_one_node_need_no_mpi() -> Result<()> {
     for name in ["scrfs", "scrfs-coordinator"] {
-        let needed = std::process::Command::new("ldd").arg(binary(name)?).output()?;
+        let needed = std::process::Command::new("ldd")
+            .arg(binary(name)?)
+            .output()?;
         let needed = String::from_utf8_lossy(&needed.stdout).into_owned();
-        ensure!(needed.contains("libc.so") && !needed.contains("mpi"), "{name} needs\n{needed}");
+        ensure!(
+            needed.contains("libc.so") && !needed.contains("mpi"),
+            "{name} needs\n{needed}"
+        );
     }
     Ok(())
 }

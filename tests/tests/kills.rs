@@ -91,6 +91,7 @@ fn round(seed: u64) -> Result<usize> {
         .arg("plm_rsh_agent")
         .arg(cluster.rsh())
         .arg(workload)
+        .arg("run")
         .arg("--shared")
         .arg(&shared)
         .args(["--steps", &STEPS.to_string(), "--bytes", &BYTES.to_string()])

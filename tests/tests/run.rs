@@ -279,8 +279,12 @@ fn a_node_is_lost(victim: usize, loss: Loss) {
             !String::from_utf8_lossy(&mounts.stdout).contains("/scr fuse"),
             "{output}"
         );
+        // The launcher's helpers end by themselves, after the launcher.
+        let gone = wait_until(SOON, "the end of every process", || {
+            Ok(site.cluster.processes(node)?.is_empty().then_some(()))
+        });
         let left = site.cluster.processes(node).unwrap();
-        assert!(left.is_empty(), "node{node} still runs {left:?}\n{output}");
+        assert!(gone.is_ok(), "node{node} still runs {left:?}\n{output}");
     }
 }
 

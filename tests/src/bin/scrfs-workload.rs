@@ -1,14 +1,28 @@
-//! The test workload as a program, started by `mpirun`: rank and size come from the launcher.
+//! The test workload as a program, started by `mpirun`: rank and size come from the launcher. And
+//! the one system call that a shell has no plain command for.
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Args, Parser};
 use scrfs_tests::workload::Workload;
 use std::env;
 use std::path::PathBuf;
 
-/// Writes checkpoints that can be told right from wrong
+/// Programs that tests run on a mount
 #[derive(Parser)]
-struct Cli {
+enum Cli {
+    /// Write checkpoints that can be told right from wrong, as a rank under `mpirun`
+    Run(Run),
+    /// Rename a directory as `rename(2)` does; `mv` looks before it renames
+    Rename {
+        /// From
+        from: PathBuf,
+        /// To
+        to: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Run {
     /// The mount
     #[arg(long, default_value = "/scr")]
     mount: PathBuf,
@@ -32,13 +46,21 @@ fn number(name: &str) -> Result<u32> {
 }
 
 fn main() -> Result<()> {
-    let Cli {
+    match Cli::parse() {
+        Cli::Run(run) => work(run),
+        Cli::Rename { from, to } => std::fs::rename(&from, &to)
+            .with_context(|| format!("renaming {} to {}", from.display(), to.display())),
+    }
+}
+
+fn work(run: Run) -> Result<()> {
+    let Run {
         mount,
         shared,
         steps,
         bytes,
         seed,
-    } = Cli::parse();
+    } = run;
     Workload {
         mount,
         shared,

@@ -1,0 +1,106 @@
+//! Several nodes, one dataset: what programs on different nodes see of each other's directories and
+//! renames. The program is a shell script that reaches the nodes of its job by the remote shell.
+
+#![allow(clippy::unwrap_used)]
+
+use anyhow::{Result, ensure};
+use scrfs_tests::{Cluster, binary};
+use std::fs;
+
+/// `on N WORDS` runs WORDS on node N; `must` stops the script when a command fails.
+const PRELUDE: &str = r#"
+on() { node=$1; shift; "$RSH" "node$node" "$@"; }
+must() { "$@" || { echo "FAILED: $*"; exit 7; }; }
+must_not() { if "$@"; then echo "SUCCEEDED: $*"; exit 7; fi; }
+"#;
+
+/// Runs a script as the program of a job on three nodes, with a grace time of two seconds.
+fn job(script: &str) -> Result<()> {
+    let cluster = Cluster::builder().nodes(3).shm_bytes(256 << 20).start()?;
+    let site = tempfile::tempdir()?;
+    let prefix = site.path().join("prefix");
+    fs::create_dir(&prefix)?;
+    let path = site.path().join("program");
+    fs::write(&path, format!("{PRELUDE}{script}"))?;
+    let output = cluster
+        .command(0, binary("scrfs")?)
+        .args(["run", "--nodes", "node[1-3]", "--prefix"])
+        .arg(&prefix)
+        .arg("--rsh")
+        .arg(cluster.rsh())
+        .args(["--", "sh"])
+        .arg(&path)
+        .arg("{hosts}")
+        .env("RSH", cluster.rsh())
+        .env("SCRFS_COMMIT_GRACE_SECONDS", "2")
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+#[test]
+fn a_directory_made_on_one_node_is_there_on_all_and_one_rename_commits_everywhere() -> Result<()> {
+    job(r#"
+must on 1 mkdir /scr/a.tmp
+must on 2 mkdir /scr/a.tmp/sub
+for node in 1 2 3; do must on $node "echo $node > /scr/a.tmp/sub/of.$node"; done
+must on 3 mv -T /scr/a.tmp /scr/a
+for node in 1 2 3; do
+    must on $node "test \"\$(cat /scr/a/sub/of.$node)\" = $node"
+    must_not on $node "touch /scr/a/more 2>/dev/null"
+    must_not on $node test -e /scr/a.tmp
+    must on $node "ls /scr/.scr/status | grep -q '^a[.]'"
+done
+must on 1 "test \"\$(ls /scr/.scr/nodes | wc -l)\" = 3"
+"#)
+}
+
+#[test]
+fn a_rename_waits_for_writers_elsewhere_and_gives_up_after_the_grace_time() -> Result<()> {
+    job(r#"
+must on 1 mkdir /scr/a.tmp
+# A writer that goes on for longer than the grace time.
+on 2 "exec 3> /scr/a.tmp/slow; echo half >&3; echo open > /run/tmp/open; \
+      while [ ! -e /run/tmp/go ]; do sleep 0.05; done; echo rest >&3" &
+writer=$!
+while ! on 2 test -e /run/tmp/open; do sleep 0.05; done
+said=$(on 1 mv -T /scr/a.tmp /scr/a 2>&1) && exit 8
+case $said in *busy*) ;; *) echo "not busy: $said"; exit 8;; esac
+# Nothing is lost by that: the dataset is open as before.
+must on 1 "echo more > /scr/a.tmp/other"
+must on 3 test -d /scr/a.tmp
+# Now it ends while the rename waits.
+on 1 mv -T /scr/a.tmp /scr/a &
+rename=$!
+must on 2 touch /run/tmp/go
+must wait $writer
+must wait $rename
+must on 2 "test \"\$(cat /scr/a/slow)\" = \"\$(printf 'half\nrest')\""
+"#)
+}
+
+#[test]
+fn the_same_rename_on_every_node_succeeds_everywhere_and_another_is_refused() -> Result<()> {
+    let program = binary("scrfs-workload")?;
+    let rename = format!("{} rename", program.display());
+    job(&r#"
+must on 1 mkdir /scr/a.tmp
+for node in 1 2 3; do must on $node "echo $node > /scr/a.tmp/of.$node"; done
+for node in 1 2 3; do on $node RENAME /scr/a.tmp /scr/a & pids="$pids $!"; done
+for pid in $pids; do must wait $pid; done
+# Also when it comes late.
+must on 2 RENAME /scr/a.tmp /scr/a
+must_not on 2 "RENAME /scr/a.tmp /scr/b 2>/dev/null"
+must on 3 mkdir /scr/b.tmp
+must_not on 1 "RENAME /scr/b.tmp /scr/a 2>/dev/null"
+must on 2 test -d /scr/b.tmp
+must on 1 test -e /scr/a/of.1
+"#
+    .replace("RENAME", &rename))
+}
