@@ -1,6 +1,6 @@
 //! A member: carries out the leader's orders on its node, and votes for its part.
 //!
-//! Voting, for one dataset: `Collect` → quiesce the daemon → *quiet* → scan → vote. A disturbance
+//! Voting, for one dataset: `Collect` -> quiesce the daemon -> *quiet* -> scan -> vote. A disturbance
 //! after the scan began voids it; after the vote, it is withdrawn. `Confirm` freezes the dataset at the
 //! voted generation or fails. A vote that was not withdrawn therefore describes exactly what is
 //! on disk, from the scan until the seal.
