@@ -705,6 +705,22 @@ const NO_ATTR: Attr = Attr {
     blksize: 4096,
 };
 
+/// An option as fuser has it; who may come in is not one of them.
+fn mount_option(option: &str) -> Option<MountOption> {
+    Some(match option {
+        "allow_other" => return None,
+        "dev" => MountOption::Dev,
+        "nodev" => MountOption::NoDev,
+        "suid" => MountOption::Suid,
+        "nosuid" => MountOption::NoSuid,
+        "exec" => MountOption::Exec,
+        "noexec" => MountOption::NoExec,
+        "atime" => MountOption::Atime,
+        "noatime" => MountOption::NoAtime,
+        other => MountOption::CUSTOM(other.to_owned()),
+    })
+}
+
 /// A mounted filesystem; [`Mounted::run`] serves it.
 pub struct Mounted {
     session: Session<Kernel>,
@@ -715,7 +731,16 @@ impl Mounted {
     /// file of the cache.
     pub fn new(vfs: &Arc<Vfs>, mountpoint: &Path, settings: &MountSettings) -> io::Result<Self> {
         let mut config = Config::default();
-        config.acl = SessionACL::All;
+        // Other users may come in where the mount is root's; a user's own is theirs alone unless they
+        // say otherwise, for which /etc/fuse.conf must have `user_allow_other`.
+        let asked = settings
+            .options
+            .iter()
+            .any(|option| option == "allow_other");
+        config.acl = match nix::unistd::geteuid().is_root() || asked {
+            true => SessionACL::All,
+            false => SessionACL::Owner,
+        };
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         config.n_threads = Some(cores.clamp(2, 4));
         config.clone_fd = true;
@@ -724,19 +749,10 @@ impl Mounted {
             MountOption::Subtype("scrfs".into()),
             MountOption::DefaultPermissions,
         ];
+        let options = settings.options.iter();
         config
             .mount_options
-            .extend(settings.options.iter().map(|option| match option.as_str() {
-                "dev" => MountOption::Dev,
-                "nodev" => MountOption::NoDev,
-                "suid" => MountOption::Suid,
-                "nosuid" => MountOption::NoSuid,
-                "exec" => MountOption::Exec,
-                "noexec" => MountOption::NoExec,
-                "atime" => MountOption::Atime,
-                "noatime" => MountOption::NoAtime,
-                other => MountOption::CUSTOM(other.to_owned()),
-            }));
+            .extend(options.filter_map(|option| mount_option(option)));
         let wants_passthrough = !settings.no_passthrough;
         let kernel = Kernel {
             vfs: Arc::clone(vfs),

@@ -287,6 +287,38 @@ fn names_that_are_taken_and_directories_that_are_not_ours_are_left_alone() -> Re
 }
 
 #[test]
+fn a_user_without_privilege_gets_a_slower_mount_that_says_so() -> Result<()> {
+    let node = Alone::new(128 << 20)?;
+    // Where /dev/fuse is root's alone, as on some machines, the node gets one for everybody.
+    node.sh("mknod -m 666 /run/fuse c 10 229 && mount --bind /run/fuse /dev/fuse")?;
+    node.sh("mkdir -p /run/u/scr /run/u/c && chown -R 65534 /run/u $P && chmod 755 /run /run/u")?;
+    let site = node.site.path().display().to_string();
+    node.sh(&format!("chmod 755 {site}"))?;
+    let user = "setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=/run/u";
+    node.sh(&format!(
+        "{user} $SCRFS mount /run/u/scr --cache /run/u/c --prefix $P"
+    ))?;
+    node.sh(&format!(
+        "{user} sh -c 'cd /run/u/scr && mkdir a.tmp && echo data > a.tmp/file && mv -T a.tmp a'"
+    ))?;
+    let status = node.sh(&format!("{user} $SCRFS status --mount /run/u/scr"))?;
+    ensure!(
+        status.contains("served by the daemon"),
+        "status says: {status}"
+    );
+    ensure!(
+        node.sh(&format!("{user} cat /run/u/scr/a/file"))? == "data",
+        "other bytes"
+    );
+    node.sh(&format!("{user} $SCRFS unmount /run/u/scr"))?;
+    ensure!(
+        node.sh("cat $P/a/file")? == "data",
+        "the prefix has other bytes"
+    );
+    Ok(())
+}
+
+#[test]
 fn programs_for_one_node_need_no_mpi() -> Result<()> {
     for name in ["scrfs", "scrfs-coordinator"] {
         let needed = std::process::Command::new("ldd")

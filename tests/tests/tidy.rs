@@ -9,7 +9,7 @@ use std::process::Command;
 /// Longest source file, in lines. A question each: which structure wants its own file?
 const LINES_MAX: usize = 800;
 /// Those that are longer, with the length they may not pass. May only shrink.
-const LONGER: [(&str, usize); 2] = [
+const LONGER: [(&str, usize); 3] = [
     ("coordinator/src/mpi.rs", 945),
     ("coordinator/src/transfer.rs", 805),
 ];
