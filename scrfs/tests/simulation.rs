@@ -36,8 +36,67 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use world::World;
 
-/// Seeds that found something, and what.
-const REGRESSIONS: &[(u64, &str)] = &[];
+/// Seeds that found something, and what. A seed's life changes with the simulation: it shows the
+/// bug again where the simulation has not changed, and is one more life where it has.
+const REGRESSIONS: &[(u64, &str)] = &[
+    (
+        1,
+        "asked before the epoch had begun: numbers given out twice",
+    ),
+    (
+        7,
+        "asked before the epoch had begun: a dataset of a dead run stayed open",
+    ),
+    (206, "frozen when the last epoch ended, and never thawed"),
+    (8, "numbers known by nothing but a record that went"),
+    (10, "answered before every node had it on disk"),
+    (2, "a name that was being committed under was given away"),
+    (369, "renamed while it was being made: the older record won"),
+    (
+        22,
+        "asked about while it was being made, and never answered",
+    ),
+    (955, "two scans of one part at once"),
+    (
+        1879,
+        "two scans of one part at once: the manifest of the slower one was sealed over",
+    ),
+    (
+        36,
+        "a record went before the daemon had put it out of sight",
+    ),
+    (
+        0,
+        "a late order put an old record down over the leader's decision",
+    ),
+    (
+        5,
+        "a node was lost, and what was open committed without its part",
+    ),
+    (32, "output was dropped before it was flushed"),
+    (17, "a directory was refused because a commit was tried"),
+    (4, "waits for what can never be"),
+    (14, "lost for want of parity, with every file there"),
+    (1795, "called protected with parity missing"),
+    (102, "rebuilt from members without parity"),
+    (830, "two live datasets of one name after a crash"),
+    (77, "a name given away while it was being fetched"),
+    (27, "an identical rename after the eviction was refused"),
+    (
+        16091,
+        "two datasets of one number, of nodes that were never together",
+    ),
+    (3489, "a daemon that forgot what it had frozen"),
+    (
+        8001,
+        "fetched, then dropped by the order to give it up before",
+    ),
+    (
+        26978,
+        "a whole part without parity was dropped with the only manifest",
+    ),
+    (39150, "a run that never came in"),
+];
 
 fn base() -> &'static Config {
     static BASE: OnceLock<Config> = OnceLock::new();

@@ -39,7 +39,7 @@ impl Drop for Running {
 
 #[test]
 fn nothing_wrong_comes_of_nodes_killed_at_random() -> Result<()> {
-    let seconds = env_number("SCRFS_SOAK_SECONDS").unwrap_or(60);
+    let seconds = env_number("SCRFS_SOAK_SECONDS").unwrap_or(120);
     let first = env_number("SCRFS_SEED").unwrap_or_else(|| rand::rng().random_range(1..1 << 32));
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut seed = first;

@@ -40,6 +40,8 @@ pub struct Checker {
     /// Datasets that a rename was answered Ok for.
     pub acked: BTreeSet<DatasetId>,
     pub forgotten: BTreeSet<DatasetId>,
+    /// Datasets that the leader has decided to forget; it gives their names away at once.
+    pub leaving: BTreeSet<DatasetId>,
     /// Datasets that no member had any more, and since which epoch.
     pub gone: BTreeMap<DatasetId, Epoch>,
     /// The newest epoch that any member had seen when this one began.
@@ -161,6 +163,7 @@ impl World {
             checker.acked.remove(&record.id);
             checker.gone.remove(&record.id);
             checker.forgotten.remove(&record.id);
+            checker.leaving.remove(&record.id);
             if !brought {
                 checker.written.retain(|(id, _)| *id != record.id);
             }
@@ -359,6 +362,12 @@ impl World {
     pub fn check_send(&mut self, at: usize, to: usize, message: &Message) {
         match message {
             Message::Begin { records, .. } if at == 0 && to == 0 => self.check_begin(records),
+            Message::Order {
+                order: Order::Forget(dataset),
+                ..
+            } => {
+                self.checker.leaving.insert(*dataset);
+            }
             Message::Begun => drop(self.checker.begun.insert(at)),
             Message::Ready { restart } if to == 0 => {
                 self.ready = true;

@@ -1,7 +1,7 @@
 //! The daemon of one node, as `scrfs::control` has it: gates, requests, and what programs see.
 //!
-//! It outlives coordinators. A crash forgets generations, handles and requests, never the disk; what
-//! is open is frozen after it, until a coordinator knows better.
+//! It outlives coordinators. A crash forgets generations, handles and requests, never the disk;
+//! what is open is frozen after it, until a coordinator knows better.
 
 use crate::disk::Disk;
 use scrfs::control::{DirectoryChange, FromDaemon, Refusal, Request, ToDaemon};

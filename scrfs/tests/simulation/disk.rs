@@ -1,8 +1,8 @@
 //! What outlives coordinators: the cache of one node, and the prefix.
 //!
 //! Files are versions by path; a manifest is a copy of them with a digest. A write of a record is
-//! atomic and durable, as the store promises. `intact` means what `PartState` says: the files are as
-//! the manifest says, sealed or not.
+//! atomic and durable, as the store promises. `intact` means what `PartState` says: the files are
+//! as the manifest says, sealed or not.
 
 use scrfs::id::{DatasetId, Epoch, Slot};
 use scrfs::layout::record::{DatasetRecord, EpochRecord, PartSummary};

@@ -111,7 +111,8 @@ impl World {
                 Expected::Cached => known == Some(Phase::Sealed),
                 Expected::Prefix => matches!(known, Some(Phase::Evicted | Phase::Failed)),
             };
-            if !good && !self.checker.forgotten.contains(&id) {
+            let leaving = self.checker.leaving.contains(&id);
+            if !good && !leaving && !self.checker.forgotten.contains(&id) {
                 let text = format!("{id} is there ({expected:?}), but found {known:?}");
                 self.violate("invariant_committed_survives", text);
             }

@@ -2,8 +2,8 @@
 //!
 //! Every request is answered once: at once, when an order has been carried out, or when the dataset
 //! has come as far as was asked, or never will. Nothing is decided before the epoch has begun; what
-//! concerns a dataset that is being made, or changes one that is being frozen, waits until it is known
-//! what becomes of it.
+//! concerns a dataset that is being made, or changes one that is being frozen, waits until it is
+//! known what becomes of it.
 
 use super::{Asker, Leader, Led, Purpose};
 use crate::control::{Activity, Level, Refusal, Request};

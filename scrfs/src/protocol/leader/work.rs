@@ -385,8 +385,8 @@ impl Leader {
         self.schedule(now, step);
     }
 
-    /// Makes room: of the sealed datasets beyond the count, the oldest go that are safe elsewhere, or
-    /// that need not be kept because a newer checkpoint is protected.
+    /// Makes room: of the sealed datasets beyond the count, the oldest go that are safe elsewhere,
+    /// or that need not be kept because a newer checkpoint is protected.
     fn evict(&mut self, step: &mut Step) {
         let count = self.config.store.first().map_or(1, |store| store.count) as usize;
         let sealed: Vec<DatasetId> = self

@@ -1,5 +1,5 @@
-//! How a member begins an epoch: first it clears away, then it puts down what there is, then it shows
-//! that.
+//! How a member begins an epoch: first it clears away, then it puts down what there is, then it
+//! shows that.
 
 use super::LEADER;
 use super::{Member, NO_TICKET, Then};
@@ -22,9 +22,9 @@ pub(super) struct Beginning {
 }
 
 impl Member {
-    /// First what is not known any more goes out of sight: a record may go only when the daemon shows
-    /// nothing of it, for the daemon outlives this coordinator, and its records are all that the next
-    /// one knows of what is shown.
+    /// First what is not known any more goes out of sight: a record may go only when the daemon
+    /// shows nothing of it, for the daemon outlives this coordinator, and its records are all that
+    /// the next one knows of what is shown.
     pub(super) fn clear(
         &mut self,
         records: Vec<DatasetRecord>,
