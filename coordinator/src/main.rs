@@ -12,8 +12,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// The coordinator of a cluster of one, and the supervisor of jobs. Started by scrfs.
+// Users know it as `scrfs run`.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, bin_name = "scrfs")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -210,7 +210,13 @@ impl Vfs {
             .read_names()
             .get(id)
             .and_then(|dataset| dataset.tree.clone());
-        let tree = known.or_else(|| self.open_tree(id, own));
+        // Since it was last told of, its files may have been dropped and brought back: then another
+        // directory stands in their place.
+        let tree = match (known, self.open_tree(id, own)) {
+            (Some(known), Some(found)) if known.ino == found.ino => Some(known),
+            (known, None) if record.phase == Phase::Open => known,
+            (_, found) => found,
+        };
         if tree.is_none() && matches!(record.phase, Phase::Open | Phase::Sealed) {
             tracing::warn!(dataset = %id, name = %record.name, "no files of it on this node");
         }

@@ -389,3 +389,22 @@ fn forgotten_datasets_give_back_their_inodes() {
     assert_eq!(world.lookup("a.tmp"), Err(FsError::Missing));
     assert!(world.vfs.node(top).is_err());
 }
+
+#[test]
+fn files_that_were_dropped_and_brought_back_are_found_where_they_are_now() {
+    let world = World::new(|_| Some(false));
+    let tree = world.vfs.settings().cache.tree(DatasetId(1), Slot(0));
+    world.publish(1, "a", Phase::Sealed, None);
+    std::fs::write(tree.join("old"), "").expect("a file");
+    assert!(world.lookup("a/old").is_ok());
+    world.publish(1, "a", Phase::Evicted, None);
+    assert!(matches!(world.lookup("a"), Err(FsError::Missing)));
+    // As the coordinator drops them: out of the way first, removed at leisure.
+    let aside = world.vfs.settings().cache.root().join("aside");
+    std::fs::rename(&tree, &aside).expect("set aside");
+    std::fs::create_dir(&tree).expect("a new tree");
+    std::fs::write(tree.join("new"), "").expect("a file");
+    world.publish(1, "a", Phase::Sealed, None);
+    assert!(world.lookup("a/new").is_ok());
+    assert!(world.lookup("a/old").is_err());
+}
