@@ -7,7 +7,9 @@ use scrfs_fuse_tests::mounted::{Place, text};
 use scrfs_fuse_tests::until;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
@@ -239,7 +241,9 @@ fn what_was_frozen_waits_for_the_next_coordinator() {
         place.status()["epoch"].is_null()
     });
     drop(coordinator);
-    let file = mnt.join("a.tmp/g");
+    // By the open directory: whoever comes late still finds it, under whatever name.
+    let directory = File::open(mnt.join("a.tmp")).unwrap();
+    let file = PathBuf::from(format!("/proc/self/fd/{}/g", directory.as_raw_fd()));
     let writers: Vec<_> = (0..8)
         .map(|number| {
             let file = file.with_extension(number.to_string());
