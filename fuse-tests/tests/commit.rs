@@ -142,7 +142,7 @@ fn identical_renames_by_others_succeed_and_the_name_can_be_used_again() {
         1,
         "the directory is not dead"
     );
-    let through = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&inside));
+    let through = format!("/proc/self/fd/{}", inside.as_raw_fd());
     assert_eq!(
         fs::read_dir(through).unwrap().count(),
         1,
