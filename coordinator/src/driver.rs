@@ -18,7 +18,7 @@ use crate::works::{Context as WorkContext, TaskEnd, Works};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use scrfs::config::Config;
-use scrfs::control::{FromDaemon, Role};
+use scrfs::control::{FromDaemon, Refusal, Role, ToDaemon};
 use scrfs::fabric::{Envelope, Fabric, Lane, Waker};
 use scrfs::id::{Epoch, Rank, Slot};
 use scrfs::layout::path::CachePaths;
@@ -271,6 +271,10 @@ impl<F: Fabric> Driver<F> {
                 }
                 Ok(())
             }
+            Event::Daemon(FromDaemon::Fetch { request, .. }) => self.link.tell(&ToDaemon::Piece {
+                request,
+                result: Err(Refusal::Failed),
+            }),
             Event::Daemon(word) => {
                 let step = self.node.handle_daemon(word);
                 self.carry_out(step)

@@ -254,6 +254,11 @@ impl Player {
                     generation,
                 })
             }
+            // This one is alone: nothing lies elsewhere.
+            FromDaemon::Fetch { request, .. } => self.tell(&ToDaemon::Piece {
+                request,
+                result: Err(Refusal::Missing),
+            }),
             FromDaemon::Disturbed { .. } | FromDaemon::Stop { .. } => Ok(()),
         }
     }

@@ -373,6 +373,9 @@ impl Server {
                 }
             }
             ToDaemon::Reply { request, result } => vfs.requests().reply(request, result),
+            ToDaemon::Piece { request, .. } => {
+                tracing::warn!(request, "a piece that nobody asked for");
+            }
             ToDaemon::Progress(progress) => vfs.set_progress(progress),
             ToDaemon::Nodes(nodes) => vfs.set_nodes(nodes),
             ToDaemon::Ready { restart } => {

@@ -24,7 +24,7 @@ use std::io::{self, Read, Write};
 /// Longest frame either side accepts.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The first frame of every connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -228,6 +228,23 @@ pub enum Activity {
     Fetch,
 }
 
+/// A piece of a sealed dataset that lies on another node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Piece {
+    /// The encoded manifest of a slot, the one that was sealed.
+    Manifest,
+    /// `len` bytes from `offset` of the slot's part log, checked against its checksums.
+    Log {
+        /// Where it begins.
+        offset: u64,
+        /// How long it is, at most [`PIECE_BYTES_MAX`].
+        len: u32,
+    },
+}
+
+/// Longest piece of a part log that is asked for at once.
+pub const PIECE_BYTES_MAX: u32 = 4 << 20;
+
 /// Coordinator to daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ToDaemon {
@@ -283,6 +300,13 @@ pub enum ToDaemon {
         /// What to tell the program.
         result: Result<(), Refusal>,
     },
+    /// The answer to [`FromDaemon::Fetch`].
+    Piece {
+        /// Of which request.
+        request: u64,
+        /// Exactly what was asked for, or why it is not to be had.
+        result: Result<Vec<u8>, Refusal>,
+    },
     /// For the status files. Done bytes equal to all of them: it has ended.
     Progress(Progress),
     /// For `.scr/nodes`.
@@ -303,6 +327,18 @@ pub enum FromDaemon {
         request: u64,
         /// What is asked.
         what: Request,
+    },
+    /// A piece of a sealed dataset is wanted; answered by exactly one [`ToDaemon::Piece`]. What was
+    /// asked of a coordinator that went is asked again of the next.
+    Fetch {
+        /// To be answered with; numbered apart from requests.
+        request: u64,
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Of which slot.
+        slot: Slot,
+        /// What.
+        piece: Piece,
     },
     /// The answer to what carried this sequence.
     Done {

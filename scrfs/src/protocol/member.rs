@@ -316,7 +316,7 @@ impl Member {
                 }
             }
             // The driver's business.
-            FromDaemon::Stop { .. } => {}
+            FromDaemon::Stop { .. } | FromDaemon::Fetch { .. } => {}
         }
     }
 

@@ -339,7 +339,10 @@ impl Daemon {
                     None => Seen::Wrong(format!("request {request} was answered twice")),
                 });
             }
-            ToDaemon::Progress(_) | ToDaemon::Nodes(_) | ToDaemon::Ready { .. } => {}
+            ToDaemon::Piece { .. }
+            | ToDaemon::Progress(_)
+            | ToDaemon::Nodes(_)
+            | ToDaemon::Ready { .. } => {}
         }
         None
     }
