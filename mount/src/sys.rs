@@ -542,6 +542,14 @@ pub fn unblock_signals_in_child(command: &mut std::process::Command) {
     }
 }
 
+/// Maps a whole file, shared: stores go to the file.
+///
+/// For files of the caller's own only: a file that another process cuts short ends this one.
+pub fn map_shared(file: &std::fs::File) -> std::io::Result<memmap2::MmapMut> {
+    // SAFETY: the bytes are plain data, and by this function's contract nobody else changes the file.
+    unsafe { memmap2::MmapMut::map_mut(file) }
+}
+
 /// Duplicates a descriptor.
 pub fn duplicate(fd: &impl AsFd) -> std::io::Result<OwnedFd> {
     fd.as_fd().try_clone_to_owned()

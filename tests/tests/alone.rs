@@ -359,3 +359,37 @@ fn what_is_wrong_with_a_mount_is_said() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn the_bench_measures_both_ways_to_the_bytes_and_leaves_nothing() -> Result<()> {
+    let node = Alone::new(512 << 20)?;
+    let said = node.sh(
+        "$SCRFS bench --store /dev/shm --file 16 --files 100 --part 16 --runs 1 --json; \
+         test -z \"$(ls /dev/shm)\"",
+    )?;
+    let figures: Vec<serde_json::Value> = serde_json::from_str(&said)?;
+    for wanted in [
+        "mount: write a new file, 1 MiB requests",
+        "mount: read a file through a mapping",
+        "mount: write one new file from 4 places, 1 MiB requests",
+        "mount: create, write 4 KiB, close",
+        "mount: entries listed by readdir",
+        "served: write over a file, 4 MiB requests",
+    ] {
+        let figure = figures
+            .iter()
+            .find(|figure| figure["name"] == wanted)
+            .with_context(|| format!("no {wanted:?} in {said}"))?;
+        let number = |key: &str| {
+            figure[key]
+                .as_f64()
+                .filter(|value| value.is_finite() && *value > 0.0)
+                .with_context(|| format!("{key} of {figure}"))
+        };
+        let ratio = number("value")? / number("limit")?;
+        ensure!((ratio - number("ratio")?).abs() < 1e-6 * ratio, "{figure}");
+    }
+    let refused = node.try_sh("$SCRFS bench --file 17")?;
+    ensure!(!refused.status.success(), "17 MiB were accepted");
+    Ok(())
+}

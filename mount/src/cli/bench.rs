@@ -1,20 +1,21 @@
 //! `scrfs bench`: this machine's figures, each beside its limit, taken in the same run.
 //!
 //! It mounts a filesystem of its own on a temporary directory and takes it down again, so that nothing
-//! of a job is touched. Raw and mounted runs alternate, after one of each that does not count; the figure
-//! is the median. The cross-node figures come from `scrfs-coordinator bench`.
+//! of a job is touched, twice: as a user would, and with the bytes served by the daemon. Raw and mounted
+//! runs alternate, after one of each that does not count; the figure is the median. The cross-node figures come from `scrfs-coordinator bench`.
+
+mod data;
+mod names;
 
 use super::Failure;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Bytes of one request.
-const REQUEST_BYTES: usize = 1 << 20;
 /// Commits that are timed.
 const COMMITS: u32 = 20;
 
@@ -23,9 +24,12 @@ pub(super) struct BenchArgs {
     /// The store to measure on
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     store: PathBuf,
-    /// MiB of the file that is written and read
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    /// MiB of the files that are written and read, a multiple of 16
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
     file: u64,
+    /// How many small files, all in one directory
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    files: u32,
     /// MiB a node of the encode, of four nodes in one process
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     part: u64,
@@ -54,7 +58,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn mount(store: &Path) -> Result<Self> {
+    fn mount(store: &Path, served: bool) -> Result<Self> {
         let root = store.join(format!("scrfs-bench.{}", std::process::id()));
         for name in ["mnt", "raw", "cache", "prefix"] {
             let path = root.join(name);
@@ -69,6 +73,7 @@ impl Bench {
             .arg("--prefix")
             .arg(bench.root.join("prefix"))
             .args(["--job", "bench"])
+            .args(served.then_some(["-o", "no_passthrough"]).iter().flatten())
             .env("SCR_FLUSH", "0")
             .status()
             .context("cannot start the daemon")?;
@@ -110,13 +115,16 @@ impl Drop for Bench {
 
 pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let figures = measure(args)?;
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
     if args.json {
         let text = serde_json::to_string_pretty(&figures).context("figures as JSON")?;
         println!("{text}");
         return Ok(());
     }
     println!(
-        "{:<44} {:>10} {:<6} {:>10} {:>6}",
+        "{:<56} {:>10} {:<6} {:>10} {:>6}",
         "", "value", "", "limit", "ratio"
     );
     let optional = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
@@ -130,84 +138,112 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
     } in figures
     {
         let (limit, ratio) = (optional(limit), optional(ratio));
-        println!("{name:<44} {value:>10.2} {unit:<6} {limit:>10} {ratio:>6}");
+        println!("{name:<56} {value:>10.2} {unit:<6} {limit:>10} {ratio:>6}");
     }
     Ok(())
 }
 
+/// What a value counts.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Unit {
+    GigabytesPerSecond,
+    PerSecond,
+    /// A call's time; the only one of which less is better.
+    Microseconds,
+}
+
+/// Does the work in a directory and says how long what counts took.
+type Timed = dyn Fn(&Path) -> Result<Duration>;
+
+/// Something to do in an empty directory, on the raw store and on the mount alike.
+struct Workload {
+    name: String,
+    /// What is done, in 10^9 bytes or in calls.
+    amount: f64,
+    unit: Unit,
+    run: Box<Timed>,
+}
+
+impl Workload {
+    fn value(&self, seconds: f64) -> f64 {
+        match self.unit {
+            Unit::GigabytesPerSecond | Unit::PerSecond => self.amount / seconds,
+            Unit::Microseconds => seconds * 1e6 / self.amount,
+        }
+    }
+
+    /// Runs alternately in directories below both, and compares the medians.
+    fn compare(&self, raw: &Path, mounted: &Path, path_name: &str, runs: u32) -> Result<Figure> {
+        let mut seconds = [Vec::new(), Vec::new()];
+        // The first touches the memory for all that follow.
+        for run in 0..=runs {
+            for (all, below) in seconds.iter_mut().zip([raw, mounted]) {
+                let dir = below.join("work");
+                fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+                let time = (self.run)(&dir)
+                    .with_context(|| format!("{:?} in {}", self.name, dir.display()))?;
+                fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
+                if run > 0 {
+                    all.push(time.as_secs_f64());
+                }
+            }
+        }
+        let [limit, value] = seconds.map(|all| self.value(median(all)));
+        Ok(Figure {
+            name: format!("{path_name}: {}", self.name),
+            value,
+            unit: match self.unit {
+                Unit::GigabytesPerSecond => "GB/s",
+                Unit::PerSecond => "1/s",
+                Unit::Microseconds => "us",
+            }
+            .into(),
+            limit: Some(limit),
+            ratio: Some(value / limit),
+            runs,
+        })
+    }
+}
+
 fn measure(args: &BenchArgs) -> Result<Vec<Figure>> {
-    let bench = Bench::mount(&args.store)?;
-    let dataset = bench.mountpoint().join("bench.tmp");
-    fs::create_dir(&dataset).context("mkdir in the mount")?;
-    let mut figures = files(args, &bench.raw().join("file"), &dataset.join("file"))?;
-    fs::remove_dir(&dataset).context("rmdir in the mount")?;
-    figures.push(commits(&bench.mountpoint())?);
+    if args.file == 0 || !args.file.is_multiple_of(16) {
+        bail!("--file {}: must be a multiple of 16 MiB", args.file);
+    }
+    let mut figures = Vec::new();
+    let workloads = data::workloads(args.file << 20);
+    for path_name in ["mount", "served"] {
+        let bench = Bench::mount(&args.store, path_name == "served")?;
+        let dataset = bench.mountpoint().join("bench.tmp");
+        fs::create_dir(&dataset).context("mkdir in the mount")?;
+        for workload in &workloads {
+            progress(path_name, &workload.name);
+            figures.push(workload.compare(&bench.raw(), &dataset, path_name, args.runs)?);
+        }
+        // Names cost the same whoever serves the bytes.
+        if path_name == "mount" {
+            let mut small = names::workloads(args.files);
+            small.extend(names::calls(args.files));
+            for workload in &small {
+                progress(path_name, &workload.name);
+                figures.push(workload.compare(&bench.raw(), &dataset, path_name, args.runs)?);
+            }
+        }
+        fs::remove_dir(&dataset).context("rmdir in the mount")?;
+        if path_name == "mount" {
+            figures.push(commits(&bench.mountpoint())?);
+        }
+    }
     let store = args.store.to_string_lossy().into_owned();
+    progress("four nodes", "encode");
     figures.extend(coordinator(&["bench", "--directory", &store], args)?);
     Ok(figures)
 }
 
-/// Writes and reads through the mount beside the raw store.
-fn files(args: &BenchArgs, raw: &Path, mounted: &Path) -> Result<Vec<Figure>> {
-    let bytes = args.file << 20;
-    let block = vec![0x5a_u8; REQUEST_BYTES];
-    let mut seconds: [Vec<f64>; 4] = Default::default();
-    for run in 0..=args.runs {
-        let times = [
-            write(raw, &block, bytes)?,
-            write(mounted, &block, bytes)?,
-            read(raw, bytes)?,
-            read(mounted, bytes)?,
-        ];
-        for path in [raw, mounted] {
-            fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
-        }
-        // The first touches the memory for all that follow.
-        if run > 0 {
-            seconds
-                .iter_mut()
-                .zip(times)
-                .for_each(|(all, time)| all.push(time));
-        }
+/// Says on a terminal what is being measured.
+fn progress(path_name: &str, workload: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{path_name}: {workload}");
     }
-    let [raw_write, write, raw_read, read] =
-        seconds.map(|times| bytes as f64 / 1e9 / median(times));
-    let figure = |name: &str, value: f64, limit: f64| Figure {
-        name: format!("{name}, {} MiB file, 1 MiB requests", args.file),
-        value,
-        unit: "GB/s".into(),
-        limit: Some(limit),
-        ratio: Some(value / limit),
-        runs: args.runs,
-    };
-    Ok(vec![
-        figure("write", write, raw_write),
-        figure("read", read, raw_read),
-    ])
-}
-
-fn write(path: &Path, block: &[u8], bytes: u64) -> Result<f64> {
-    let start = Instant::now();
-    let mut file =
-        File::create_new(path).with_context(|| format!("creating {}", path.display()))?;
-    for _ in 0..bytes / block.len() as u64 {
-        file.write_all(block)
-            .with_context(|| format!("writing {}", path.display()))?;
-    }
-    drop(file);
-    Ok(start.elapsed().as_secs_f64())
-}
-
-fn read(path: &Path, bytes: u64) -> Result<f64> {
-    let mut block = vec![0; REQUEST_BYTES];
-    let start = Instant::now();
-    let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    for _ in 0..bytes / block.len() as u64 {
-        file.read_exact(&mut block)
-            .with_context(|| format!("reading {}", path.display()))?;
-    }
-    drop(file);
-    Ok(start.elapsed().as_secs_f64())
 }
 
 /// How long a program waits in the rename that commits.
