@@ -389,6 +389,7 @@ fn serve_inner(
         nix::unistd::getegid().as_raw(),
     );
     let vfs = Vfs::new(Settings {
+        files,
         cache: cache.clone(),
         is_temporary: Box::new(move |name| commit.is_temporary(name.as_bytes())),
         grace,

@@ -121,7 +121,7 @@ fn answer_entry(reply: ReplyEntry) -> impl FnOnce(FsResult<Entry>) + Send {
             &entry.attr_ttl,
             &entry.entry_ttl,
             &file_attr(&entry.attr),
-            Generation(0),
+            Generation(entry.generation),
         ),
         Err(error) => reply.error(errno(error)),
     }
@@ -177,7 +177,7 @@ fn answer_open(vfs: &Vfs, reply: ReplyOpen, handle: u64) {
 
 fn answer_create(vfs: &Vfs, reply: ReplyCreate, entry: &Entry, handle: u64) {
     let attr = file_attr(&entry.attr);
-    let (number, generation) = (FileHandle(handle), Generation(0));
+    let (number, generation) = (FileHandle(handle), Generation(entry.generation));
     let ttl = &entry.entry_ttl;
     match vfs.attach(handle, register(|fd| reply.open_backing(fd))) {
         Ok(backing) => match backing
@@ -537,7 +537,7 @@ impl Filesystem for Kernel {
                         name,
                         &entry.entry_ttl,
                         &attr,
-                        Generation(0),
+                        Generation(entry.generation),
                     )
                 }
                 // Dots are not looked up; and what vanished meanwhile is only a name. Number 0

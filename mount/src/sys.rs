@@ -550,6 +550,80 @@ pub fn map_shared(file: &std::fs::File) -> std::io::Result<memmap2::MmapMut> {
     unsafe { memmap2::MmapMut::map_mut(file) }
 }
 
+/// What a filesystem needs to find an inode again, whatever its names are.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct FileHandle {
+    kind: i32,
+    bytes: Box<[u8]>,
+}
+
+impl FileHandle {
+    /// A number that differs, as well as 32 bits can, between two inodes that had one number.
+    pub fn generation(&self) -> u64 {
+        u64::from(scrfs::layout::envelope::crc32c(&self.bytes))
+    }
+}
+
+/// The kernel's `struct file_handle` with the most bytes it may have.
+#[repr(C)]
+struct RawHandle {
+    length: u32,
+    kind: i32,
+    bytes: [u8; HANDLE_BYTES_MAX],
+}
+
+const HANDLE_BYTES_MAX: usize = 128;
+
+/// The handle of an inode; EOPNOTSUPP where the filesystem has none.
+pub fn file_handle(fd: BorrowedFd<'_>) -> Result<FileHandle, Errno> {
+    let mut raw = RawHandle {
+        length: HANDLE_BYTES_MAX as u32,
+        kind: 0,
+        bytes: [0; HANDLE_BYTES_MAX],
+    };
+    let mut mount = 0;
+    // SAFETY: the path is a C string, `raw` has room for as many bytes as it says.
+    unsafe {
+        Errno::result(libc::name_to_handle_at(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            (&raw mut raw).cast(),
+            &raw mut mount,
+            libc::AT_EMPTY_PATH,
+        ))?;
+    }
+    let bytes = raw.bytes.get(..raw.length as usize).ok_or(Errno::EIO)?;
+    Ok(FileHandle {
+        kind: raw.kind,
+        bytes: bytes.into(),
+    })
+}
+
+/// Opens the inode of a handle; `device` is anything on its filesystem, not `O_PATH`. ESTALE when it
+/// is gone, EPERM without `CAP_DAC_READ_SEARCH`.
+pub fn open_handle(
+    device: BorrowedFd<'_>,
+    handle: &FileHandle,
+    flags: i32,
+) -> Result<OwnedFd, Errno> {
+    let mut raw = RawHandle {
+        length: handle.bytes.len() as u32,
+        kind: handle.kind,
+        bytes: [0; HANDLE_BYTES_MAX],
+    };
+    let room = raw.bytes.get_mut(..handle.bytes.len());
+    room.ok_or(Errno::EINVAL)?.copy_from_slice(&handle.bytes);
+    // SAFETY: `raw` holds as many bytes as it says; a new descriptor is owned by us.
+    unsafe {
+        let raw = Errno::result(libc::open_by_handle_at(
+            device.as_raw_fd(),
+            (&raw mut raw).cast(),
+            flags | libc::O_CLOEXEC,
+        ))?;
+        Ok(OwnedFd::from_raw_fd(raw))
+    }
+}
+
 /// Duplicates a descriptor.
 pub fn duplicate(fd: &impl AsFd) -> std::io::Result<OwnedFd> {
     fd.as_fd().try_clone_to_owned()

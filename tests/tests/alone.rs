@@ -393,3 +393,39 @@ fn the_bench_measures_both_ways_to_the_bytes_and_leaves_nothing() -> Result<()> 
     ensure!(!refused.status.success(), "17 MiB were accepted");
     Ok(())
 }
+
+#[test]
+fn a_hundred_thousand_files_need_little_memory_and_few_descriptors() -> Result<()> {
+    const MEMORY_KIB_MAX: u64 = 256 << 10;
+    let node = Alone::new(1 << 30)?;
+    // Far fewer descriptors than files.
+    node.sh("ulimit -n 4096 && $MOUNT $P")?;
+    node.sh(
+        "mkdir /scr/many.tmp && cd /scr/many.tmp && d=0 && while [ $d -lt 100 ]; do \
+         mkdir $d && cd $d && i=0 && while [ $i -lt 1000 ]; do \
+         echo $d.$i > rank_$i.h5 || exit 1; i=$((i+1)); done; cd ..; d=$((d+1)); done",
+    )?;
+    node.sh("mv /scr/many.tmp /scr/many && $SCRFS wait many --for flushed")?;
+    for place in ["/scr/many", "$P/many"] {
+        let listed = node.sh(&format!(
+            "find {place} -type f -size -2 | wc -l; find {place} -type f -exec cat {{}} + | sort | cksum"
+        ))?;
+        let expected = node.sh(
+            "echo 100000; d=0; while [ $d -lt 100 ]; do i=0; while [ $i -lt 1000 ]; do \
+             echo $d.$i; i=$((i+1)); done; d=$((d+1)); done | sort | cksum",
+        )?;
+        ensure!(listed == expected, "{place}: {listed} for {expected}");
+    }
+    let daemon = "$(grep -o '\"pid\": *[0-9]*' $C/daemon.json | grep -o '[0-9]*')";
+    let coordinator = format!("$(cat /proc/{daemon}/task/*/children | tr -d ' ')");
+    for process in [daemon, &coordinator] {
+        let most: u64 = node
+            .sh(&format!(
+                "grep VmHWM /proc/{process}/status | grep -o '[0-9]*'"
+            ))?
+            .parse()?;
+        println!("at most {} MiB", most >> 10);
+        ensure!(most < MEMORY_KIB_MAX, "{most} KiB were used");
+    }
+    Ok(())
+}

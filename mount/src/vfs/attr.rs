@@ -80,7 +80,7 @@ pub struct SetAttr {
 
 /// Attributes of an inode as they are now.
 pub fn get(inode: &Inode) -> FsResult<Attr> {
-    Ok(Attr::of(&sys::stat(inode.fd())?))
+    Ok(Attr::of(&sys::stat(inode.fd()?.as_fd())?))
 }
 
 /// Changes them. `open` is a descriptor open for writing, when the program has one; `privileged`
@@ -94,7 +94,9 @@ pub fn set(
     if let Some(size) = wanted.size {
         let resize = || match open {
             Some(fd) => sys::truncate(fd, size),
-            None => sys::reopen(inode.fd(), libc::O_WRONLY | libc::O_NONBLOCK)
+            None => inode
+                .fd()
+                .and_then(|fd| sys::reopen(fd.as_fd(), libc::O_WRONLY | libc::O_NONBLOCK))
                 .and_then(|fd| sys::truncate(fd.as_fd(), size)),
         };
         if privileged {
@@ -104,14 +106,18 @@ pub fn set(
         }?;
     }
     if wanted.uid.is_some() || wanted.gid.is_some() {
-        sys::chown(inode.fd(), wanted.uid, wanted.gid)?;
+        sys::chown(inode.fd()?.as_fd(), wanted.uid, wanted.gid)?;
     }
     if let Some(mode) = wanted.mode {
-        sys::chmod(inode.fd(), mode)?;
+        sys::chmod(inode.fd()?.as_fd(), mode)?;
     }
     if wanted.atime.is_some() || wanted.mtime.is_some() {
         let atime = wanted.atime.unwrap_or(SetTime::Leave);
-        sys::set_times(inode.fd(), atime, wanted.mtime.unwrap_or(SetTime::Leave))?;
+        sys::set_times(
+            inode.fd()?.as_fd(),
+            atime,
+            wanted.mtime.unwrap_or(SetTime::Leave),
+        )?;
     }
     get(inode)
 }
@@ -161,7 +167,7 @@ pub fn get_xattr(inode: &Inode, name: &OsStr) -> FsResult<Vec<u8>> {
     if check_xattr(inode, name).is_err() {
         return Err(FsError::NoAttribute);
     }
-    Ok(sys::get_xattr(inode.fd(), name)?)
+    Ok(sys::get_xattr(inode.fd()?.as_fd(), name)?)
 }
 
 /// Names of the extended attributes that programs may use, each ended by a NUL.
@@ -169,7 +175,7 @@ pub fn list_xattrs(inode: &Inode) -> FsResult<Vec<u8>> {
     if inode.kind == libc::S_IFLNK {
         return Ok(Vec::new());
     }
-    let all = sys::list_xattrs(inode.fd())?;
+    let all = sys::list_xattrs(inode.fd()?.as_fd())?;
     Ok(all
         .split_inclusive(|&byte| byte == 0)
         .filter(|name| name.starts_with(b"user."))
@@ -181,11 +187,11 @@ pub fn list_xattrs(inode: &Inode) -> FsResult<Vec<u8>> {
 /// Sets an extended attribute.
 pub fn set_xattr(inode: &Inode, name: &OsStr, value: &[u8], flags: i32) -> FsResult<()> {
     check_xattr(inode, name)?;
-    Ok(sys::set_xattr(inode.fd(), name, value, flags)?)
+    Ok(sys::set_xattr(inode.fd()?.as_fd(), name, value, flags)?)
 }
 
 /// Removes an extended attribute.
 pub fn remove_xattr(inode: &Inode, name: &OsStr) -> FsResult<()> {
     check_xattr(inode, name)?;
-    Ok(sys::remove_xattr(inode.fd(), name)?)
+    Ok(sys::remove_xattr(inode.fd()?.as_fd(), name)?)
 }

@@ -260,6 +260,7 @@ impl Vfs {
         let attr = self.control_attr(control)?;
         Ok(Entry {
             attr,
+            generation: 0,
             entry_ttl: Duration::ZERO,
             attr_ttl: Duration::ZERO,
         })

@@ -82,6 +82,7 @@ impl Vfs {
         let entry_ttl = if fixed { TTL } else { Duration::ZERO };
         Ok(Entry {
             attr,
+            generation: inode.generation(),
             entry_ttl,
             attr_ttl: TTL,
         })
@@ -261,9 +262,9 @@ impl Vfs {
         let (name, new_name) = (from.1.to_owned(), to.1.to_owned());
         let operation = move |_: &Arc<Self>, _: &mut PassGuard| {
             Ok(sys::rename_at(
-                source.fd(),
+                source.fd()?.as_fd(),
                 &name,
-                target.fd(),
+                target.fd()?.as_fd(),
                 &new_name,
                 flags,
             )?)
@@ -280,7 +281,8 @@ impl Vfs {
         new_name: &OsStr,
         flags: u32,
     ) -> FsResult<Option<DirectoryChange>> {
-        let is_directory = |inode: &Inode, name: &OsStr| match open_path(inode.fd(), name) {
+        let is_directory = |inode: &Inode, name: &OsStr| match open_path(inode.fd()?.as_fd(), name)
+        {
             Ok(fd) => Ok(Some(
                 sys::stat(fd.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR,
             )),
@@ -369,7 +371,7 @@ impl Vfs {
     ) {
         let name = name.to_owned();
         self.change_in(parent, answer, move |parent, _| {
-            Ok(sys::unlink_at(parent.fd(), &name, false)?)
+            Ok(sys::unlink_at(parent.fd()?.as_fd(), &name, false)?)
         });
     }
 
@@ -389,7 +391,7 @@ impl Vfs {
             if !matches!(kind, 0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK) {
                 return Err(FsError::NotPermitted);
             }
-            sys::mknod_at(parent.fd(), &name, mode)?;
+            sys::mknod_at(parent.fd()?.as_fd(), &name, mode)?;
             vfs.made(parent, &name, caller, Some(mode & 0o7777))
         });
     }
@@ -406,7 +408,7 @@ impl Vfs {
         let (name, target) = (name.to_owned(), target.to_owned());
         let vfs = Arc::clone(self);
         self.change_in(parent, answer, move |parent, _| {
-            sys::symlink_at(&target, parent.fd(), &name)?;
+            sys::symlink_at(&target, parent.fd()?.as_fd(), &name)?;
             vfs.made(parent, &name, caller, None)
         });
     }
@@ -426,7 +428,7 @@ impl Vfs {
             if inode.dataset != parent.dataset {
                 return Err(FsError::OtherDataset);
             }
-            sys::link_at(inode.fd(), parent.fd(), &name)?;
+            sys::link_at(inode.fd()?.as_fd(), parent.fd()?.as_fd(), &name)?;
             vfs.entry(inode)
         });
     }
@@ -441,11 +443,17 @@ impl Vfs {
         mode: Option<u32>,
     ) -> FsResult<Entry> {
         let made = open_child(parent, name).and_then(|inode| {
-            attr::give(inode.fd(), parent.fd(), caller.uid, caller.gid, mode)?;
+            attr::give(
+                inode.fd()?.as_fd(),
+                parent.fd()?.as_fd(),
+                caller.uid,
+                caller.gid,
+                mode,
+            )?;
             self.entry(inode)
         });
         if made.is_err() {
-            let _ = sys::unlink_at(parent.fd(), name, false);
+            let _ = sys::unlink_at(parent.fd()?.as_fd(), name, false);
         }
         made
     }
@@ -470,7 +478,7 @@ impl Vfs {
     /// What a symbolic link says.
     pub fn readlink(&self, ino: u64) -> FsResult<Vec<u8>> {
         match self.node(ino)? {
-            Node::File(inode) => Ok(sys::read_link(inode.fd())?),
+            Node::File(inode) => Ok(sys::read_link(inode.fd()?.as_fd())?),
             Node::Control(control) => self.control_link(control),
             Node::Root => Err(FsError::Invalid),
         }
@@ -492,7 +500,10 @@ impl Vfs {
                     .collect()
             }
             Ok(Node::File(inode)) => {
-                if let Ok(fd) = sys::reopen(inode.fd(), libc::O_RDONLY | libc::O_DIRECTORY)
+                let opened = inode
+                    .fd()
+                    .and_then(|fd| sys::reopen(fd.as_fd(), libc::O_RDONLY | libc::O_DIRECTORY));
+                if let Ok(fd) = opened
                     && let Err(error) = std::fs::File::from(fd).sync_all()
                 {
                     let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
@@ -579,13 +590,13 @@ impl Vfs {
             return Ok(RelPath::new(name.as_bytes())?);
         }
         // A removed directory has no path; the kernel would append ` (deleted)` to its old one.
-        if sys::stat(parent.fd())?.st_nlink == 0 {
+        if sys::stat(parent.fd()?.as_fd())?.st_nlink == 0 {
             return Err(FsError::Missing);
         }
         let path = |fd: BorrowedFd<'_>| {
             std::fs::read_link(OsStr::from_bytes(sys::proc_path(fd).as_bytes()))
         };
-        let (Ok(top), Ok(here)) = (path(tree.fd()), path(parent.fd())) else {
+        let (Ok(top), Ok(here)) = (path(tree.fd()?.as_fd()), path(parent.fd()?.as_fd())) else {
             return Err(FsError::Broken);
         };
         let below = here.strip_prefix(&top).map_err(|_| FsError::Missing)?;
@@ -635,12 +646,12 @@ fn open_child(parent: &Arc<Inode>, name: &OsStr) -> FsResult<Arc<Inode>> {
     if matches!(name.as_bytes(), b"." | b"..") {
         return Err(FsError::Invalid);
     }
-    let fd = open_path(parent.fd(), name)?;
-    Ok(Arc::new(Inode::new(fd, parent.dataset)?))
+    let fd = open_path(parent.fd()?.as_fd(), name)?;
+    Ok(Arc::new(parent.sibling(fd)?))
 }
 
 fn is_empty(directory: &Inode) -> FsResult<bool> {
-    let fd = sys::reopen(directory.fd(), libc::O_RDONLY | libc::O_DIRECTORY)?;
+    let fd = sys::reopen(directory.fd()?.as_fd(), libc::O_RDONLY | libc::O_DIRECTORY)?;
     let entries = sys::read_directory(fd.as_fd(), 0)?;
     Ok(entries
         .iter()
@@ -652,7 +663,7 @@ fn is_empty(directory: &Inode) -> FsResult<bool> {
 fn walk(tree: &Inode, path: &RelPath) -> FsResult<(OwnedFd, OsString)> {
     let mut parts: Vec<&[u8]> = path.as_bytes().split(|&byte| byte == b'/').collect();
     let last = parts.pop().unwrap_or_default();
-    let mut fd = sys::duplicate(&tree.fd()).map_err(|_| FsError::Broken)?;
+    let mut fd = sys::duplicate(&tree.fd()?.as_fd()).map_err(|_| FsError::Broken)?;
     for part in parts {
         let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
         fd = sys::open_at(fd.as_fd(), OsStr::from_bytes(part), flags, 0)?;

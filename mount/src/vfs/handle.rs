@@ -9,7 +9,7 @@ use super::gates::GateCell;
 use super::inode::{Backing, Inode};
 use crate::sys;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -68,7 +68,7 @@ impl Open {
             return Ok(fd);
         }
         // Two threads may both open it; the second descriptor is closed at once.
-        let opened = sys::reopen(inode.fd(), *flags)?;
+        let opened = sys::reopen(inode.fd()?.as_fd(), *flags)?;
         Ok(file.get_or_init(|| opened))
     }
 }

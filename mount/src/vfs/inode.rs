@@ -1,8 +1,8 @@
 //! Inodes the kernel knows, by number.
 //!
-//! The number is the backing inode's own, so that it stays the same over a restart of the daemon; an
-//! `O_PATH` descriptor per inode keeps the number from being reused and stands for the file whatever
-//! its names are. All cache files lie on one filesystem, so numbers are unique. The top has number
+//! The number is the backing inode's own, so that it stays the same over a restart of the daemon.
+//! [`super::descriptors`] finds the file, whatever its names are; while an inode is open its descriptor
+//! is kept, so that a deleted file stays what it is. All cache files lie on one filesystem, so numbers are unique. The top has number
 //! 1; virtual entries have [`VIRTUAL_BIT`] set.
 //!
 //! Invariant: *one data path per inode while it is open*. The kernel refuses to mix passthrough with
@@ -10,8 +10,10 @@
 //!
 //! What it does not do: it does not know names or parents.
 
+use super::descriptors::{Descriptors, Place};
 use super::{FsError, FsResult};
 use crate::sys;
+use nix::errno::Errno;
 use scrfs::id::DatasetId;
 use std::any::Any;
 use std::collections::HashMap;
@@ -38,6 +40,8 @@ enum DataPath {
 #[derive(Debug)]
 struct Opens {
     count: u64,
+    /// Of a file that is open: it may have no name any more.
+    kept: Option<Arc<OwnedFd>>,
     path: DataPath,
 }
 
@@ -50,13 +54,14 @@ pub struct Inode {
     pub kind: u32,
     /// The dataset it belongs to; never changes, because nothing moves between datasets.
     pub dataset: DatasetId,
-    fd: OwnedFd,
+    place: Place,
+    descriptors: Arc<Descriptors>,
     opens: Mutex<Opens>,
 }
 
 impl Inode {
     /// Takes an `O_PATH` descriptor.
-    pub fn new(fd: OwnedFd, dataset: DatasetId) -> FsResult<Self> {
+    pub fn new(fd: OwnedFd, dataset: DatasetId, descriptors: &Arc<Descriptors>) -> FsResult<Self> {
         let stat = sys::stat(fd.as_fd())?;
         if stat.st_ino == ROOT || stat.st_ino & VIRTUAL_BIT != 0 {
             tracing::error!(
@@ -67,20 +72,37 @@ impl Inode {
         }
         let opens = Opens {
             count: 0,
+            kept: None,
             path: DataPath::Served,
         };
         Ok(Self {
             ino: stat.st_ino,
             kind: stat.st_mode & libc::S_IFMT,
             dataset,
-            fd,
+            place: descriptors.place(fd, &stat),
+            descriptors: Arc::clone(descriptors),
             opens: Mutex::new(opens),
         })
     }
 
-    /// The `O_PATH` descriptor.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    /// An inode of the same dataset, by its `O_PATH` descriptor.
+    pub fn sibling(&self, fd: OwnedFd) -> FsResult<Self> {
+        Self::new(fd, self.dataset, &self.descriptors)
+    }
+
+    /// An `O_PATH` descriptor of it; ESTALE when it was deleted and nobody has it open.
+    pub fn fd(&self) -> Result<Arc<OwnedFd>, Errno> {
+        let opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = &opens.kept {
+            return Ok(Arc::clone(kept));
+        }
+        drop(opens);
+        self.descriptors.get(&self.place)
+    }
+
+    /// Tells inodes apart that have one number, one after the other.
+    pub fn generation(&self) -> u64 {
+        self.place.generation()
     }
 
     /// Whether it is a directory.
@@ -95,13 +117,17 @@ impl Inode {
         register: Option<impl FnOnce(BorrowedFd<'_>) -> std::io::Result<Backing>>,
     ) -> FsResult<Option<Backing>> {
         let mut opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner);
+        let fd = match &opens.kept {
+            Some(kept) => Arc::clone(kept),
+            None => self.descriptors.get(&self.place)?,
+        };
         let known = match &opens.path {
             DataPath::Passthrough(weak) => weak.upgrade(),
             DataPath::Served => None,
         };
         let backing = match (known, register) {
             (Some(backing), _) => Some(backing),
-            (None, Some(register)) if opens.count == 0 => match register(self.fd()) {
+            (None, Some(register)) if opens.count == 0 => match register(fd.as_fd()) {
                 Ok(backing) => Some(backing),
                 Err(error) => {
                     tracing::warn!(ino = self.ino, %error, "no passthrough for this file");
@@ -114,6 +140,7 @@ impl Inode {
             Some(backing) => DataPath::Passthrough(Arc::downgrade(backing)),
             None => DataPath::Served,
         };
+        opens.kept = Some(fd);
         opens.count += 1;
         Ok(backing)
     }
@@ -124,6 +151,7 @@ impl Inode {
         opens.count = opens.count.saturating_sub(1);
         if opens.count == 0 {
             opens.path = DataPath::Served;
+            opens.kept = None;
         }
     }
 }
@@ -148,13 +176,18 @@ impl Inodes {
     }
 
     /// The kernel is about to be told of `inode`: counts a lookup, and returns the one object that
-    /// stands for it.
+    /// stands for it. A number that another inode had before now stands for the new one; the kernel
+    /// tells them apart by their generation.
     pub fn remember(&self, inode: Arc<Inode>) -> Arc<Inode> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = table
-            .entry(inode.ino)
-            .or_insert(Known { inode, lookups: 0 });
+        let known = table.entry(inode.ino).or_insert_with(|| Known {
+            inode: Arc::clone(&inode),
+            lookups: 0,
+        });
         known.lookups += 1;
+        if known.inode.generation() != inode.generation() {
+            known.inode = inode;
+        }
         Arc::clone(&known.inode)
     }
 
@@ -193,7 +226,8 @@ mod tests {
     fn inode() -> (tempfile::NamedTempFile, Arc<Inode>) {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         let fd = nix::fcntl::open(file.path(), OFlag::O_PATH, nix::sys::stat::Mode::empty());
-        let inode = Inode::new(fd.expect("open"), DatasetId(1)).expect("an inode");
+        let descriptors = Descriptors::new(64);
+        let inode = Inode::new(fd.expect("open"), DatasetId(1), &descriptors).expect("an inode");
         (file, Arc::new(inode))
     }
 

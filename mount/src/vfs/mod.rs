@@ -19,6 +19,7 @@
 pub mod alias;
 pub mod attr;
 pub mod control_dir;
+pub mod descriptors;
 pub mod dir;
 pub mod file;
 pub mod gates;
@@ -34,6 +35,7 @@ mod tests;
 use crate::gate::Notice;
 use attr::Attr;
 use control_dir::ControlNode;
+use descriptors::Descriptors;
 use gates::{GateCell, PassGuard};
 use handle::Handles;
 use inode::{Inode, Inodes, ROOT};
@@ -137,6 +139,8 @@ pub struct Caller {
 pub struct Entry {
     /// Attributes, the inode number among them.
     pub attr: Attr,
+    /// Tells inodes apart that have one number, one after the other.
+    pub generation: u64,
     /// How long the kernel may believe the name.
     pub entry_ttl: Duration,
     /// How long it may believe the attributes.
@@ -158,6 +162,8 @@ pub struct Settings {
     pub config_text: String,
     /// Text of `.scr/daemon`.
     pub daemon_text: String,
+    /// How many files this process may have open.
+    pub files: u64,
     /// Owner, group and mode of the top directory.
     pub top: (u32, u32, u32),
     /// Tells whether a thread is inside `rename`.
@@ -181,6 +187,7 @@ pub struct Vfs {
     settings: Settings,
     names: RwLock<namespace::Names>,
     inodes: Inodes,
+    descriptors: Arc<Descriptors>,
     handles: Handles,
     requests: Arc<Requests>,
     /// How the bytes travel, for people; set once when mounted.
@@ -202,6 +209,7 @@ impl Vfs {
     pub fn new(settings: Settings) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
+            descriptors: Descriptors::new(settings.files),
             settings,
             names: RwLock::default(),
             inodes: Inodes::default(),

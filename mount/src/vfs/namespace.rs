@@ -178,28 +178,45 @@ impl Vfs {
         }
     }
 
-    fn open_tree(&self, id: DatasetId, own: Option<Slot>) -> Option<Arc<Inode>> {
+    /// The directory with the dataset's files; `None` when there is none on this node.
+    fn open_tree(&self, id: DatasetId, own: Option<Slot>) -> std::io::Result<Option<Arc<Inode>>> {
+        let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
         let cache = &self.settings().cache;
-        let mut slots: Vec<Slot> = std::fs::read_dir(cache.dataset(id))
-            .ok()?
-            .filter_map(|entry| {
-                entry
-                    .ok()?
-                    .file_name()
-                    .to_str()
-                    .and_then(parse_slot_directory)
-            })
-            .filter(|(_, keep)| *keep == Keep::Own)
-            .map(|(slot, _)| slot)
-            .collect();
+        let mut slots = Vec::new();
+        match std::fs::read_dir(cache.dataset(id)) {
+            Ok(entries) => {
+                for entry in entries {
+                    let name = entry?.file_name();
+                    if let Some((slot, Keep::Own)) = name.to_str().and_then(parse_slot_directory) {
+                        slots.push(slot);
+                    }
+                }
+            }
+            Err(error) if absent(&error) => {}
+            Err(error) => return Err(error),
+        }
         slots.sort_by_key(|slot| (Some(*slot) != own, *slot));
-        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
-        slots.into_iter().find_map(|slot| {
+        for slot in slots {
             let path = cache.tree(id, slot);
-            let parent = std::fs::File::open(path.parent()?).ok()?;
-            let fd = sys::open_at(parent.as_fd(), path.file_name()?, flags, 0).ok()?;
-            Inode::new(fd, id).ok().map(Arc::new)
-        })
+            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+                continue;
+            };
+            let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+            let fd = std::fs::File::open(parent)
+                .and_then(|parent| Ok(sys::open_at(parent.as_fd(), name, flags, 0)?));
+            match fd {
+                Ok(fd) => {
+                    let inode = Inode::new(fd, id, &self.descriptors);
+                    let inode = inode.map_err(|error| {
+                        std::io::Error::from_raw_os_error(crate::errno::errno_of(&error))
+                    })?;
+                    return Ok(Some(Arc::new(inode)));
+                }
+                Err(error) if absent(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     /// A dataset is now as `record` says.
@@ -213,9 +230,13 @@ impl Vfs {
         // Since it was last told of, its files may have been dropped and brought back: then another
         // directory stands in their place.
         let tree = match (known, self.open_tree(id, own)) {
-            (Some(known), Some(found)) if known.ino == found.ino => Some(known),
-            (known, None) if record.phase == Phase::Open => known,
-            (_, found) => found,
+            (Some(known), Ok(Some(found))) if known.ino == found.ino => Some(known),
+            (known, Ok(None)) if record.phase == Phase::Open => known,
+            (_, Ok(found)) => found,
+            (known, Err(error)) => {
+                tracing::error!(dataset = %id, name = %record.name, %error, "cannot open its files");
+                known
+            }
         };
         if tree.is_none() && matches!(record.phase, Phase::Open | Phase::Sealed) {
             tracing::warn!(dataset = %id, name = %record.name, "no files of it on this node");

@@ -35,6 +35,7 @@ impl World {
     fn new(is_renaming: fn(u32) -> Option<bool>) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let vfs = Vfs::new(Settings {
+            files: 1024,
             cache: CachePaths::at(directory.path()),
             is_temporary: Box::new(|name| name.as_bytes().ends_with(b".tmp")),
             grace: Duration::from_secs(60),

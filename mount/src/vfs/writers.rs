@@ -29,7 +29,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Whether a file below `tree` is open for writing.
 pub fn is_written(tree: &Inode) -> FsResult<bool> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-    let mut directories = vec![sys::reopen(tree.fd(), flags)?];
+    let mut directories = vec![sys::reopen(tree.fd()?.as_fd(), flags)?];
     while let Some(directory) = directories.pop() {
         if scan(&directory, &mut directories)? {
             return Ok(true);
