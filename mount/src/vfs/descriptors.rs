@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Descriptors kept at the least and at the most, as far as the limit of open files allows.
@@ -28,8 +29,13 @@ const KEPT: (u64, u64) = (16, 4096);
 pub(super) enum Place {
     /// By a descriptor of its own.
     Held(Arc<OwnedFd>),
-    /// By its handle, on the device of that number.
-    Named(Handle),
+    /// By its handle.
+    Named {
+        /// What it is.
+        handle: Handle,
+        /// Whether a descriptor is kept on behalf of this very object.
+        keeps: AtomicBool,
+    },
 }
 
 impl Place {
@@ -38,7 +44,7 @@ impl Place {
     pub(super) fn generation(&self) -> u64 {
         match self {
             Self::Held(_) => 0,
-            Self::Named(handle) => handle.file.generation(),
+            Self::Named { handle, .. } => handle.file.generation(),
         }
     }
 }
@@ -80,8 +86,20 @@ impl Descriptors {
         if self.device(&handle, &fd, stat).is_none() {
             return Place::Held(fd);
         }
-        self.keep(handle.clone(), fd);
-        Place::Named(handle)
+        let keeps = AtomicBool::new(self.keep(&handle, fd));
+        Place::Named { handle, keeps }
+    }
+
+    /// Nobody needs that inode any more: a deleted file must not hold its space.
+    pub(super) fn forget(&self, place: &Place) {
+        if let Place::Named { handle, keeps } = place
+            && keeps.load(Ordering::Relaxed)
+        {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let dropped = kept.pop(handle);
+            drop(kept);
+            drop(dropped);
+        }
     }
 
     /// The descriptor of that inode.
@@ -89,9 +107,9 @@ impl Descriptors {
     /// # Errors
     /// ESTALE when the inode is gone, EMFILE when too many files are open.
     pub(super) fn get(&self, place: &Place) -> Result<Arc<OwnedFd>, Errno> {
-        let handle = match place {
+        let (handle, keeps) = match place {
             Place::Held(fd) => return Ok(Arc::clone(fd)),
-            Place::Named(handle) => handle,
+            Place::Named { handle, keeps } => (handle, keeps),
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(fd) = kept.get(handle) {
@@ -104,16 +122,23 @@ impl Descriptors {
         let device = device.ok_or(Errno::ESTALE)?;
         let fd = sys::open_handle(device.as_fd(), &handle.file, libc::O_PATH)?;
         let fd = Arc::new(fd);
-        self.keep(handle.clone(), Arc::clone(&fd));
+        if self.keep(handle, Arc::clone(&fd)) {
+            keeps.store(true, Ordering::Relaxed);
+        }
         Ok(fd)
     }
 
-    fn keep(&self, handle: Handle, fd: Arc<OwnedFd>) {
+    /// Keeps a descriptor, if there is none yet, and says whether there was none.
+    fn keep(&self, handle: &Handle, fd: Arc<OwnedFd>) -> bool {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let dropped = kept.push(handle, fd);
+        if kept.get(handle).is_some() {
+            return false;
+        }
+        let dropped = kept.push(handle.clone(), fd);
         // Closing may free a deleted file: not under the lock.
         drop(kept);
         drop(dropped);
+        true
     }
 
     /// A descriptor on the device, made when the first directory of it is seen.
@@ -203,6 +228,7 @@ mod tests {
         let held = descriptors.get(&old).expect("found");
         fs::remove_file(&path).expect("remove");
         drop(held);
+        descriptors.forget(&old);
         for number in 0..32 {
             let other = dir.path().join(number.to_string());
             fs::write(&other, "new").expect("write");

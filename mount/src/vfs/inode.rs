@@ -156,6 +156,12 @@ impl Inode {
     }
 }
 
+impl Drop for Inode {
+    fn drop(&mut self) {
+        self.descriptors.forget(&self.place);
+    }
+}
+
 #[derive(Debug)]
 struct Known {
     inode: Arc<Inode>,
