@@ -95,6 +95,11 @@ impl Place {
         self.cache().join(format!("scrfs.{uid}")).join("test")
     }
 
+    /// The daemon's log.
+    pub fn log(&self) -> PathBuf {
+        self.job().join("daemon.log")
+    }
+
     /// The control socket.
     pub fn socket(&self) -> PathBuf {
         self.job().join("control.sock")

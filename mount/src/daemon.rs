@@ -14,7 +14,8 @@ use crate::fuse::{MountSettings, Mounted};
 use crate::heartbeat::{Heartbeat, Pulse};
 use crate::vfs::{Settings, Vfs, alias};
 use crate::{mountpoint, sys};
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
 use scrfs::config::{Config, Provenance};
@@ -215,10 +216,33 @@ pub fn read_daemon_file(cache: &CachePaths) -> Option<DaemonFile> {
     serde_json::from_slice(&text).ok()
 }
 
-/// Waits for the daemon that holds the lock to answer at its socket.
-fn find_live(cache: &CachePaths) -> Option<DaemonFile> {
+/// Who has the cache.
+enum Claim {
+    /// This process, with the lock.
+    Mine(Flock<File>),
+    /// The daemon that answers.
+    Theirs(DaemonFile),
+}
+
+/// Takes the lock of the cache, or finds the daemon that holds it. A daemon that was just killed holds
+/// it until its last thread is gone, one that just started does not answer yet: both for a moment.
+fn claim(cache: &CachePaths) -> anyhow::Result<Claim> {
+    let path = cache.lock();
+    let mut lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
     let deadline = Instant::now() + READY_PATIENCE;
-    while Instant::now() < deadline {
+    loop {
+        lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Claim::Mine(lock)),
+            Err((lock, Errno::EWOULDBLOCK)) => lock,
+            Err((_, error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        };
         if let Some(file) = read_daemon_file(cache)
             && crate::control::connect(&file.socket).is_ok()
             && matches!(
@@ -226,11 +250,13 @@ fn find_live(cache: &CachePaths) -> Option<DaemonFile> {
                 Ok(mountpoint::Found::LiveScrfs)
             )
         {
-            return Some(file);
+            return Ok(Claim::Theirs(file));
+        }
+        if Instant::now() >= deadline {
+            bail!("a daemon holds {} but does not answer", path.display());
         }
         std::thread::park_timeout(Duration::from_millis(50));
     }
-    None
 }
 
 /// Starts a daemon, or finds the one that is there.
@@ -239,29 +265,18 @@ pub fn start(plan: Plan) -> Result<Started, Failure> {
     check_fuse()?;
     check_prefix(&plan.config.prefix)?;
     make_cache(&cache)?;
-    let lock_path = cache.lock();
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock_path)
-        .with_context(|| format!("cannot open {}", lock_path.display()))?;
-    let lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => lock,
-        Err(_) => {
-            let found = find_live(&cache).ok_or_else(|| {
-                anyhow!("a daemon holds {} but does not answer", lock_path.display())
-            })?;
-            if found.mountpoint != plan.mountpoint {
-                return Err(Failure::failed(anyhow!(
-                    "the cache {} is in use by the daemon at {} (pid {}); give another --job or \
-                     --cache",
-                    cache.root().display(),
-                    found.mountpoint.display(),
-                    found.pid
-                )));
-            }
+    let lock = match claim(&cache)? {
+        Claim::Mine(lock) => lock,
+        Claim::Theirs(found) if found.mountpoint == plan.mountpoint => {
             return Ok(Started::Already(found));
+        }
+        Claim::Theirs(found) => {
+            return Err(Failure::failed(anyhow!(
+                "the cache {} is in use by the daemon at {} (pid {}); give another --job or --cache",
+                cache.root().display(),
+                found.mountpoint.display(),
+                found.pid
+            )));
         }
     };
     check_mountpoint(&plan.mountpoint)?;
@@ -286,13 +301,13 @@ pub fn start(plan: Plan) -> Result<Started, Failure> {
             }
             None if words.is_empty() => Err(Failure::failed(anyhow!(
                 "the daemon died while it started; see {}",
-                cache.root().join("daemon.log").display()
+                cache.log().display()
             ))),
             None => Err(Failure::failed(anyhow!("{}", words.trim_end()))),
         };
     }
     drop(reader);
-    let log = cache.root().join("daemon.log");
+    let log = cache.log();
     let mut ready = Some(writer);
     let code = match detach(&log).and_then(|()| serve(plan, cache, lock, ready.take())) {
         Ok(()) => 0,
@@ -322,8 +337,30 @@ fn detach(log: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes the log to a file of its name again, after the old one was renamed.
+fn reopen_log(log: &Path) {
+    let reopened = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .and_then(|file| Ok(nix::unistd::dup2_stderr(&file)?));
+    match reopened {
+        Ok(()) => tracing::info!("the log goes on here"),
+        Err(error) => tracing::error!(log = %log.display(), %error, "cannot reopen the log"),
+    }
+}
+
+/// Tells the service manager, if one started this process.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        tracing::warn!(%error, "cannot tell the service manager");
+    }
+}
+
 struct Running {
     mountpoint: PathBuf,
+    /// Where the log goes; `None` in the foreground.
+    log: Option<PathBuf>,
     vfs: Arc<Vfs>,
     ending: AtomicBool,
     /// What to do once it is unmounted.
@@ -415,6 +452,7 @@ fn serve_inner(
     server.serve(listener)?;
     let running = Arc::new(Running {
         mountpoint: plan.mountpoint.clone(),
+        log: (!plan.foreground).then(|| cache.log()),
         vfs: Arc::clone(&vfs),
         ending: AtomicBool::new(false),
         farewell: Mutex::new(None),
@@ -460,6 +498,9 @@ fn serve_inner(
         move || {
             // Answered by the mount itself: so it is served.
             let answered = std::fs::metadata(mountpoint.join(".scr"));
+            if answered.is_ok() {
+                notify(sd_notify::NotifyState::Ready);
+            }
             let mut ready = ready.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(mut ready) = ready.take() {
                 let _ = match answered {
@@ -534,15 +575,21 @@ fn purge_cache(cache: &CachePaths) -> io::Result<()> {
 fn watch_signals(running: &Running, signals: &SigSet) {
     loop {
         match signals.wait() {
-            // The terminal it was started from is gone, or somebody opened a file while it was asked
-            // for writers: no reason to go.
-            Ok(Signal::SIGHUP | Signal::SIGIO) | Err(_) => {}
+            // The terminal it was started from is gone, or the log was moved: no reason to go.
+            Ok(Signal::SIGHUP) => {
+                if let Some(log) = &running.log {
+                    reopen_log(log);
+                }
+            }
+            // Somebody opened a file while it was asked for writers.
+            Ok(Signal::SIGIO) | Err(_) => {}
             Ok(signal) => {
                 if running.ending.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%signal, "again: leaving at once");
                     std::process::exit(1);
                 }
                 tracing::info!(%signal, "unmounting");
+                notify(sd_notify::NotifyState::Stopping);
                 if let Err(error) = mountpoint::unmount(&running.mountpoint, false) {
                     tracing::warn!(%error, "in use: it goes when its last user does");
                     if let Err(error) = mountpoint::unmount(&running.mountpoint, true) {

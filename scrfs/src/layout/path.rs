@@ -70,6 +70,11 @@ impl CachePaths {
         self.root.join("daemon.json")
     }
 
+    /// The daemon's log, when it runs in the background.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("daemon.log")
+    }
+
     /// The daemon's socket.
     pub fn socket(&self) -> PathBuf {
         self.root.join("control.sock")
