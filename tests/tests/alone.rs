@@ -7,7 +7,9 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use scrfs_tests::{Cluster, binary, wait_until};
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::Output;
 use std::time::Duration;
@@ -427,5 +429,54 @@ fn a_hundred_thousand_files_need_little_memory_and_few_descriptors() -> Result<(
         println!("at most {} MiB", most >> 10);
         ensure!(most < MEMORY_KIB_MAX, "{most} KiB were used");
     }
+    Ok(())
+}
+
+#[test]
+fn odd_names_reach_the_prefix_and_come_back_and_swapped_files_do_not() -> Result<()> {
+    let node = Alone::new(64 << 20)?;
+    node.mount()?;
+    let made = node.site.path().join("odd");
+    let names: [&[u8]; 8] = [
+        b"a\nb",
+        b"-rf",
+        b" x ",
+        b"$(id)",
+        b"...",
+        b"\x01\x1b",
+        b"\xff\xfe",
+        b"%s",
+    ];
+    for name in names.map(OsStr::from_bytes) {
+        fs::create_dir_all(made.join(name))?;
+        fs::write(made.join(name).join(name), name.as_bytes())?;
+    }
+    node.sh("cp -a $P/../odd /scr/odd.tmp")?;
+    node.sh("mv /scr/odd.tmp /scr/odd && $SCRFS wait odd --for flushed")?;
+    let sum = |place: &str| {
+        node.sh(&format!(
+            "cd {place} && find . -print0 | sort -z | tar --null --no-recursion -T - -cf - \
+             --mtime=@0 --owner=0 --group=0 --mode=0700 | cksum"
+        ))
+    };
+    let written = sum("$P/../odd")?;
+    ensure!(sum("/scr/odd")? == written, "other names in the mount");
+    ensure!(sum("$P/odd")? == written, "other names in the prefix");
+    // Everything here is lost, and comes back from the prefix.
+    node.sh("$SCRFS unmount /scr --purge")?;
+    node.mount()?;
+    node.sh("until [ -e /scr/odd ]; do sleep 0.05; done")?;
+    ensure!(sum("/scr/odd")? == written, "other names after a fetch");
+
+    // Whoever can write to the cache puts a link to a secret in the place of a file.
+    node.sh("echo classified > $P/secret && mkdir /scr/bad.tmp && echo mine > /scr/bad.tmp/file")?;
+    node.sh(
+        "cd $C/datasets/*/slot.0/tree && test -e file || cd $C/datasets/2/slot.0/tree && \
+         rm file && ln -s $P/secret file",
+    )?;
+    let _ = node.try_sh("mv /scr/bad.tmp /scr/bad && timeout 5 $SCRFS wait bad --for flushed")?;
+    let found =
+        node.sh("find $P -type f -not -name secret -exec cat {} + | grep -c classified; true")?;
+    ensure!(found == "0", "the secret was followed into the prefix");
     Ok(())
 }

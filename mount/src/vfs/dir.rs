@@ -593,12 +593,12 @@ impl Vfs {
         if sys::stat(parent.fd()?.as_fd())?.st_nlink == 0 {
             return Err(FsError::Missing);
         }
+        // ENAMETOOLONG when it is so deep that no path can say it.
         let path = |fd: BorrowedFd<'_>| {
             std::fs::read_link(OsStr::from_bytes(sys::proc_path(fd).as_bytes()))
+                .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
         };
-        let (Ok(top), Ok(here)) = (path(tree.fd()?.as_fd()), path(parent.fd()?.as_fd())) else {
-            return Err(FsError::Broken);
-        };
+        let (top, here) = (path(tree.fd()?.as_fd())?, path(parent.fd()?.as_fd())?);
         let below = here.strip_prefix(&top).map_err(|_| FsError::Missing)?;
         Ok(RelPath::new(below.as_os_str().as_bytes())?.join(name.as_bytes())?)
     }
