@@ -109,7 +109,7 @@ fn file_attr(attr: &Attr) -> FileAttr {
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
-        rdev: 0,
+        rdev: attr.rdev,
         blksize: attr.blksize,
         flags: 0,
     }
@@ -294,11 +294,12 @@ impl Filesystem for Kernel {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _rdev: u32,
+        rdev: u32,
         reply: ReplyEntry,
     ) {
+        let kind = (mode, rdev);
         self.vfs
-            .mknod(caller(request), parent.0, name, mode, answer_entry(reply));
+            .mknod(caller(request), parent.0, name, kind, answer_entry(reply));
     }
 
     fn mkdir(
@@ -692,6 +693,7 @@ impl Filesystem for Kernel {
 }
 
 const NO_ATTR: Attr = Attr {
+    rdev: 0,
     ino: 0,
     size: 0,
     blocks: 0,

@@ -141,11 +141,19 @@ pub fn mkdir_at(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<(), Errn
     unsafe { Errno::result(libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode)).map(drop) }
 }
 
-/// Makes a file, pipe or socket; `mode` includes the type.
-pub fn mknod_at(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<(), Errno> {
+/// Makes a file, pipe, socket or the device of that number; `mode` includes the type.
+pub fn mknod_at(dir: BorrowedFd<'_>, name: &OsStr, mode: u32, rdev: u32) -> Result<(), Errno> {
     let name = c_name(name)?;
     // SAFETY: `name` is NUL-terminated and lives across the call.
-    unsafe { Errno::result(libc::mknodat(dir.as_raw_fd(), name.as_ptr(), mode, 0)).map(drop) }
+    unsafe {
+        Errno::result(libc::mknodat(
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            mode,
+            rdev.into(),
+        ))
+        .map(drop)
+    }
 }
 
 /// Makes a symbolic link.

@@ -6,10 +6,10 @@
 
 use super::tree::{Tree, fail};
 use super::xattr;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid};
-use scrfs::layout::manifest::Entry;
+use scrfs::layout::manifest::{Entry, Node};
 use scrfs::store::StoreError;
 use std::fs::File;
 use std::io;
@@ -76,7 +76,17 @@ pub(crate) fn apply_mode_and_time(
         .map_err(fail("set the time of", path))
 }
 
-/// Applies owner and time of `entry` to what is not opened: a link, pipe or socket, whose mode was
+/// The type and device number of a node.
+pub(crate) fn node_type(node: Node) -> (SFlag, u64) {
+    match node {
+        Node::Fifo => (SFlag::S_IFIFO, 0),
+        Node::Socket => (SFlag::S_IFSOCK, 0),
+        Node::CharDevice(number) => (SFlag::S_IFCHR, number),
+        Node::BlockDevice(number) => (SFlag::S_IFBLK, number),
+    }
+}
+
+/// Applies owner and time of `entry` to what is not opened: a link, pipe, socket or device, whose mode was
 /// given when it was made (links have none).
 pub(crate) fn apply_unopened(tree: &Tree, entry: &Entry) -> Result<(), StoreError> {
     let found = tree.stat(&entry.path)?;

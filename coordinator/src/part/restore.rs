@@ -18,7 +18,6 @@ use super::log::Log;
 use super::records::{SealedPart, StoredManifest};
 use super::tree::{Tree, fail, remove_tree};
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
-use nix::sys::stat::SFlag;
 use nix::sys::time::TimeSpec;
 use scrfs::layout::manifest::{Entry, EntryKind, Manifest, Sums};
 use scrfs::layout::path::{CachePaths, Keep};
@@ -112,8 +111,7 @@ fn make(tree: &Tree, entry: &Entry) -> Result<(), StoreError> {
         }
         EntryKind::HardLink { to } => tree.make_hard_link(&entry.path, to),
         EntryKind::Symlink { target } => tree.make_link(&entry.path, target),
-        EntryKind::Fifo => tree.make_node(&entry.path, SFlag::S_IFIFO, 0o600),
-        EntryKind::Socket => tree.make_node(&entry.path, SFlag::S_IFSOCK, 0o600),
+        EntryKind::Node(node) => tree.make_node(&entry.path, attributes::node_type(*node), 0o600),
     }
 }
 
@@ -131,7 +129,7 @@ fn finish(tree: &Tree, manifest: &Manifest) -> Result<(), StoreError> {
             // Its first name has them.
             EntryKind::HardLink { .. } | EntryKind::Directory => {}
             EntryKind::Symlink { .. } => attributes::apply_unopened(tree, entry)?,
-            EntryKind::Fifo | EntryKind::Socket => {
+            EntryKind::Node(_) => {
                 tree.set_mode(&entry.path, entry.mode)?;
                 attributes::apply_unopened(tree, entry)?;
             }

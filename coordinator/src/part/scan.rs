@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 use nix::unistd::Whence;
 use scrfs::id::{DatasetId, Epoch, Slot};
-use scrfs::layout::manifest::{DataExtent, Entry, EntryKind, Manifest};
+use scrfs::layout::manifest::{DataExtent, Entry, EntryKind, Manifest, Node};
 use scrfs::name::RelPath;
 use std::collections::HashMap;
 use std::fs::File;
@@ -153,9 +153,13 @@ impl Scan {
                 target: self.tree.read_link(&path).map_err(failed)?,
             }
         } else if kind == SFlag::S_IFIFO {
-            EntryKind::Fifo
+            EntryKind::Node(Node::Fifo)
         } else if kind == SFlag::S_IFSOCK {
-            EntryKind::Socket
+            EntryKind::Node(Node::Socket)
+        } else if kind == SFlag::S_IFCHR {
+            EntryKind::Node(Node::CharDevice(found.st_rdev))
+        } else if kind == SFlag::S_IFBLK {
+            EntryKind::Node(Node::BlockDevice(found.st_rdev))
         } else {
             let path = self.tree.path_of(&path);
             return Err(PartError::Unsupported {

@@ -32,7 +32,7 @@ pub(crate) struct Described {
     kind: &'static str,
     mode: u32,
     owner: (u32, u32),
-    /// Sockets and links too.
+    /// Sockets, devices and links too.
     mtime: (i64, i64),
     content: Vec<u8>,
     /// First bytes and lengths of data, as the kernel tells them.
@@ -73,8 +73,15 @@ fn describe_below(root: &Path, directory: &Path, all: &mut BTreeMap<PathBuf, Des
             ("directory", vec![], vec![])
         } else if kind.is_fifo() {
             ("fifo", vec![], vec![])
-        } else {
+        } else if kind.is_socket() {
             ("socket", vec![], vec![])
+        } else {
+            let number = found.rdev().to_le_bytes().to_vec();
+            (
+                ["character", "block"][usize::from(kind.is_block_device())],
+                number,
+                vec![],
+            )
         };
         let xattrs = if kind.is_file() || kind.is_dir() {
             super::xattr::read_all(File::open(&path).unwrap()).unwrap()
@@ -145,7 +152,18 @@ pub(crate) fn random_tree(root: &Path, tag: u32, seed: u64) {
             1 => nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o640)).unwrap(),
             2 => {
                 let mode = Mode::from_bits_truncate(0o600);
-                nix::sys::stat::mknod(&path, SFlag::S_IFSOCK, mode, 0).unwrap();
+                // Only root makes devices.
+                let kinds = if nix::unistd::geteuid().is_root() {
+                    3
+                } else {
+                    1
+                };
+                let (kind, number) = [
+                    (SFlag::S_IFSOCK, 0),
+                    (SFlag::S_IFCHR, nix::sys::stat::makedev(4000, 3)),
+                    (SFlag::S_IFBLK, nix::sys::stat::makedev(7, 70_000)),
+                ][rng.random_range(0..kinds)];
+                nix::sys::stat::mknod(&path, kind, mode, number).unwrap();
             }
             3 | 4 if !files.is_empty() => {
                 fs::hard_link(&files[rng.random_range(0..files.len())], &path).unwrap();

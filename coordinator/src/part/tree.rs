@@ -241,15 +241,15 @@ impl Tree {
             .map_err(fail("make the link", &self.path_of(path)))
     }
 
-    /// Makes a named pipe or a socket's name.
+    /// Makes a named pipe, a socket's name, or the device of that number.
     pub(crate) fn make_node(
         &self,
         path: &RelPath,
-        kind: SFlag,
+        (kind, number): (SFlag, u64),
         mode: u32,
     ) -> Result<(), StoreError> {
         let (parent, name) = self.parent(path)?;
-        nix::sys::stat::mknodat(parent, name, kind, Mode::from_bits_truncate(mode), 0)
+        nix::sys::stat::mknodat(parent, name, kind, Mode::from_bits_truncate(mode), number)
             .map_err(fail("make the node", &self.path_of(path)))
     }
 
@@ -271,7 +271,7 @@ impl Tree {
         .map_err(fail("remove", &self.path_of(path)))
     }
 
-    /// Sets owner and group of what is not opened: links, pipes, sockets.
+    /// Sets owner and group of what is not opened: links, pipes, sockets, devices.
     pub(crate) fn set_owner(&self, path: &RelPath, uid: u32, gid: u32) -> Result<(), StoreError> {
         let (parent, name) = self.parent(path)?;
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
@@ -279,7 +279,7 @@ impl Tree {
             .map_err(fail("set the owner of", &self.path_of(path)))
     }
 
-    /// Sets the mode of what is not opened: a pipe or socket.
+    /// Sets the mode of what is not opened: a pipe, socket or device.
     pub(crate) fn set_mode(&self, path: &RelPath, mode: u32) -> Result<(), StoreError> {
         let whole = self.path_of(path);
         let node = open_beneath(

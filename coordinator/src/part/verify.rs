@@ -47,8 +47,14 @@ impl Log {
                 }
                 EntryKind::Directory => SFlag::S_IFDIR,
                 EntryKind::Symlink { .. } => SFlag::S_IFLNK,
-                EntryKind::Fifo => SFlag::S_IFIFO,
-                EntryKind::Socket => SFlag::S_IFSOCK,
+                EntryKind::Node(node) => {
+                    let (wanted, number) = super::attributes::node_type(*node);
+                    if found.st_rdev != number {
+                        let (wanted, found) = (number.to_string(), found.st_rdev.to_string());
+                        return Err(differs("device number", wanted, found));
+                    }
+                    wanted
+                }
             };
             if kind != wanted {
                 return Err(differs("type", format!("{wanted:?}"), format!("{kind:?}")));

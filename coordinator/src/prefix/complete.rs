@@ -17,7 +17,7 @@ use nix::sys::stat::SFlag;
 use nix::unistd::{Gid, Uid};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::index::{EntryState, IndexEntry, Replaced};
-use scrfs::layout::manifest::{Entry, EntryKind, Manifest, Sums};
+use scrfs::layout::manifest::{Entry, EntryKind, Manifest, Node, Sums};
 use scrfs::layout::record::{DatasetRecord, UnixMillis};
 use scrfs::name::RelPath;
 use scrfs::redundancy::Stream;
@@ -46,7 +46,7 @@ pub(super) struct Checked {
 enum Shared {
     Directory,
     Symlink(Vec<u8>),
-    Node(bool),
+    Node(Node),
     /// Never: bytes would be lost.
     Not(Slot),
 }
@@ -224,8 +224,7 @@ fn note(
     let shared = match &entry.kind {
         EntryKind::Directory => Shared::Directory,
         EntryKind::Symlink { target } => Shared::Symlink(target.clone()),
-        EntryKind::Fifo => Shared::Node(false),
-        EntryKind::Socket => Shared::Node(true),
+        EntryKind::Node(node) => Shared::Node(*node),
         EntryKind::File { .. } | EntryKind::HardLink { .. } => Shared::Not(slot),
     };
     if shared == Shared::Directory {
@@ -283,7 +282,7 @@ fn check_entry(tree: &Tree, dataset: DatasetId, entry: &Entry) -> Result<(), Pre
         EntryKind::Symlink { .. } => Some(SFlag::S_IFLNK),
         EntryKind::HardLink { .. } => None,
         // Where the prefix has none, the manifest remembers them.
-        EntryKind::Fifo | EntryKind::Socket => return Ok(()),
+        EntryKind::Node(_) => return Ok(()),
     };
     let found = there(tree.stat(&entry.path), tree, dataset, &entry.path)?;
     match wanted {

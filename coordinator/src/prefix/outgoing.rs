@@ -13,8 +13,7 @@
 use super::error::PrefixError;
 use crate::part::{Log, PartError, PartId, Tree, attributes, lock};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
-use nix::sys::stat::SFlag;
-use scrfs::layout::manifest::{Entry, EntryKind, Manifest};
+use scrfs::layout::manifest::{Entry, EntryKind, Manifest, Node};
 use scrfs::name::RelPath;
 use scrfs::store::StoreError;
 use std::collections::HashSet;
@@ -92,19 +91,18 @@ impl Outgoing {
                 tree.make_link(path, target)?;
                 attributes::apply_unopened(tree, entry)?;
             }
-            EntryKind::Fifo => self.make_node(entry, SFlag::S_IFIFO)?,
-            EntryKind::Socket => self.make_node(entry, SFlag::S_IFSOCK)?,
+            EntryKind::Node(node) => self.make_node(entry, *node)?,
         }
         Ok(())
     }
 
-    /// Pipes and sockets hold nothing; where the prefix has none, the manifest remembers them.
-    fn make_node(&self, entry: &Entry, kind: SFlag) -> Result<(), PrefixError> {
+    /// Pipes, sockets and devices hold nothing; where the prefix has none, the manifest remembers them.
+    fn make_node(&self, entry: &Entry, node: Node) -> Result<(), PrefixError> {
         let tree = self.log.tree();
         tree.unlink(&entry.path)?;
-        match tree.make_node(&entry.path, kind, 0o600) {
+        match tree.make_node(&entry.path, attributes::node_type(node), 0o600) {
             Err(error) if refused(&error) => {
-                tracing::warn!(path = ?error.path, "the prefix has no pipes or sockets");
+                tracing::warn!(path = ?error.path, "the prefix has no pipes, sockets or devices");
                 return Ok(());
             }
             other => other?,

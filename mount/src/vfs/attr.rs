@@ -34,6 +34,8 @@ pub struct Attr {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Device number, of a device.
+    pub rdev: u32,
     /// Best size of a read.
     pub blksize: u32,
 }
@@ -56,6 +58,8 @@ impl Attr {
             nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
             uid: stat.st_uid,
             gid: stat.st_gid,
+            // The kernel's numbers have 32 bits, which lie in the lower half here.
+            rdev: stat.st_rdev as u32,
             blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
         }
     }

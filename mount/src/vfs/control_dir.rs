@@ -316,6 +316,7 @@ impl Vfs {
             _ => (0, 0),
         };
         Ok(Attr {
+            rdev: 0,
             ino: control.ino(),
             size: size as u64,
             blocks: 0,

@@ -375,23 +375,20 @@ impl Vfs {
         });
     }
 
-    /// Makes a file, pipe or socket without opening it.
+    /// Makes a file, pipe, socket or device without opening it. The kernel lets only root make
+    /// devices.
     pub fn mknod(
         self: &Arc<Self>,
         caller: Caller,
         parent: u64,
         name: &OsStr,
-        mode: u32,
+        (mode, rdev): (u32, u32),
         answer: impl FnOnce(FsResult<Entry>) + Send + 'static,
     ) {
         let name = name.to_owned();
         let vfs = Arc::clone(self);
         self.change_in(parent, answer, move |parent, _| {
-            let kind = mode & libc::S_IFMT;
-            if !matches!(kind, 0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK) {
-                return Err(FsError::NotPermitted);
-            }
-            sys::mknod_at(parent.fd()?.as_fd(), &name, mode)?;
+            sys::mknod_at(parent.fd()?.as_fd(), &name, mode, rdev)?;
             vfs.made(parent, &name, caller, Some(mode & 0o7777))
         });
     }
@@ -623,6 +620,7 @@ impl Vfs {
         let time = newest.map_or((0, 0), super::control_dir::to_timespec);
         Attr {
             ino: ROOT,
+            rdev: 0,
             size: 0,
             blocks: 0,
             atime: time,

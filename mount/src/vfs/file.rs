@@ -95,7 +95,7 @@ impl Vfs {
         let name = name.to_owned();
         let vfs = Arc::clone(self);
         self.change_in(parent, answer, move |parent, pass| {
-            let made = match sys::mknod_at(parent.fd()?.as_fd(), &name, libc::S_IFREG | 0o600) {
+            let made = match sys::mknod_at(parent.fd()?.as_fd(), &name, libc::S_IFREG | 0o600, 0) {
                 Ok(()) => vfs.made(parent, &name, caller, Some(mode & 0o7777))?,
                 Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => {
                     let found = vfs.lookup_listed(parent, &name)?;

@@ -42,10 +42,21 @@ pub enum EntryKind {
         /// What it says, unchecked: it is never followed by scrfs.
         target: Vec<u8>,
     },
+    /// A name that holds nothing.
+    Node(Node),
+}
+
+/// What is known by its name alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Node {
     /// A named pipe.
     Fifo,
     /// A socket's name.
     Socket,
+    /// A character device, as the kernel numbers it (`st_rdev`); only root makes these.
+    CharDevice(u64),
+    /// A block device, likewise.
+    BlockDevice(u64),
 }
 
 /// One name below the dataset's root.
