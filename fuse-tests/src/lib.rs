@@ -1,5 +1,6 @@
 //! Tests of the mounted filesystem from outside: real mounts, real programs' system calls.
 //!
+//! - [`tools`] programs that others wrote to try filesystems
 //! - [`mounted`] a mount of its own for each test, taken down whatever happens
 //! - [`coordinator`] a coordinator of a cluster of one, just good enough to commit
 //!
@@ -8,6 +9,7 @@
 
 pub mod coordinator;
 pub mod mounted;
+pub mod tools;
 
 use std::time::{Duration, Instant};
 
