@@ -12,7 +12,7 @@ const LINES_MAX: usize = 800;
 const LONGER: [(&str, usize); 3] = [
     ("coordinator/src/mpi.rs", 945),
     ("coordinator/src/transfer.rs", 805),
-    ("mount/src/fuse.rs", 814),
+    ("mount/src/fuse.rs", 900),
 ];
 
 fn root() -> PathBuf {
