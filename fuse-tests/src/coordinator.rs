@@ -319,7 +319,11 @@ impl Player {
                 record.name = to;
                 self.publish(record, Then::Reply(request))
             }
-            Request::Commit { dataset, to } => {
+            Request::Commit {
+                dataset,
+                to,
+                settle_ms,
+            } => {
                 let taken = self
                     .datasets
                     .values()
@@ -331,14 +335,15 @@ impl Player {
                     commit.requests.push(request);
                     return Ok(());
                 }
-                let deadline = Instant::now() + self.manners.grace;
+                let deadline =
+                    Instant::now() + self.manners.grace + Duration::from_millis(settle_ms);
                 self.commits.push(Commit {
                     dataset,
                     to,
                     requests: vec![request],
                     deadline,
                 });
-                self.tell(&ToDaemon::Quiesce { dataset })
+                self.tell(&ToDaemon::Quiesce { dataset, settle_ms })
             }
             Request::Remove { dataset } => {
                 self.datasets.remove(&dataset);

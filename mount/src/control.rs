@@ -348,9 +348,9 @@ impl Server {
                 let result = vfs.carry_out(dataset, &change);
                 done(sequence, result.map_err(|error| refusal_of(&error)));
             }
-            ToDaemon::Quiesce { dataset } => {
+            ToDaemon::Quiesce { dataset, settle_ms } => {
                 if let Some(gate) = vfs.gate(dataset) {
-                    gate.quiesce();
+                    gate.quiesce(Duration::from_millis(settle_ms));
                 }
             }
             ToDaemon::Freeze {
@@ -396,6 +396,7 @@ impl Server {
                     Request::Commit {
                         dataset,
                         to: name.clone(),
+                        settle_ms: 0,
                     },
                 ),
                 Err(answer) => answer,

@@ -151,9 +151,9 @@ impl Gate {
         self.told_quiet = false;
     }
 
-    /// Whether quiet at `generation` is still what the coordinator waits to hear.
-    pub fn is_quiet_at(&self, generation: u64) -> bool {
-        self.quiescing && self.told_quiet && self.generation == generation
+    /// The generation of the `Quiet` that still holds, while the coordinator wants to know.
+    pub fn told_quiet_at(&self) -> Option<u64> {
+        (self.quiescing && self.told_quiet).then_some(self.generation)
     }
 
     /// Writable handles open now.

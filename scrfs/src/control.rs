@@ -24,7 +24,7 @@ use std::io::{self, Read, Write};
 /// Longest frame either side accepts.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The first frame of every connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -158,6 +158,9 @@ pub enum Request {
         dataset: DatasetId,
         /// The name to commit it under.
         to: Name,
+        /// For how many milliseconds every node must have been quiet since it was asked: 0 when the
+        /// program says that all is written, more when that is only guessed (ADR 0011).
+        settle_ms: u64,
     },
     /// Remove a dataset that is not sealed, on every node.
     Remove {
@@ -277,6 +280,9 @@ pub enum ToDaemon {
     Quiesce {
         /// Which.
         dataset: DatasetId,
+        /// Nothing must have changed for so many milliseconds, counted from this message at the
+        /// earliest.
+        settle_ms: u64,
     },
     /// If nothing has changed since `generation`, let nothing change from now on (programs that
     /// try wait). Answered by `Done`: `Ok` frozen, `Err(Busy)` not.

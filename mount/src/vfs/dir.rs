@@ -358,7 +358,11 @@ impl Vfs {
         Ok(Some(if (self.settings().is_temporary)(&to) {
             Request::Rename { dataset, to }
         } else {
-            Request::Commit { dataset, to }
+            Request::Commit {
+                dataset,
+                to,
+                settle_ms: 0,
+            }
         }))
     }
 
@@ -564,6 +568,7 @@ impl Vfs {
         Some(Request::Commit {
             dataset: dataset.record.id,
             to,
+            settle_ms: 0,
         })
     }
 

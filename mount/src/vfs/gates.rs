@@ -9,14 +9,21 @@ use crate::gate::{Admission, Gate, Notice};
 use scrfs::id::DatasetId;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 type Parked = Box<dyn FnOnce() + Send>;
-/// Where notices go.
-pub type Herald = Arc<dyn Fn(DatasetId, Notice) + Send + Sync>;
+/// Where notices go; `false` when nobody can see to it.
+pub type Herald = Arc<dyn Fn(DatasetId, Notice) -> bool + Send + Sync>;
 
 struct Inner {
     gate: Gate,
     parked: Vec<Parked>,
+    /// How long the coordinator wants it to be quiet.
+    settle: Duration,
+    /// Since when it is, counted from when the coordinator asked.
+    quiet_since: Instant,
+    /// Somebody waits for [`GateCell::settling`] to come to its end.
+    watched: bool,
 }
 
 /// The gate of one dataset, shared by all who use it.
@@ -54,7 +61,7 @@ impl Drop for PassGuard {
     fn drop(&mut self) {
         let mut inner = self.cell.lock();
         let notice = inner.gate.leave(self.opened_writable);
-        self.cell.tell(notice);
+        self.cell.tell(&mut inner, notice);
     }
 }
 
@@ -64,6 +71,9 @@ impl GateCell {
         let inner = Mutex::new(Inner {
             gate,
             parked: Vec::new(),
+            settle: Duration::ZERO,
+            quiet_since: Instant::now(),
+            watched: false,
         });
         Arc::new(Self {
             dataset,
@@ -76,17 +86,24 @@ impl GateCell {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, notice: Option<Notice>) {
-        if let Some(notice) = notice {
-            (self.herald)(self.dataset, notice);
+    fn tell(&self, inner: &mut Inner, notice: Option<Notice>) {
+        let Some(notice) = notice else { return };
+        let quiet = matches!(notice, Notice::Quiet(_));
+        if quiet {
+            inner.quiet_since = Instant::now();
+            if inner.watched {
+                return;
+            }
         }
+        let heard = (self.herald)(self.dataset, notice);
+        inner.watched |= quiet && heard;
     }
 
     /// Runs `work` with a pass: at once, or after a thaw, or with an error once sealed.
     pub fn enter(self: &Arc<Self>, work: impl FnOnce(FsResult<PassGuard>) + Send + 'static) {
         let mut inner = self.lock();
         let (admission, notice) = inner.gate.enter();
-        self.tell(notice);
+        self.tell(&mut inner, notice);
         match admission {
             Admission::Admitted => {
                 drop(inner);
@@ -111,7 +128,7 @@ impl GateCell {
     pub fn try_enter(self: &Arc<Self>) -> FsResult<PassGuard> {
         let mut inner = self.lock();
         let (admission, notice) = inner.gate.enter();
-        self.tell(notice);
+        self.tell(&mut inner, notice);
         match admission {
             Admission::Admitted => Ok(PassGuard {
                 cell: Arc::clone(self),
@@ -126,24 +143,50 @@ impl GateCell {
     pub fn release_writer(&self) {
         let mut inner = self.lock();
         let notice = inner.gate.release_writer();
-        self.tell(notice);
+        self.tell(&mut inner, notice);
     }
 
-    /// See [`Gate::quiesce`].
-    pub fn quiesce(&self) {
+    /// See [`Gate::quiesce`]; it is to be told when it has been quiet for so long from now on.
+    pub fn quiesce(&self, settle: Duration) {
         let mut inner = self.lock();
+        inner.settle = settle;
         let notice = inner.gate.quiesce();
-        self.tell(notice);
+        self.tell(&mut inner, notice);
     }
 
-    /// Runs `tell` if quiet at `generation` is still to be told; `false` when it is no longer.
-    pub fn if_quiet_at(&self, generation: u64, tell: impl FnOnce()) -> bool {
-        let inner = self.lock();
-        let quiet = inner.gate.is_quiet_at(generation);
-        if quiet {
+    /// The generation at which it is quiet, and for how long it must still be; `None` when it is
+    /// not, or nobody wants to know. Then whoever watches is to end: another is called when it is.
+    pub fn settling(&self) -> Option<(u64, Duration)> {
+        let mut inner = self.lock();
+        let Some(generation) = inner.gate.told_quiet_at() else {
+            inner.watched = false;
+            return None;
+        };
+        let left = inner.settle.saturating_sub(inner.quiet_since.elapsed());
+        Some((generation, left))
+    }
+
+    /// It is written in a way the gate does not see: the time begins anew.
+    pub fn unsettle(&self) {
+        self.lock().quiet_since = Instant::now();
+    }
+
+    /// Runs `tell` if it is still quiet at `generation` and has settled, and ends the watch; `false`
+    /// when the watch must go on.
+    pub fn if_settled_at(&self, generation: u64, tell: impl FnOnce()) -> bool {
+        let mut inner = self.lock();
+        let settled = inner.gate.told_quiet_at() == Some(generation)
+            && inner.quiet_since.elapsed() >= inner.settle;
+        if settled {
+            inner.watched = false;
             tell();
         }
-        quiet
+        settled
+    }
+
+    /// The watch ends without a result.
+    pub fn unwatch(&self) {
+        self.lock().watched = false;
     }
 
     /// See [`Gate::freeze`].
@@ -202,9 +245,7 @@ mod tests {
     #[test]
     fn parked_operations_go_on_after_a_thaw_and_fail_after_a_seal() {
         let (said, heard) = mpsc::channel();
-        let herald: Herald = Arc::new(move |_, notice| {
-            let _ = said.send(notice);
-        });
+        let herald: Herald = Arc::new(move |_, notice| said.send(notice).is_ok());
         let cell = GateCell::new(DatasetId(1), Gate::new_open(), herald);
         let (done, results) = mpsc::channel();
         let work = |done: mpsc::Sender<bool>| {
@@ -212,8 +253,9 @@ mod tests {
                 let _ = done.send(pass.is_ok());
             }
         };
-        cell.quiesce();
+        cell.quiesce(Duration::ZERO);
         assert_eq!(heard.recv(), Ok(Notice::Quiet(0)));
+        assert!(cell.if_settled_at(0, || {}));
         assert!(cell.freeze(0));
         cell.enter(work(done.clone()));
         assert!(results.try_recv().is_err(), "parked");
@@ -222,7 +264,7 @@ mod tests {
         assert_eq!(results.recv(), Ok(true));
         // The pass is given back before the generation is used.
         while cell.try_enter().is_err() {}
-        cell.quiesce();
+        cell.quiesce(Duration::ZERO);
         let Ok(Notice::Quiet(generation)) = heard.recv() else {
             panic!("quiet expected")
         };
@@ -230,5 +272,29 @@ mod tests {
         cell.enter(work(done));
         cell.seal();
         assert_eq!(results.recv(), Ok(false));
+    }
+
+    #[test]
+    fn it_settles_from_the_last_change_on_and_one_watches() {
+        let (said, heard) = mpsc::channel();
+        let herald: Herald = Arc::new(move |_, notice| said.send(notice).is_ok());
+        let cell = GateCell::new(DatasetId(1), Gate::new_open(), herald);
+        cell.quiesce(Duration::from_secs(3600));
+        assert_eq!(heard.recv(), Ok(Notice::Quiet(0)));
+        assert!(!cell.if_settled_at(0, || panic!("too early")));
+        let (generation, left) = cell.settling().expect("quiet");
+        assert_eq!(generation, 0);
+        assert!(left > Duration::from_secs(3000), "{left:?}");
+        drop(cell.try_enter().expect("open"));
+        assert_eq!(heard.recv(), Ok(Notice::Disturbed(1)));
+        assert!(heard.try_recv().is_err(), "the first watches still");
+        assert_eq!(cell.settling().map(|(generation, _)| generation), Some(1));
+        let pass = cell.try_enter().expect("open");
+        assert_eq!(cell.settling(), None, "a change is under way");
+        drop(pass);
+        assert_eq!(heard.recv(), Ok(Notice::Disturbed(2)));
+        assert_eq!(heard.recv(), Ok(Notice::Quiet(2)), "another is called");
+        cell.quiesce(Duration::ZERO);
+        assert!(cell.if_settled_at(2, || {}), "now it need not settle");
     }
 }

@@ -316,14 +316,17 @@ impl Vfs {
     fn herald(&self) -> gates::Herald {
         let vfs = Weak::clone(&self.me);
         Arc::new(move |dataset, notice| {
-            let Some(vfs) = vfs.upgrade() else { return };
+            let Some(vfs) = vfs.upgrade() else {
+                return false;
+            };
             match notice {
-                Notice::Quiet(generation) => vfs.tell_quiet(dataset, generation),
+                Notice::Quiet(_) => vfs.tell_quiet(dataset),
                 Notice::Disturbed(generation) => {
                     vfs.requests.tell(FromDaemon::Disturbed {
                         dataset,
                         generation,
                     });
+                    true
                 }
             }
         })

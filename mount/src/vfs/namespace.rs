@@ -361,7 +361,7 @@ impl Vfs {
                     .get(*dataset)
                     .is_some_and(|found| found.record.name == *to),
             ),
-            Request::Commit { dataset, to } => {
+            Request::Commit { dataset, to, .. } => {
                 let found = names.get(*dataset)?;
                 came(found.record.phase == Phase::Sealed && found.record.name == *to)
             }

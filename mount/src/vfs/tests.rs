@@ -295,7 +295,7 @@ fn writers_are_counted_from_create_to_release() {
     let gate = world.vfs.gate(DatasetId(1)).expect("a gate");
     let handle = world.create(world.ino("a.tmp"), "f").expect("created");
     assert_eq!(gate.writers(), 1);
-    gate.quiesce();
+    gate.quiesce(Duration::ZERO);
     assert!(world.said.try_recv().is_err(), "not quiet");
     world.vfs.release(handle);
     assert_eq!(gate.writers(), 0);
@@ -315,7 +315,7 @@ fn a_writer_that_no_handle_stands_for_delays_quiet() {
     let behind = std::fs::File::create(tree.join("d/f")).expect("a file");
     let inode = world.vfs.inode(world.ino("a.tmp")).expect("its top");
     assert_eq!(writers::is_written(&inode), Ok(true));
-    world.vfs.gate(DatasetId(1)).expect("a gate").quiesce();
+    world.vfs.gate(DatasetId(1)).expect("a gate").quiesce(Duration::ZERO);
     let silence = world.said.recv_timeout(Duration::from_millis(300));
     assert!(silence.is_err(), "{silence:?}");
     drop(behind);

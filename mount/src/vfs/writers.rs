@@ -77,9 +77,9 @@ fn scan(directory: &OwnedFd, found: &mut Vec<OwnedFd>) -> FsResult<bool> {
 }
 
 impl Vfs {
-    /// Tells the coordinator that a dataset is quiet once nobody writes it behind our back, unless
-    /// it changes meanwhile. On a thread of its own.
-    pub(super) fn tell_quiet(self: &Arc<Self>, dataset: DatasetId, generation: u64) {
+    /// Tells the coordinator that a dataset is quiet once nobody writes it behind our back, for as
+    /// long as is wanted. On a thread of its own, one a dataset; `false` when there is none.
+    pub(super) fn tell_quiet(self: &Arc<Self>, dataset: DatasetId) -> bool {
         let vfs = Arc::clone(self);
         let watch = move || {
             let Some(gate) = vfs.gate(dataset) else {
@@ -89,37 +89,45 @@ impl Vfs {
                 .read_names()
                 .get(dataset)
                 .and_then(|found| found.tree.clone());
-            let Some(tree) = tree else { return };
-            vfs.watch_quiet(&gate, &tree, dataset, generation);
+            match tree {
+                Some(tree) => vfs.watch_quiet(&gate, &tree, dataset),
+                None => gate.unwatch(),
+            }
         };
-        if let Err(error) = std::thread::Builder::new()
-            .name("quiet".into())
-            .spawn(watch)
-        {
+        let thread = std::thread::Builder::new().name("quiet".into());
+        let spawned = thread.spawn(watch).inspect_err(|error| {
             tracing::error!(%dataset, %error, "no thread to look for writers: no commit");
-        }
+        });
+        spawned.is_ok()
     }
 
-    fn watch_quiet(&self, gate: &GateCell, tree: &Inode, dataset: DatasetId, generation: u64) {
+    fn watch_quiet(&self, gate: &GateCell, tree: &Inode, dataset: DatasetId) {
         let mut pause = PAUSE_MIN;
-        while gate.if_quiet_at(generation, || {}) {
+        while let Some((generation, left)) = gate.settling() {
+            if !left.is_zero() {
+                std::thread::park_timeout(left.min(PAUSE_MAX));
+                continue;
+            }
             match is_written(tree) {
                 Ok(false) => {
                     let quiet = FromDaemon::Quiet {
                         dataset,
                         generation,
                     };
-                    gate.if_quiet_at(generation, || self.requests().tell(quiet));
-                    return;
+                    if gate.if_settled_at(generation, || self.requests().tell(quiet)) {
+                        return;
+                    }
+                    continue;
                 }
                 Ok(true) => {
                     if pause == PAUSE_MIN {
                         tracing::info!(%dataset, "still written through a memory map or an old handle");
                     }
+                    gate.unsettle();
                 }
                 Err(error) => {
                     tracing::error!(%dataset, %error, "cannot look for writers: no commit");
-                    return;
+                    return gate.unwatch();
                 }
             }
             std::thread::park_timeout(pause);

@@ -42,6 +42,8 @@ enum Then {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Voting {
     proposal: u64,
+    /// How long the dataset must be quiet before it is voted on.
+    settle_ms: u64,
     /// Generation of the daemon's last `Quiet`, while it holds.
     quiet: Option<u64>,
     /// Generation that was voted for, while the vote holds.
@@ -172,30 +174,33 @@ impl Member {
             }
             Message::Reply { request, result } => step.daemon(ToDaemon::Reply { request, result }),
             Message::Order { ticket, order } => self.obey(ticket, order, step),
-            Message::Collect { dataset, proposal } => {
+            Message::Collect {
+                dataset,
+                proposal,
+                settle_ms,
+            } => {
                 let voting = Voting {
                     proposal,
+                    settle_ms,
                     quiet: None,
                     voted: None,
                 };
                 self.voting.insert(dataset, voting);
-                step.daemon(ToDaemon::Quiesce { dataset });
+                step.daemon(ToDaemon::Quiesce { dataset, settle_ms });
             }
             Message::Release {
                 dataset,
                 proposal,
                 again,
             } => {
-                if self
-                    .voting
-                    .get(&dataset)
-                    .is_none_or(|voting| voting.proposal != proposal)
-                {
+                let held = self.voting.get(&dataset);
+                let Some(voting) = held.filter(|voting| voting.proposal == proposal) else {
                     return;
-                }
+                };
+                let settle_ms = voting.settle_ms;
                 step.daemon(ToDaemon::Thaw { dataset });
                 if again {
-                    step.daemon(ToDaemon::Quiesce { dataset });
+                    step.daemon(ToDaemon::Quiesce { dataset, settle_ms });
                 } else {
                     self.voting.remove(&dataset);
                 }

@@ -202,6 +202,8 @@ pub enum Message {
         dataset: DatasetId,
         /// On which proposal.
         proposal: u64,
+        /// For how many milliseconds nobody must have written.
+        settle_ms: u64,
     },
     /// Member to leader: my part is complete and its manifest durable.
     Vote {

@@ -211,7 +211,7 @@ impl World {
                 format!("{what:?}"),
             );
         }
-        let Request::Commit { dataset, to } = what else {
+        let Request::Commit { dataset, to, .. } = what else {
             return;
         };
         let known = self.disk_of(0).records.get(dataset);

@@ -24,6 +24,9 @@ pub struct Gate {
     pub writers: u32,
     quiescing: bool,
     told_quiet: bool,
+    settle_ms: u64,
+    /// It has been quiet since some moment, but not for long enough.
+    settling: bool,
 }
 
 /// A request without an answer.
@@ -108,6 +111,8 @@ impl Daemon {
             writers: 0,
             quiescing: false,
             told_quiet: false,
+            settle_ms: 0,
+            settling: false,
         });
         if sealed {
             gate.door = Door::Sealed;
@@ -143,6 +148,7 @@ impl Daemon {
         for gate in self.gates.values_mut() {
             gate.quiescing = false;
             gate.told_quiet = false;
+            gate.settling = false;
         }
     }
 
@@ -154,7 +160,7 @@ impl Daemon {
                 all.any(|record| record.phase == Phase::Open && record.name == *name)
             }
             Request::Rename { dataset, to } => shown(dataset).is_some_and(|it| it.name == *to),
-            Request::Commit { dataset, to } => {
+            Request::Commit { dataset, to, .. } => {
                 shown(dataset).is_some_and(|it| it.phase == Phase::Sealed && it.name == *to)
             }
             Request::Remove { dataset } => shown(dataset).is_none(),
@@ -191,6 +197,11 @@ impl Daemon {
             return;
         };
         if gate.quiescing && !gate.told_quiet && gate.writers == 0 && gate.door != Door::Sealed {
+            if gate.settle_ms > 0 && !gate.settling {
+                gate.settling = true;
+                return;
+            }
+            gate.settling = false;
             gate.told_quiet = true;
             let generation = gate.generation;
             self.say(FromDaemon::Quiet {
@@ -200,11 +211,23 @@ impl Daemon {
         }
     }
 
+    /// Datasets of which it may be said any time now that they have been quiet for long enough.
+    pub fn settling(&self) -> Vec<DatasetId> {
+        let settling = self.gates.iter().filter(|(_, gate)| gate.settling);
+        settling.map(|(dataset, _)| *dataset).collect()
+    }
+
+    /// Long enough has passed.
+    pub fn settled(&mut self, dataset: DatasetId) {
+        self.quiet(dataset);
+    }
+
     fn changed(&mut self, dataset: DatasetId) {
         let Some(gate) = self.gates.get_mut(&dataset) else {
             return;
         };
         gate.generation += 1;
+        gate.settling = false;
         let generation = gate.generation;
         if std::mem::take(&mut gate.told_quiet) {
             self.say(FromDaemon::Disturbed {
@@ -305,10 +328,12 @@ impl Daemon {
                 let result = self.change(dataset, &change, disk);
                 self.say(FromDaemon::Done { sequence, result });
             }
-            ToDaemon::Quiesce { dataset } => {
+            ToDaemon::Quiesce { dataset, settle_ms } => {
                 if let Some(gate) = self.gates.get_mut(&dataset) {
                     gate.quiescing = true;
                     gate.told_quiet = false;
+                    gate.settling = false;
+                    gate.settle_ms = settle_ms;
                 }
                 self.quiet(dataset);
             }
@@ -325,6 +350,7 @@ impl Daemon {
                 if let Some(gate) = self.gates.get_mut(&dataset) {
                     gate.quiescing = false;
                     gate.told_quiet = false;
+                    gate.settling = false;
                     if gate.door == Door::Frozen {
                         gate.door = Door::Open;
                     }

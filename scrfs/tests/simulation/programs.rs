@@ -87,7 +87,14 @@ impl World {
                     .filter(|_| turn == 0 || step == 1)
                 {
                     let to = crate::programs::name(&format!("ckpt.{step}"));
-                    self.ask(machine, Request::Commit { dataset, to });
+                    self.ask(
+                        machine,
+                        Request::Commit {
+                            dataset,
+                            to,
+                            settle_ms: 0,
+                        },
+                    );
                 }
             }
             while self.blown.is_none() && !self.programs.handles.is_empty() {
@@ -216,9 +223,12 @@ impl World {
             true => name("ckpt.0"),
             false => Name::new(bare).expect("a name"),
         };
+        // What a trigger proposes, under the name it has, is only a guess.
+        let guess = self.percent(25);
         let request = Request::Commit {
             dataset: record.id,
-            to,
+            to: if guess { record.name.clone() } else { to },
+            settle_ms: if guess { 500 } else { 0 },
         };
         if self.percent(40) {
             // Every node renames for itself.

@@ -279,6 +279,8 @@ impl World {
             if !daemon.outbox.is_empty() && self.live(at) {
                 ready.push(Event::FromDaemon(at));
             }
+            let settling = daemon.settling();
+            ready.extend(settling.into_iter().map(|it| Event::Settled(at, it)));
         }
         ready.extend(
             (0..self.jobs.len())
@@ -352,6 +354,11 @@ impl World {
                 self.note(|| format!("from daemon {at}: {word:?}"));
                 self.input(at, |node, _| node.handle_daemon(word));
             }
+            Event::Settled(at, dataset) => {
+                self.note(|| format!("daemon {at}: {dataset} has settled"));
+                let machine = self.coords[at].machine;
+                self.machines[machine].daemon.settled(dataset);
+            }
             Event::Job(job) => {
                 let job = self.jobs.swap_remove(job);
                 self.end_job(job);
@@ -419,5 +426,6 @@ enum Event {
     Message(usize, usize),
     ToDaemon(usize),
     FromDaemon(usize),
+    Settled(usize, DatasetId),
     Job(usize),
 }

@@ -1,6 +1,8 @@
 //! The commit: propose, vote, confirm, seal.
 //!
 //! - Any program's trigger only proposes. Identical proposals join; another name is refused.
+//! - A proposal may ask every node to be quiet for a while before it votes, because whoever made it
+//!   only guesses that all is written. One that asks for less knows better and takes its place.
 //! - Every member votes with the summary of a manifest that is durable on its node.
 //! - When all votes stand, a second round freezes every node at its voted generation. If one cannot,
 //!   all are released and voting goes on.
@@ -33,6 +35,8 @@ pub(super) const UNIT_BYTES: u32 = 256 << 10;
 pub(super) struct Proposal {
     number: u64,
     to: Name,
+    /// How long every node must be quiet before it votes.
+    settle_ms: u64,
     pub(super) askers: Vec<Asker>,
     deadline: u64,
     votes: BTreeMap<Rank, PartSummary>,
@@ -44,6 +48,11 @@ impl Proposal {
     pub(super) fn deadline(&self) -> Option<u64> {
         // While frozen it cannot expire: the answer is a matter of milliseconds.
         (!self.confirming).then_some(self.deadline)
+    }
+
+    /// Whether one that settles for so long takes its place.
+    pub(super) fn yields_to(&self, settle_ms: u64) -> bool {
+        !self.confirming && settle_ms < self.settle_ms
     }
 
     /// The name it is to give.
@@ -77,7 +86,7 @@ impl Leader {
         now: Now,
         asker: Asker,
         dataset: DatasetId,
-        to: Name,
+        (to, settle_ms): (Name, u64),
         step: &mut Step,
     ) {
         let wait = self.commit_level();
@@ -101,31 +110,46 @@ impl Leader {
         if taken {
             return Self::reply(asker, Err(Refusal::Exists), step);
         }
+        let mut askers = vec![asker];
         match &mut led.proposal {
-            Some(standing) if standing.to == to => standing.askers.push(asker),
-            Some(_) => Self::reply(asker, Err(Refusal::Busy), step),
-            None => {
-                let number = self.next_proposal;
-                self.next_proposal += 1;
-                led.proposal = Some(Proposal {
-                    number,
-                    to,
-                    askers: vec![asker],
-                    deadline: now
-                        .tick
-                        .saturating_add(self.config.commit.grace_seconds * 1000),
-                    votes: BTreeMap::new(),
-                    confirming: false,
-                });
-                self.tell_all(
-                    &Message::Collect {
-                        dataset,
-                        proposal: number,
-                    },
-                    step,
-                );
+            Some(standing) if standing.yields_to(settle_ms) => {
+                if standing.to == to {
+                    askers.append(&mut standing.askers);
+                }
+                self.give_up(dataset, Refusal::Busy, step);
             }
+            Some(standing) if standing.to == to => return standing.askers.push(asker),
+            Some(_) => return Self::reply(asker, Err(Refusal::Busy), step),
+            None => {}
         }
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
+        let number = self.next_proposal;
+        self.next_proposal += 1;
+        let patience_ms = self.config.commit.grace_seconds.saturating_mul(1000);
+        led.proposal = Some(Proposal {
+            number,
+            to,
+            settle_ms,
+            askers,
+            deadline: now
+                .tick
+                .saturating_add(patience_ms)
+                .saturating_add(settle_ms),
+            votes: BTreeMap::new(),
+            confirming: false,
+        });
+        let collect = Message::Collect {
+            dataset,
+            proposal: number,
+            settle_ms,
+        };
+        self.tell_all(&collect, step);
+    }
+
+    pub(super) fn standing_proposal(&self, dataset: DatasetId) -> Option<&Proposal> {
+        self.datasets.get(&dataset)?.proposal.as_ref()
     }
 
     fn standing(&mut self, dataset: DatasetId, number: u64) -> Option<&mut Led> {
@@ -331,7 +355,7 @@ impl Leader {
     }
 
     /// Ends a proposal without a decision.
-    fn give_up(&mut self, dataset: DatasetId, refusal: Refusal, step: &mut Step) {
+    pub(super) fn give_up(&mut self, dataset: DatasetId, refusal: Refusal, step: &mut Step) {
         let Some(proposal) = self
             .datasets
             .get_mut(&dataset)

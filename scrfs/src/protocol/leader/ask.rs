@@ -5,6 +5,7 @@
 //! concerns a dataset that is being made, or changes one that is being frozen, waits until it is
 //! known what becomes of it.
 
+use super::agree::Proposal;
 use super::{Asker, Leader, Led, Purpose};
 use crate::control::{Activity, Level, Refusal, Request};
 use crate::id::DatasetId;
@@ -54,7 +55,11 @@ impl Leader {
                 Err(refusal) => Self::reply(asker, Err(refusal), step),
             },
             Request::Rename { dataset, to } => self.rename(asker, dataset, to, step),
-            Request::Commit { dataset, to } => self.propose(now, asker, dataset, to, step),
+            Request::Commit {
+                dataset,
+                to,
+                settle_ms,
+            } => self.propose(now, asker, dataset, (to, settle_ms), step),
             Request::Remove { dataset } => {
                 let incomplete = |led: &Led| led.record.phase == Phase::Incomplete && !led.leaving;
                 match self.open_dataset(dataset) {
@@ -151,12 +156,17 @@ impl Leader {
         if self.is_taken(&to, dataset) {
             return Self::reply(asker, Err(Refusal::Exists), step);
         }
+        // What a trigger guessed stands in no program's way.
+        let guessed = |proposal: &Proposal| proposal.yields_to(0);
+        if self.standing_proposal(dataset).is_some_and(guessed) {
+            self.give_up(dataset, Refusal::Busy, step);
+        }
+        if self.standing_proposal(dataset).is_some() {
+            return Self::reply(asker, Err(Refusal::Busy), step);
+        }
         let Some(led) = self.datasets.get_mut(&dataset) else {
             return;
         };
-        if led.proposal.is_some() {
-            return Self::reply(asker, Err(Refusal::Busy), step);
-        }
         led.record.class = self.config.class_of(to.as_bytes());
         led.record.name = to;
         self.update(dataset, Purpose::Rename { asker }, step);
