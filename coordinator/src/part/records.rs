@@ -6,16 +6,13 @@
 
 use super::error::{PartError, PartId};
 use scrfs::id::{DatasetId, Slot};
-use scrfs::layout::envelope::{Kind, crc32c, open, seal};
-use scrfs::layout::manifest::{Manifest, ManifestError, Sums};
+use scrfs::layout::envelope::{Kind, open, seal};
+use scrfs::layout::manifest::{Manifest, ManifestError, Sums, manifest_crc};
 use scrfs::layout::path::{CachePaths, Keep};
 use scrfs::layout::record::{DatasetRecord, PartSummary, Seal};
 use scrfs::redundancy::Stream;
 use scrfs::store::Store;
 use std::path::Path;
-
-/// The checksum at the end of an envelope.
-const ENVELOPE_CHECKSUM_BYTES: usize = 4;
 
 /// A manifest as it lies on disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,12 +21,6 @@ pub struct StoredManifest {
     pub manifest: Manifest,
     /// What a seal calls `manifest_crc`: CRC-32C of its envelope, without the checksum at its end.
     pub crc: u32,
-}
-
-/// What a seal calls `manifest_crc`: the checksum that the envelope ends with. Not one over *all*
-/// bytes: a CRC of something that ends with its own CRC is the same number for everything.
-fn manifest_crc(bytes: &[u8]) -> u32 {
-    crc32c(&bytes[..bytes.len().saturating_sub(ENVELOPE_CHECKSUM_BYTES)])
 }
 
 /// The bytes of a manifest, and what a vote says of them.

@@ -17,7 +17,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 const MAGIC: &[u8; 6] = b"SCRFS\n";
 const HEADER_BYTES: usize = 16;
-const CHECKSUM_BYTES: usize = 4;
+/// Length of the checksum that an envelope ends with.
+pub const CHECKSUM_BYTES: usize = 4;
 /// The encoding this build writes and the newest it reads.
 pub const VERSION: u8 = 1;
 

@@ -4,6 +4,8 @@
 //! holes are not part of it. Offsets are bytes. The manifest is written before the vote and never
 //! changes; checksums ([`Sums`]) come with the first encode.
 
+use super::envelope::{self, EnvelopeError, Kind, crc32c};
+use super::record::PartSummary;
 use crate::id::{DatasetId, Epoch, Slot};
 use crate::name::RelPath;
 use crate::redundancy::Stream;
@@ -122,6 +124,25 @@ pub enum ManifestError {
     /// Of another dataset or slot.
     #[error("manifest of dataset {0}, {1} where another was expected")]
     Identity(DatasetId, Slot),
+    /// Its record is not whole.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// Whole, and not what was sealed.
+    #[error("{what} {found}, where {wanted} was sealed")]
+    NotSealed {
+        /// What differs.
+        what: &'static str,
+        /// In the manifest.
+        found: u64,
+        /// In the seal.
+        wanted: u64,
+    },
+}
+
+/// What a seal calls `manifest_crc`: the checksum that the envelope ends with. Not one over *all*
+/// bytes: a CRC of something that ends with its own CRC is the same number for everything.
+pub fn manifest_crc(bytes: &[u8]) -> u32 {
+    crc32c(&bytes[..bytes.len().saturating_sub(envelope::CHECKSUM_BYTES)])
 }
 
 /// A piece of the part log inside one file.
@@ -179,6 +200,38 @@ impl Manifest {
             });
         }
         Ok(())
+    }
+
+    /// Decodes the manifest of a sealed part; what is returned is what was sealed.
+    ///
+    /// # Errors
+    ///
+    /// Bytes that are not the record, or not the one the seal has the checksum of.
+    pub fn open_sealed(
+        bytes: &[u8],
+        dataset: DatasetId,
+        slot: Slot,
+        summary: &PartSummary,
+    ) -> Result<Self, ManifestError> {
+        let same = |what, found: u64, wanted: u64| {
+            let differ = ManifestError::NotSealed {
+                what,
+                found,
+                wanted,
+            };
+            if found == wanted { Ok(()) } else { Err(differ) }
+        };
+        // First: then nothing is decoded but what a node of ours has voted with.
+        let crc = manifest_crc(bytes);
+        same("checksum", crc.into(), summary.manifest_crc.into())?;
+        let manifest: Self = envelope::open(Kind::Manifest, bytes)?;
+        if (manifest.dataset, manifest.slot) != (dataset, slot) {
+            return Err(ManifestError::Identity(manifest.dataset, manifest.slot));
+        }
+        manifest.check()?;
+        same("log length", manifest.log_bytes, summary.log_bytes)?;
+        same("number of files", manifest.files(), summary.files)?;
+        Ok(manifest)
     }
 
     /// Regular files in the part.

@@ -7,5 +7,6 @@
 pub mod envelope;
 pub mod index;
 pub mod manifest;
+pub mod merge;
 pub mod path;
 pub mod record;
