@@ -137,6 +137,8 @@ impl<F: Fabric> Driver<F> {
             size,
             slot: Slot(me.0),
             pid,
+            // As long as pieces are refused below.
+            serves_pieces: false,
         };
         let (link, facts) = Link::open(&options.socket, role)?;
         let NodeFacts {

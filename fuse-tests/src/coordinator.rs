@@ -2,8 +2,9 @@
 //!
 //! It writes the same records as the real one and keeps the order *record on disk, then daemon told,
 //! then program answered*. It computes no redundancy, copies nothing to the prefix, and trusts the
-//! disk.
+//! disk. Of what lies on other nodes it knows what the test says ([`Elsewhere`]).
 
+use crate::elsewhere::{self, Elsewhere};
 use scrfs::config::Class;
 use scrfs::control::{
     FromDaemon, Hello, PROTOCOL_VERSION, Refusal, Request, Role, ToDaemon, Welcome, read_frame,
@@ -11,7 +12,7 @@ use scrfs::control::{
 };
 use scrfs::id::{DatasetId, Epoch, Rank, Slot};
 use scrfs::layout::envelope::{self, Kind};
-use scrfs::layout::path::{CachePaths, parse_dataset_directory};
+use scrfs::layout::path::{CachePaths, Keep, parse_dataset_directory};
 use scrfs::layout::record::{DatasetRecord, EpochRecord, PartSummary, Phase, Seal};
 use scrfs::name::Name;
 use scrfs::redundancy::Scheme;
@@ -34,6 +35,8 @@ pub struct Manners {
     pub silent: bool,
     /// Stop after freezing, as if it died before the seal.
     pub die_frozen: bool,
+    /// Parts of other nodes in every dataset that is sealed.
+    pub elsewhere: Option<Elsewhere>,
 }
 
 impl Default for Manners {
@@ -42,6 +45,7 @@ impl Default for Manners {
             grace: Duration::from_secs(10),
             silent: false,
             die_frozen: false,
+            elsewhere: None,
         }
     }
 }
@@ -90,6 +94,7 @@ impl Coordinator {
             size: 1,
             slot: Slot(0),
             pid: std::process::id(),
+            serves_pieces: true,
         };
         write_frame(
             &mut stream,
@@ -144,6 +149,21 @@ impl Drop for Coordinator {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// A seal over parts that nothing protects.
+pub fn seal_of(epoch: Epoch, parts: Vec<PartSummary>) -> Seal {
+    Seal {
+        epoch,
+        scheme: Scheme::Single,
+        chunk_bytes: 1 << 20,
+        unit_bytes: 1 << 17,
+        sets: (0u32..)
+            .take(parts.len())
+            .map(|slot| vec![Slot(slot)])
+            .collect(),
+        parts,
     }
 }
 
@@ -254,11 +274,21 @@ impl Player {
                     generation,
                 })
             }
-            // This one is alone: nothing lies elsewhere.
-            FromDaemon::Fetch { request, .. } => self.tell(&ToDaemon::Piece {
+            FromDaemon::Fetch {
                 request,
-                result: Err(Refusal::Missing),
-            }),
+                dataset,
+                slot,
+                piece,
+            } => {
+                let result = match &self.manners.elsewhere {
+                    Some(elsewhere) => elsewhere.answer(dataset, slot, &piece),
+                    None => Some(Err(Refusal::Missing)),
+                };
+                match result {
+                    Some(result) => self.tell(&ToDaemon::Piece { request, result }),
+                    None => Ok(()),
+                }
+            }
             FromDaemon::Disturbed { .. } | FromDaemon::Stop { .. } => Ok(()),
         }
     }
@@ -371,18 +401,19 @@ impl Player {
         record.phase = Phase::Sealed;
         record.sealed = Some(now());
         record.checkpoint = Some(dataset.0);
-        record.seal = Some(Seal {
-            epoch: self.epoch,
-            scheme: Scheme::Single,
-            chunk_bytes: 1 << 20,
-            unit_bytes: 1 << 17,
-            sets: vec![vec![Slot(0)]],
-            parts: vec![PartSummary {
-                log_bytes: 0,
-                files: 0,
-                manifest_crc: 0,
-            }],
-        });
+        let mut parts = vec![PartSummary {
+            log_bytes: 0,
+            files: 0,
+            manifest_crc: 0,
+        }];
+        if let Some(others) = &self.manners.elsewhere {
+            let tree = self.cache.tree(dataset, Slot(0));
+            let (bytes, own) = elsewhere::encode(&elsewhere::scan(&tree, dataset, Slot(0))?);
+            self.put(&self.cache.manifest(dataset, Slot(0), Keep::Own), &bytes)?;
+            parts = vec![own];
+            parts.extend(others.summaries(dataset));
+        }
+        record.seal = Some(seal_of(self.epoch, parts));
         let mut requests = commit.requests.into_iter();
         let first = requests.next().map_or(Then::Nothing, Then::Reply);
         self.publish(record, first)?;

@@ -3,11 +3,13 @@
 //! - [`tools`] programs that others wrote to try filesystems
 //! - [`mounted`] a mount of its own for each test, taken down whatever happens
 //! - [`coordinator`] a coordinator of a cluster of one, just good enough to commit
+//! - [`elsewhere`] what lies on other nodes, as a test says
 //!
 //! They need `/dev/fuse`; as root the cache is a tmpfs of its own. Nothing here waits for a fixed
 //! time: [`until`] waits for a condition.
 
 pub mod coordinator;
+pub mod elsewhere;
 pub mod mounted;
 pub mod tools;
 

@@ -90,7 +90,8 @@ impl Place {
         &self.supervisor
     }
 
-    fn job(&self) -> PathBuf {
+    /// The job's cache.
+    pub fn job(&self) -> PathBuf {
         let uid = nix::unistd::geteuid();
         self.cache().join(format!("scrfs.{uid}")).join("test")
     }

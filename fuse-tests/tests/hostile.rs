@@ -308,6 +308,7 @@ fn valid(random: &mut StdRng) -> Vec<u8> {
             size: 1,
             slot: Slot(0),
             pid: std::process::id(),
+            serves_pieces: true,
         }
     };
     let hello = Hello {

@@ -248,13 +248,14 @@ impl Server {
                 size,
                 slot,
                 pid: _,
+                serves_pieces,
             } => {
                 let Some(serial) = self.admit(&stream, epoch, peer.pid())? else {
                     let why = format!("{epoch} is over");
                     return write_frame(&mut stream, &Welcome::Refused(why));
                 };
                 tracing::info!(%epoch, %rank, size, %slot, "coordinator connected");
-                let result = self.converse(stream, slot);
+                let result = self.converse(stream, slot, serves_pieces);
                 self.left(serial);
                 tracing::info!(%epoch, "coordinator gone");
                 result
@@ -309,12 +310,17 @@ impl Server {
         }
     }
 
-    fn converse(&self, mut stream: UnixStream, slot: scrfs::id::Slot) -> io::Result<()> {
+    fn converse(
+        &self,
+        mut stream: UnixStream,
+        slot: scrfs::id::Slot,
+        serves_pieces: bool,
+    ) -> io::Result<()> {
         write_frame(&mut stream, &self.welcome())?;
         let (outbox, outgoing) = mpsc::channel();
         let writer = stream.try_clone()?;
         spawn("coordinator-out", move || write_all(writer, &outgoing))?;
-        self.vfs.set_slot(slot);
+        self.vfs.set_coordinator(slot, serves_pieces);
         self.vfs
             .requests()
             .connect(outbox.clone(), |what| self.vfs.settled(what));
@@ -373,9 +379,7 @@ impl Server {
                 }
             }
             ToDaemon::Reply { request, result } => vfs.requests().reply(request, result),
-            ToDaemon::Piece { request, .. } => {
-                tracing::warn!(request, "a piece that nobody asked for");
-            }
+            ToDaemon::Piece { request, result } => vfs.requests().reply_piece(request, result),
             ToDaemon::Progress(progress) => vfs.set_progress(progress),
             ToDaemon::Nodes(nodes) => vfs.set_nodes(nodes),
             ToDaemon::Ready { restart } => {

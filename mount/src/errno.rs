@@ -27,6 +27,8 @@ pub fn errno_of(error: &FsError) -> i32 {
         FsError::BufferTooSmall => libc::ERANGE,
         FsError::NoSpace => libc::ENOSPC,
         FsError::Broken => libc::EIO,
+        // Not EAGAIN: of a regular file no program expects it.
+        FsError::Unreachable => libc::EIO,
         FsError::Refused(refusal) => refusal_errno(*refusal),
     }
 }

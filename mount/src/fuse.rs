@@ -11,6 +11,7 @@
 use crate::errno::errno_of;
 use crate::sys::{self, SetTime};
 use crate::vfs::attr::{Attr, SetAttr};
+use crate::vfs::file::Item;
 use crate::vfs::inode::Backing;
 use crate::vfs::{Caller, Entry, FsError, FsResult, Vfs};
 use fuser::{
@@ -159,6 +160,11 @@ fn served() -> FopenFlags {
         | FopenFlags::FOPEN_NOFLUSH
 }
 
+/// Flags of a file whose bytes the kernel may keep for ever.
+fn kept() -> FopenFlags {
+    FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
+}
+
 fn answer_open(vfs: &Vfs, reply: ReplyOpen, handle: u64) {
     match vfs.attach(handle, register(|fd| reply.open_backing(fd))) {
         Ok(backing) => match backing
@@ -166,6 +172,7 @@ fn answer_open(vfs: &Vfs, reply: ReplyOpen, handle: u64) {
             .and_then(|any| any.downcast_ref::<BackingId>())
         {
             Some(id) => reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, id),
+            None if vfs.is_kept_by_kernel(handle) => reply.opened(FileHandle(handle), kept()),
             None => reply.opened(FileHandle(handle), served()),
         },
         Err(error) => {
@@ -198,6 +205,62 @@ fn answer_create(vfs: &Vfs, reply: ReplyCreate, entry: &Entry, handle: u64) {
     }
 }
 
+/// Answers `readdirplus` with what fits.
+fn list_plus(
+    vfs: &Vfs,
+    caller: Caller,
+    (ino, handle): (u64, u64),
+    items: Vec<Item>,
+    mut reply: ReplyDirectoryPlus,
+) {
+    for item in items {
+        let name = OsStr::from_bytes(&item.name);
+        let dots = matches!(item.name.as_slice(), b"." | b"..");
+        let entry = if dots {
+            None
+        } else {
+            vfs.entry_of_item(caller, handle, ino, &item)
+        };
+        let full = match &entry {
+            Some(entry) => {
+                let attr = file_attr(&entry.attr);
+                reply.add(
+                    attr.ino,
+                    item.next,
+                    name,
+                    &entry.entry_ttl,
+                    &attr,
+                    Generation(entry.generation),
+                )
+            }
+            // Dots are not looked up; and what vanished meanwhile is only a name. Number 0
+            // tells the kernel that no lookup was made.
+            None => {
+                let attr = file_attr(&Attr {
+                    ino: item.ino,
+                    mode: item.kind,
+                    ..Attr::NOTHING
+                });
+                reply.add(
+                    INodeNo(0),
+                    item.next,
+                    name,
+                    &Duration::ZERO,
+                    &attr,
+                    Generation(0),
+                )
+            }
+        };
+        if full {
+            if let Some(entry) = entry {
+                vfs.forget(entry.attr.ino, 1);
+            }
+            break;
+        }
+    }
+    reply.ok();
+}
+
 impl Filesystem for Kernel {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = InitFlags::FUSE_PARALLEL_DIROPS
@@ -226,7 +289,8 @@ impl Filesystem for Kernel {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        answer_entry(reply)(self.vfs.lookup(caller(request), parent.0, name));
+        self.vfs
+            .lookup(caller(request), parent.0, name, answer_entry(reply));
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
@@ -416,10 +480,11 @@ impl Filesystem for Kernel {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.vfs.read(fh.0, offset, size as usize) {
+        let answer = move |result: FsResult<Vec<u8>>| match result {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(errno(error)),
-        }
+        };
+        self.vfs.read(fh.0, offset, size as usize, answer);
     }
 
     fn write(
@@ -495,7 +560,7 @@ impl Filesystem for Kernel {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        match self.vfs.readdir(ino.0, fh.0, offset) {
+        let answer = move |result: FsResult<Vec<Item>>| match result {
             Ok(items) => {
                 for item in items {
                     let name = OsStr::from_bytes(&item.name);
@@ -506,7 +571,8 @@ impl Filesystem for Kernel {
                 reply.ok();
             }
             Err(error) => reply.error(errno(error)),
-        }
+        };
+        self.vfs.readdir(ino.0, fh.0, offset, answer);
     }
 
     fn readdirplus(
@@ -515,58 +581,14 @@ impl Filesystem for Kernel {
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let items = match self.vfs.readdir(ino.0, fh.0, offset) {
-            Ok(items) => items,
-            Err(error) => return reply.error(errno(error)),
+        let (vfs, caller) = (Arc::clone(&self.vfs), caller(request));
+        let answer = move |result: FsResult<Vec<Item>>| match result {
+            Ok(items) => list_plus(&vfs, caller, (ino.0, fh.0), items, reply),
+            Err(error) => reply.error(errno(error)),
         };
-        for item in items {
-            let name = OsStr::from_bytes(&item.name);
-            let dots = matches!(item.name.as_slice(), b"." | b"..");
-            let entry = if dots {
-                None
-            } else {
-                self.vfs.entry_of_item(caller(request), fh.0, ino.0, &item)
-            };
-            let full = match &entry {
-                Some(entry) => {
-                    let attr = file_attr(&entry.attr);
-                    reply.add(
-                        attr.ino,
-                        item.next,
-                        name,
-                        &entry.entry_ttl,
-                        &attr,
-                        Generation(entry.generation),
-                    )
-                }
-                // Dots are not looked up; and what vanished meanwhile is only a name. Number 0
-                // tells the kernel that no lookup was made.
-                None => {
-                    let attr = file_attr(&Attr {
-                        ino: item.ino,
-                        mode: item.kind,
-                        ..NO_ATTR
-                    });
-                    reply.add(
-                        INodeNo(0),
-                        item.next,
-                        name,
-                        &Duration::ZERO,
-                        &attr,
-                        Generation(0),
-                    )
-                }
-            };
-            if full {
-                if let Some(entry) = entry {
-                    self.vfs.forget(entry.attr.ino, 1);
-                }
-                break;
-            }
-        }
-        reply.ok();
+        self.vfs.readdir(ino.0, fh.0, offset, answer);
     }
 
     fn releasedir(
@@ -692,21 +714,6 @@ impl Filesystem for Kernel {
     }
 }
 
-const NO_ATTR: Attr = Attr {
-    rdev: 0,
-    ino: 0,
-    size: 0,
-    blocks: 0,
-    atime: (0, 0),
-    mtime: (0, 0),
-    ctime: (0, 0),
-    mode: 0,
-    nlink: 1,
-    uid: 0,
-    gid: 0,
-    blksize: 4096,
-};
-
 /// An option as fuser has it; who may come in is not one of them.
 fn mount_option(option: &str) -> Option<MountOption> {
     Some(match option {
@@ -770,10 +777,10 @@ impl Mounted {
             tracing::info!("data goes by passthrough");
         } else {
             tracing::warn!("data is {}", vfs.data_path());
-            let mountpoint = mountpoint.to_owned();
-            // It asks the mount, which is served only after this returns.
-            std::thread::spawn(move || raise_readahead(&mountpoint));
         }
+        let mountpoint = mountpoint.to_owned();
+        // It asks the mount, which is served only after this returns.
+        std::thread::spawn(move || crate::mountpoint::raise_readahead(&mountpoint));
         Ok(Self { session })
     }
 
@@ -797,20 +804,5 @@ fn probe(vfs: &Vfs, session: &Session<Kernel>) -> Result<(), String> {
             }
             _ => format!("passthrough does not work on this cache: {error}"),
         }),
-    }
-}
-
-/// The kernel reads ahead 128 KiB of a FUSE mount unless it is told otherwise.
-fn raise_readahead(mountpoint: &Path) {
-    let Ok(found) = nix::sys::stat::stat(mountpoint) else {
-        return;
-    };
-    let (major, minor) = (
-        nix::sys::stat::major(found.st_dev),
-        nix::sys::stat::minor(found.st_dev),
-    );
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&path, "1024") {
-        tracing::debug!(%error, path, "readahead stays as it is");
     }
 }

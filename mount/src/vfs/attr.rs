@@ -45,6 +45,22 @@ fn nanos(value: i64) -> u32 {
 }
 
 impl Attr {
+    /// Of what only its name is known of.
+    pub const NOTHING: Self = Self {
+        rdev: 0,
+        ino: 0,
+        size: 0,
+        blocks: 0,
+        atime: (0, 0),
+        mtime: (0, 0),
+        ctime: (0, 0),
+        mode: 0,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        blksize: 4096,
+    };
+
     /// From what the cache says.
     pub fn of(stat: &libc::stat) -> Self {
         Self {

@@ -28,14 +28,49 @@ const COMMIT_ATTRIBUTE: &[u8] = b"user.scrfs.commit";
 
 impl Vfs {
     /// What stands behind `name`; counts one reference by the kernel.
-    pub fn lookup(&self, caller: Caller, parent: u64, name: &OsStr) -> FsResult<Entry> {
+    pub fn lookup(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &OsStr,
+        answer: impl FnOnce(FsResult<Entry>) + Send + 'static,
+    ) {
+        let name = name.to_owned();
+        match self.node(parent) {
+            Ok(Node::File(parent)) if self.is_merged(parent.dataset) => {
+                let vfs = Arc::clone(self);
+                self.with_view(parent.dataset, move |view| {
+                    answer(view.and_then(|view| match view {
+                        Some(view) => {
+                            let place = vfs.place_of(&view, &parent)?;
+                            vfs.lookup_in(&view, place, &name)
+                        }
+                        None => vfs.lookup_listed(&parent, &name),
+                    }));
+                });
+            }
+            Ok(Node::Remote(parent)) => {
+                self.with_remote(parent, answer, move |vfs, view, place| {
+                    vfs.lookup_in(view, place, &name)
+                });
+            }
+            Ok(Node::File(parent)) => answer(self.lookup_listed(&parent, &name)),
+            Ok(Node::Root | Node::Control(_)) => answer(self.lookup_virtual(caller, parent, &name)),
+            Err(error) => answer(Err(error)),
+        }
+    }
+
+    /// What stands behind `name` at the top or in `.scr`.
+    pub(super) fn lookup_virtual(
+        &self,
+        caller: Caller,
+        parent: u64,
+        name: &OsStr,
+    ) -> FsResult<Entry> {
         match self.node(parent)? {
             Node::Root => self.lookup_top(caller, name),
             Node::Control(control) => self.lookup_control(control, name),
-            Node::File(parent) => {
-                let inode = open_child(&parent, name)?;
-                self.entry(inode)
-            }
+            Node::File(_) | Node::Remote(_) => Err(FsError::Invalid),
         }
     }
 
@@ -47,9 +82,20 @@ impl Vfs {
         let found = self
             .read_names()
             .find(&name)
-            .and_then(|dataset| dataset.tree.clone());
+            .map(|dataset| match &dataset.tree {
+                Some(tree) => Ok(Arc::clone(tree)),
+                None => Err(super::view::top_attr(&dataset.record)),
+            });
         let tree = match found {
-            Some(tree) => tree,
+            Some(Ok(tree)) => tree,
+            Some(Err(remote)) => {
+                return Ok(Entry {
+                    attr: remote?,
+                    generation: 0,
+                    entry_ttl: Duration::ZERO,
+                    attr_ttl: Duration::ZERO,
+                });
+            }
             None => self.late_rename(caller, &name).ok_or(FsError::Missing)?,
         };
         self.entry_of_tree(tree)
@@ -74,9 +120,11 @@ impl Vfs {
         found.last().and_then(|dataset| dataset.tree.clone())
     }
 
-    fn entry(&self, inode: Arc<Inode>) -> FsResult<Entry> {
+    pub(super) fn entry(&self, inode: Arc<Inode>) -> FsResult<Entry> {
         let inode = self.inodes.remember(inode);
-        let attr = attr::get(&inode).inspect_err(|_| self.inodes.forget(inode.ino, 1))?;
+        let attr = self
+            .attr_of(&inode)
+            .inspect_err(|_| self.inodes.forget(inode.ino, 1))?;
         // Another node may rename or remove a directory of an open dataset at any time.
         let fixed = !inode.is_directory() || self.is_sealed(inode.dataset);
         let entry_ttl = if fixed { TTL } else { Duration::ZERO };
@@ -94,6 +142,16 @@ impl Vfs {
             entry_ttl: Duration::ZERO,
             ..entry
         })
+    }
+
+    /// Attributes of an inode of the cache. The links of a directory that other nodes have entries of
+    /// are not counted: 1, which tells programs not to conclude anything.
+    fn attr_of(&self, inode: &Inode) -> FsResult<Attr> {
+        let mut attr = attr::get(inode)?;
+        if inode.is_directory() && self.is_merged(inode.dataset) {
+            attr.nlink = 1;
+        }
+        Ok(attr)
     }
 
     fn is_sealed(&self, dataset: DatasetId) -> bool {
@@ -129,6 +187,7 @@ impl Vfs {
                     gid,
                 }),
             Ok(Node::Control(_)) => Err(FsError::NotPermitted),
+            Ok(Node::Remote(_)) => Err(FsError::Sealed),
             Ok(Node::File(inode)) => self.child_path(&inode, name).map(|path| Request::Change {
                 dataset: inode.dataset,
                 change: DirectoryChange::Make {
@@ -140,8 +199,9 @@ impl Vfs {
             }),
             Err(error) => Err(error),
         };
-        let found = move |result: FsResult<()>| {
-            answer(result.and_then(|()| vfs.lookup(caller, parent, &name_owned)));
+        let found = move |result: FsResult<()>| match result {
+            Ok(()) => vfs.lookup(caller, parent, &name_owned, answer),
+            Err(error) => answer(Err(error)),
         };
         match what {
             Ok(what) => self.ask(what, found),
@@ -159,6 +219,9 @@ impl Vfs {
         let what = match self.node(parent) {
             Ok(Node::Root) => self.remove_request(name),
             Ok(Node::Control(_)) => Err(FsError::NotPermitted),
+            Ok(Node::Remote(_)) => Err(FsError::Sealed),
+            // Before its names are looked at: they may lie elsewhere.
+            Ok(Node::File(inode)) if self.is_merged(inode.dataset) => Err(FsError::Sealed),
             Ok(Node::File(inode)) => self.directory_at(&inode, name).and_then(|child| {
                 if !is_empty(&child)? {
                     return Err(FsError::NotEmpty);
@@ -233,6 +296,9 @@ impl Vfs {
         let (source, target) = match nodes {
             Ok((Node::Root, Node::Root)) => return self.rename_top(from.1, to.1, flags, answer),
             Ok((Node::File(source), Node::File(target))) => (source, target),
+            Ok((Node::Remote(_), _) | (_, Node::Remote(_))) => {
+                return answer(Err(FsError::Sealed));
+            }
             // A dataset into another, or a directory or file to the top.
             Ok((Node::Root, Node::File(_)) | (Node::File(_), Node::Root)) => {
                 return answer(Err(FsError::Invalid));
@@ -244,6 +310,9 @@ impl Vfs {
         };
         if source.dataset != target.dataset {
             return answer(Err(FsError::OtherDataset));
+        }
+        if self.is_merged(source.dataset) {
+            return answer(Err(FsError::Sealed));
         }
         match self.rename_directories(&source, from.1, &target, to.1, flags) {
             Ok(Some(change)) => {
@@ -425,7 +494,12 @@ impl Vfs {
         let name = name.to_owned();
         let vfs = Arc::clone(self);
         self.change_in(parent, answer, move |parent, _| {
-            let inode = vfs.inode(ino)?;
+            let inode = match vfs.node(ino)? {
+                Node::Remote(remote) if remote.dataset != parent.dataset => {
+                    return Err(FsError::OtherDataset);
+                }
+                _ => vfs.inode(ino)?,
+            };
             if inode.dataset != parent.dataset {
                 return Err(FsError::OtherDataset);
             }
@@ -479,6 +553,11 @@ impl Vfs {
     /// What a symbolic link says.
     pub fn readlink(&self, ino: u64) -> FsResult<Vec<u8>> {
         match self.node(ino)? {
+            Node::Remote(remote) => {
+                // The kernel has its number from there.
+                let view = self.ready_view(remote.dataset).ok_or(FsError::Missing)?;
+                view.link_target(view.place(remote)?)
+            }
             Node::File(inode) => Ok(sys::read_link(inode.fd()?.as_fd())?),
             Node::Control(control) => self.control_link(control),
             Node::Root => Err(FsError::Invalid),
@@ -518,6 +597,12 @@ impl Vfs {
                             .as_ref()
                             .is_some_and(|tree| tree.ino == inode.ino)
                 });
+                found.map(|found| found.record.id).into_iter().collect()
+            }
+            Ok(Node::Remote(remote)) => {
+                let names = self.read_names();
+                let found = names.get(remote.dataset);
+                let found = found.filter(|found| remote.number == 0 && found.is_unprotected());
                 found.map(|found| found.record.id).into_iter().collect()
             }
             Ok(Node::Control(_)) => Vec::new(),
@@ -591,17 +676,7 @@ impl Vfs {
         if tree.ino == parent.ino {
             return Ok(RelPath::new(name.as_bytes())?);
         }
-        // A removed directory has no path; the kernel would append ` (deleted)` to its old one.
-        if sys::stat(parent.fd()?.as_fd())?.st_nlink == 0 {
-            return Err(FsError::Missing);
-        }
-        // ENAMETOOLONG when it is so deep that no path can say it.
-        let path = |fd: BorrowedFd<'_>| {
-            std::fs::read_link(OsStr::from_bytes(sys::proc_path(fd).as_bytes()))
-                .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
-        };
-        let (top, here) = (path(tree.fd()?.as_fd())?, path(parent.fd()?.as_fd())?);
-        let below = here.strip_prefix(&top).map_err(|_| FsError::Missing)?;
+        let below = super::view::path_below(&tree, parent)?;
         Ok(RelPath::new(below.as_os_str().as_bytes())?.join(name.as_bytes())?)
     }
 
@@ -610,7 +685,8 @@ impl Vfs {
         match self.node(ino)? {
             Node::Root => Ok((self.top_attr(), Duration::ZERO)),
             Node::Control(control) => Ok((self.control_attr(control)?, Duration::ZERO)),
-            Node::File(inode) => Ok((attr::get(&inode)?, TTL)),
+            Node::File(inode) => Ok((self.attr_of(&inode)?, TTL)),
+            Node::Remote(remote) => self.remote_attr(remote),
         }
     }
 
@@ -640,7 +716,7 @@ impl Vfs {
     }
 }
 
-fn open_path(dir: BorrowedFd<'_>, name: &OsStr) -> FsResult<OwnedFd> {
+pub(super) fn open_path(dir: BorrowedFd<'_>, name: &OsStr) -> FsResult<OwnedFd> {
     Ok(sys::open_at(dir, name, libc::O_PATH | libc::O_NOFOLLOW, 0)?)
 }
 
@@ -663,7 +739,7 @@ fn is_empty(directory: &Inode) -> FsResult<bool> {
 
 /// Opens the directory that holds `path`, one component at a time, following no link; returns it with
 /// the last component.
-fn walk(tree: &Inode, path: &RelPath) -> FsResult<(OwnedFd, OsString)> {
+pub(super) fn walk(tree: &Inode, path: &RelPath) -> FsResult<(OwnedFd, OsString)> {
     let mut parts: Vec<&[u8]> = path.as_bytes().split(|&byte| byte == b'/').collect();
     let last = parts.pop().unwrap_or_default();
     let mut fd = sys::duplicate(&tree.fd()?.as_fd()).map_err(|_| FsError::Broken)?;

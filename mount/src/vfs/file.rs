@@ -7,8 +7,10 @@
 //! Invariant: a writable handle is counted in the gate before the program knows its open has succeeded,
 //! and is counted out exactly once, at the kernel's release.
 
-use super::handle::{Listed, Open};
+use super::far::Reader;
+use super::handle::{Listed, Open, Whole, WholeListing};
 use super::inode::{Backing, Inode, ROOT};
+use super::view::View;
 use super::{Caller, Entry, FsError, FsResult, Node, Vfs};
 use crate::sys;
 use crate::vfs::attr::{self, Attr, SetAttr};
@@ -40,6 +42,29 @@ fn is_writable(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
+/// Entries given to the kernel at once: it takes far fewer.
+const ITEMS_MAX: usize = 1024;
+
+fn begun(whole: &Whole) -> Option<Arc<WholeListing>> {
+    whole.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn items(listed: &[Listed], offset: u64) -> Vec<Item> {
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    let numbered = listed.iter().zip(1u64..).skip(from).take(ITEMS_MAX);
+    numbered
+        .map(|(listed, next)| {
+            let Listed { ino, kind, name } = listed.clone();
+            Item {
+                ino,
+                kind,
+                name,
+                next,
+            }
+        })
+        .collect()
+}
+
 impl Vfs {
     /// Opens a file. The answer is the handle's number; [`Self::attach`] must follow.
     pub fn open(
@@ -57,6 +82,15 @@ impl Vfs {
             Ok(Node::Control(control)) => {
                 let content = self.control_content(control);
                 return answer(content.map(|bytes| self.handles.insert(Open::Content(bytes)).0));
+            }
+            Ok(Node::Remote(_)) if is_writable(flags) || flags & libc::O_TRUNC != 0 => {
+                return answer(Err(FsError::Sealed));
+            }
+            Ok(Node::Remote(remote)) => {
+                return self.with_remote(remote, answer, |vfs, view, place| {
+                    let file = Arc::new(view.far_file(place)?);
+                    Ok(vfs.handles.insert(Open::Far(Reader::new(file))).0)
+                });
             }
             Ok(Node::Root) => return answer(Err(FsError::Invalid)),
             Err(error) => return answer(Err(error)),
@@ -134,6 +168,11 @@ impl Vfs {
         self.handles.insert(open).0
     }
 
+    /// Whether a handle is of a file whose bytes can never change and are the kernel's to keep.
+    pub fn is_kept_by_kernel(&self, handle: u64) -> bool {
+        matches!(self.handles.get(handle).as_deref(), Ok(Open::Far(_)))
+    }
+
     /// Decides how the bytes of a new handle travel. `Some`: by the kernel, with this. What is not
     /// a file of a dataset is served.
     pub fn attach(
@@ -178,10 +217,23 @@ impl Vfs {
         }
     }
 
-    /// Reads, where the daemon serves.
-    pub fn read(&self, handle: u64, offset: u64, size: usize) -> FsResult<Vec<u8>> {
-        let open = self.handles.get(handle)?;
-        if let Open::Content(bytes) = &*open {
+    /// Reads, where the daemon serves; answers when bytes of another node have come.
+    pub fn read(
+        &self,
+        handle: u64,
+        offset: u64,
+        size: usize,
+        answer: impl FnOnce(FsResult<Vec<u8>>) + Send + 'static,
+    ) {
+        match self.handles.get(handle).as_deref() {
+            Ok(Open::Far(reader)) => self.far.read(reader, offset, size, Box::new(answer)),
+            Ok(open) => answer(Self::read_here(open, offset, size)),
+            Err(error) => answer(Err(*error)),
+        }
+    }
+
+    fn read_here(open: &Open, offset: u64, size: usize) -> FsResult<Vec<u8>> {
+        if let Open::Content(bytes) = open {
             let start = usize::try_from(offset)
                 .unwrap_or(usize::MAX)
                 .min(bytes.len());
@@ -270,6 +322,12 @@ impl Vfs {
             return Err(FsError::Invalid);
         }
         let open = self.handles.get(handle)?;
+        if let Open::Far(reader) = &*open {
+            let from = u64::try_from(offset).ok();
+            let found = from.and_then(|from| reader.file.seek(from, whence == libc::SEEK_HOLE));
+            let found = found.and_then(|at| i64::try_from(at).ok());
+            return found.ok_or(FsError::System(Errno::ENXIO));
+        }
         Ok(sys::seek(open.file()?.as_fd(), offset, whence)?)
     }
 
@@ -303,42 +361,91 @@ impl Vfs {
                 Open::Directory {
                     inode,
                     fd: Mutex::new(fd),
+                    whole: Mutex::default(),
                 }
             }
+            Node::Remote(remote) => Open::RemoteDirectory {
+                remote,
+                whole: Mutex::default(),
+            },
         };
         Ok(self.handles.insert(open).0)
     }
 
-    /// Entries from `offset` on; empty at the end. Offsets inside datasets are the cache's own and
-    /// stay valid while entries come and go; a virtual directory is listed as it was when reading it
-    /// began.
-    pub fn readdir(&self, ino: u64, handle: u64, offset: u64) -> FsResult<Vec<Item>> {
-        let open = self.handles.get(handle)?;
-        match &*open {
+    /// Entries from `offset` on; empty at the end. Offsets in open datasets are the cache's own and stay
+    /// valid while entries come and go; a virtual directory, and one of a sealed dataset of several
+    /// nodes, is listed as it was when reading it began.
+    pub fn readdir(
+        self: &Arc<Self>,
+        ino: u64,
+        handle: u64,
+        offset: u64,
+        answer: impl FnOnce(FsResult<Vec<Item>>) + Send + 'static,
+    ) {
+        let open = match self.handles.get(handle) {
+            Ok(open) => open,
+            Err(error) => return answer(Err(error)),
+        };
+        let dataset = match &*open {
+            Open::Directory { inode, .. } => inode.dataset,
+            Open::RemoteDirectory { remote, .. } => remote.dataset,
+            Open::Listing(_) | Open::File { .. } | Open::Content(_) | Open::Far(_) => {
+                return answer(self.readdir_here(ino, &open, offset));
+            }
+        };
+        if offset != 0 {
+            return answer(self.readdir_here(ino, &open, offset));
+        }
+        // Only here: who began to read while the dataset was open goes on in this node's part.
+        let vfs = Arc::clone(self);
+        self.with_view(dataset, move |view| {
+            let begun = view.and_then(|view| match (&*open, view) {
+                (Open::Directory { inode, whole, .. }, Some(view)) => {
+                    let place = vfs.place_of(&view, inode)?;
+                    vfs.begin_listing(whole, &view, place, ino)
+                }
+                (Open::RemoteDirectory { remote, whole }, Some(view)) => {
+                    vfs.begin_listing(whole, &view, view.place(*remote)?, ino)
+                }
+                _ => Ok(()),
+            });
+            answer(begun.and_then(|()| vfs.readdir_here(ino, &open, 0)));
+        });
+    }
+
+    fn begin_listing(
+        &self,
+        whole: &Whole,
+        view: &Arc<View>,
+        place: usize,
+        own: u64,
+    ) -> FsResult<()> {
+        let listed = self.list_at(view, place, own)?;
+        *whole.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(WholeListing {
+            view: Arc::clone(view),
+            place,
+            listed,
+        }));
+        Ok(())
+    }
+
+    fn readdir_here(&self, ino: u64, open: &Open, offset: u64) -> FsResult<Vec<Item>> {
+        match open {
             Open::Listing(listing) => {
                 let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
                 if offset == 0 {
                     *listing = match self.node(ino)? {
                         Node::Root => self.list_top(),
                         Node::Control(control) => self.list_control(control)?,
-                        Node::File(_) => return Err(FsError::Invalid),
+                        Node::File(_) | Node::Remote(_) => return Err(FsError::Invalid),
                     };
                 }
-                let from = usize::try_from(offset).unwrap_or(usize::MAX);
-                let numbered = listing.iter().zip(1u64..).skip(from);
-                Ok(numbered
-                    .map(|(listed, next)| {
-                        let Listed { ino, kind, name } = listed.clone();
-                        Item {
-                            ino,
-                            kind,
-                            name,
-                            next,
-                        }
-                    })
-                    .collect())
+                Ok(items(&listing, offset))
             }
-            Open::Directory { inode, fd } => {
+            Open::Directory { inode, fd, whole } => {
+                if let Some(whole) = begun(whole) {
+                    return Ok(items(&whole.listed, offset));
+                }
                 let fd = fd.lock().unwrap_or_else(PoisonError::into_inner);
                 let entries = sys::read_directory(fd.as_fd(), offset as i64)?;
                 let top = self.tree_by_ino(inode.ino).is_some();
@@ -354,7 +461,11 @@ impl Vfs {
                 };
                 Ok(entries.into_iter().map(item).collect())
             }
-            Open::File { .. } | Open::Content(_) => Err(FsError::NotDirectory),
+            Open::RemoteDirectory { whole, .. } => {
+                let whole = begun(whole).ok_or(FsError::Invalid)?;
+                Ok(items(&whole.listed, offset))
+            }
+            Open::File { .. } | Open::Content(_) | Open::Far(_) => Err(FsError::NotDirectory),
         }
     }
 
@@ -368,10 +479,18 @@ impl Vfs {
         item: &Item,
     ) -> Option<Entry> {
         let name = OsStr::from_bytes(&item.name);
-        match &*self.handles.get(handle).ok()? {
+        let open = self.handles.get(handle).ok()?;
+        if let Open::Directory { whole, .. } | Open::RemoteDirectory { whole, .. } = &*open
+            && let Some(whole) = begun(whole)
+        {
+            return self.lookup_in(&whole.view, whole.place, name).ok();
+        }
+        match &*open {
             Open::Directory { inode, .. } => self.lookup_listed(inode, name).ok(),
-            Open::Listing(_) => self.lookup(caller, ino, name).ok(),
-            Open::File { .. } | Open::Content(_) => None,
+            Open::Listing(_) => self.lookup_virtual(caller, ino, name).ok(),
+            Open::RemoteDirectory { .. } | Open::File { .. } | Open::Content(_) | Open::Far(_) => {
+                None
+            }
         }
     }
 
@@ -387,8 +506,8 @@ impl Vfs {
             scrfs::name::CONTROL_DIRECTORY,
         ));
         for dataset in self.read_names().shown() {
-            if let Some(tree) = &dataset.tree {
-                listing.push(directory(tree.ino, dataset.record.name.as_bytes()));
+            if let Some(ino) = dataset.top_ino() {
+                listing.push(directory(ino, dataset.record.name.as_bytes()));
             }
         }
         listing
@@ -438,6 +557,16 @@ impl Vfs {
     pub fn getxattr(&self, ino: u64, name: &OsStr) -> FsResult<Vec<u8>> {
         match self.node(ino)? {
             Node::File(inode) => attr::get_xattr(&inode, name),
+            Node::Remote(remote) => {
+                let view = self
+                    .ready_view(remote.dataset)
+                    .ok_or(FsError::NoAttribute)?;
+                let mut xattrs = view.xattrs(view.place(remote)?)?;
+                let found = xattrs.find(|(known, _)| *known == name.as_bytes());
+                found
+                    .map(|(_, value)| value.to_vec())
+                    .ok_or(FsError::NoAttribute)
+            }
             Node::Root | Node::Control(_) => Err(FsError::NoAttribute),
         }
     }
@@ -446,6 +575,15 @@ impl Vfs {
     pub fn listxattr(&self, ino: u64) -> FsResult<Vec<u8>> {
         match self.node(ino)? {
             Node::File(inode) => attr::list_xattrs(&inode),
+            Node::Remote(remote) => {
+                let Some(view) = self.ready_view(remote.dataset) else {
+                    return Ok(Vec::new());
+                };
+                let names = view.xattrs(view.place(remote)?)?;
+                Ok(names
+                    .flat_map(|(name, _)| name.iter().copied().chain([0]))
+                    .collect())
+            }
             Node::Root | Node::Control(_) => Ok(Vec::new()),
         }
     }

@@ -5,8 +5,10 @@
 //! the daemon serves the bytes itself.
 
 use super::FsResult;
+use super::far::Reader;
 use super::gates::GateCell;
 use super::inode::{Backing, Inode};
+use super::view::{Remote, View};
 use crate::sys;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,6 +25,20 @@ pub struct Listed {
     /// Name.
     pub name: Vec<u8>,
 }
+
+/// A directory of a sealed dataset as all nodes have it, listed when reading it began.
+#[derive(Debug)]
+pub struct WholeListing {
+    /// Of which tree.
+    pub view: Arc<View>,
+    /// Which directory.
+    pub place: usize,
+    /// What is in it, `.` and `..` first.
+    pub listed: Vec<Listed>,
+}
+
+/// The listing of a directory of a sealed dataset, once reading it has begun.
+pub type Whole = Mutex<Option<Arc<WholeListing>>>;
 
 /// What is open.
 #[derive(Debug)]
@@ -48,7 +64,18 @@ pub enum Open {
         inode: Arc<Inode>,
         /// Open for reading; the lock is around its position.
         fd: Mutex<OwnedFd>,
+        /// Once the dataset is sealed: what all nodes have in it.
+        whole: Whole,
     },
+    /// A directory of a dataset that is on other nodes only.
+    RemoteDirectory {
+        /// Which.
+        remote: Remote,
+        /// What is in it.
+        whole: Whole,
+    },
+    /// A regular file of another node.
+    Far(Reader),
     /// The top or a virtual directory: what it held when reading began.
     Listing(Mutex<Vec<Listed>>),
     /// A virtual file, as it was when it was opened.
@@ -62,7 +89,8 @@ impl Open {
             inode, flags, file, ..
         } = self
         else {
-            return Err(super::FsError::Invalid);
+            // Nothing of ours: whoever wants to copy inside the cache must read it instead.
+            return Err(super::FsError::NotSupported);
         };
         if let Some(fd) = file.get() {
             return Ok(fd);

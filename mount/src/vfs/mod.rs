@@ -8,6 +8,7 @@
 //! - [`namespace`] datasets by name, and what the coordinator says of them
 //! - [`dir`] names inside datasets and at the top; `file` bytes; [`attr`] attributes
 //! - [`control_dir`] the virtual `.scr`; [`alias`] renames that come after the commit
+//! - [`view`] sealed datasets of several nodes as a whole, and [`far`] the bytes of other nodes
 //! - [`gates`] and [`writers`] who changes a dataset now; [`requests`] what the coordinator must decide
 //!
 //! Lock order: names, then inodes, gate, requests or handles, each of which is a leaf. No lock is
@@ -21,12 +22,14 @@ pub mod attr;
 pub mod control_dir;
 pub mod descriptors;
 pub mod dir;
+pub mod far;
 pub mod file;
 pub mod gates;
 pub mod handle;
 pub mod inode;
 pub mod namespace;
 pub mod requests;
+pub mod view;
 pub mod writers;
 
 #[cfg(test)]
@@ -99,6 +102,9 @@ pub enum FsError {
     /// The cache contradicts itself, or a request was lost; the log says which.
     #[error("i/o error")]
     Broken,
+    /// It lies on another node, and nobody could bring it; the log says why.
+    #[error("out of reach")]
+    Unreachable,
     /// The coordinators said no.
     #[error("refused: {0:?}")]
     Refused(Refusal),
@@ -179,6 +185,8 @@ pub enum Node {
     Control(ControlNode),
     /// In a dataset.
     File(Arc<Inode>),
+    /// In a sealed dataset, on other nodes.
+    Remote(view::Remote),
 }
 
 /// One mount's filesystem.
@@ -190,6 +198,7 @@ pub struct Vfs {
     descriptors: Arc<Descriptors>,
     handles: Handles,
     requests: Arc<Requests>,
+    far: Arc<far::Far>,
     /// How the bytes travel, for people; set once when mounted.
     data_path: Mutex<String>,
     passthrough: std::sync::atomic::AtomicBool,
@@ -207,14 +216,16 @@ impl std::fmt::Debug for Vfs {
 impl Vfs {
     /// A filesystem with nothing in it.
     pub fn new(settings: Settings) -> Arc<Self> {
+        let requests: Arc<Requests> = Arc::default();
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
+            far: far::Far::new(Arc::clone(&requests)),
             descriptors: Descriptors::new(settings.files),
             settings,
             names: RwLock::default(),
             inodes: Inodes::default(),
             handles: Handles::default(),
-            requests: Arc::default(),
+            requests,
             data_path: Mutex::default(),
             passthrough: std::sync::atomic::AtomicBool::new(false),
             started: Instant::now(),
@@ -269,6 +280,9 @@ impl Vfs {
         if let Some(control) = ControlNode::of(ino) {
             return Ok(Node::Control(control));
         }
+        if let Some(remote) = view::Remote::of(ino) {
+            return Ok(Node::Remote(remote));
+        }
         // A dataset's top may be asked for after the kernel gave its references back.
         self.inodes
             .get(ino)
@@ -281,6 +295,7 @@ impl Vfs {
     pub(crate) fn inode(&self, ino: u64) -> FsResult<Arc<Inode>> {
         match self.node(ino)? {
             Node::File(inode) => Ok(inode),
+            Node::Remote(_) => Err(FsError::Sealed),
             Node::Root | Node::Control(_) => Err(FsError::NotPermitted),
         }
     }

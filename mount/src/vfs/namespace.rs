@@ -7,6 +7,7 @@
 use super::control_dir::DatasetStatus;
 use super::gates::{GateCell, Herald};
 use super::inode::Inode;
+use super::view::ViewCell;
 use super::{FsError, FsResult, Vfs};
 use crate::gate::Gate;
 use crate::sys;
@@ -29,6 +30,10 @@ pub struct Dataset {
     pub record: DatasetRecord,
     /// Its top directory on this node; `None` when this node has none of it.
     pub tree: Option<Arc<Inode>>,
+    /// All parts of it on this node, this node's own slot first.
+    pub trees: Vec<(Slot, Arc<Inode>)>,
+    /// All of it, once somebody looked into it; `None` where nobody can bring what lies elsewhere.
+    pub view: Option<Arc<ViewCell>>,
     /// Who may change it.
     pub gate: Arc<GateCell>,
     /// When this daemon learned that it is sealed; `None` when it was sealed before.
@@ -47,6 +52,8 @@ pub struct Names {
     /// Nodes of this epoch.
     pub nodes: Vec<NodeStatus>,
     slot: Option<Slot>,
+    /// Whether the coordinator brings what lies elsewhere.
+    serves_pieces: bool,
 }
 
 impl Names {
@@ -95,7 +102,7 @@ impl Names {
 impl Dataset {
     /// Whether it is listed at the top.
     pub fn is_shown(&self) -> bool {
-        matches!(self.record.phase, Phase::Open | Phase::Sealed) && self.tree.is_some()
+        matches!(self.record.phase, Phase::Open | Phase::Sealed) && self.top_ino().is_some()
     }
 
     /// Whether a rename, or an fsync of its directory, has something to wait for.
@@ -178,8 +185,12 @@ impl Vfs {
         }
     }
 
-    /// The directory with the dataset's files; `None` when there is none on this node.
-    fn open_tree(&self, id: DatasetId, own: Option<Slot>) -> std::io::Result<Option<Arc<Inode>>> {
+    /// The directories with the dataset's files on this node, one a slot, its own first.
+    fn open_trees(
+        &self,
+        id: DatasetId,
+        own: Option<Slot>,
+    ) -> std::io::Result<Vec<(Slot, Arc<Inode>)>> {
         let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
         let cache = &self.settings().cache;
         let mut slots = Vec::new();
@@ -196,6 +207,7 @@ impl Vfs {
             Err(error) => return Err(error),
         }
         slots.sort_by_key(|slot| (Some(*slot) != own, *slot));
+        let mut trees = Vec::new();
         for slot in slots {
             let path = cache.tree(id, slot);
             let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -210,13 +222,13 @@ impl Vfs {
                     let inode = inode.map_err(|error| {
                         std::io::Error::from_raw_os_error(crate::errno::errno_of(&error))
                     })?;
-                    return Ok(Some(Arc::new(inode)));
+                    trees.push((slot, Arc::new(inode)));
                 }
                 Err(error) if absent(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        Ok(trees)
     }
 
     /// A dataset is now as `record` says.
@@ -226,20 +238,28 @@ impl Vfs {
         let known = self
             .read_names()
             .get(id)
-            .and_then(|dataset| dataset.tree.clone());
+            .map(|dataset| dataset.trees.clone())
+            .unwrap_or_default();
         // Since it was last told of, its files may have been dropped and brought back: then another
         // directory stands in their place.
-        let tree = match (known, self.open_tree(id, own)) {
-            (Some(known), Ok(Some(found))) if known.ino == found.ino => Some(known),
-            (known, Ok(None)) if record.phase == Phase::Open => known,
-            (_, Ok(found)) => found,
-            (known, Err(error)) => {
+        let trees = match self.open_trees(id, own) {
+            Ok(found) if found.is_empty() && record.phase == Phase::Open => known,
+            Ok(mut found) => {
+                for (_, tree) in &mut found {
+                    if let Some((_, same)) = known.iter().find(|(_, old)| old.ino == tree.ino) {
+                        *tree = Arc::clone(same);
+                    }
+                }
+                found
+            }
+            Err(error) => {
                 tracing::error!(dataset = %id, name = %record.name, %error, "cannot open its files");
                 known
             }
         };
+        let tree = trees.first().map(|(_, tree)| Arc::clone(tree));
         if tree.is_none() && matches!(record.phase, Phase::Open | Phase::Sealed) {
-            tracing::warn!(dataset = %id, name = %record.name, "no files of it on this node");
+            tracing::info!(dataset = %id, name = %record.name, "no files of it on this node");
         }
         let herald: Herald = self.herald();
         let sealed = record.phase != Phase::Open;
@@ -254,6 +274,7 @@ impl Vfs {
                 }
                 dataset.record = record;
                 dataset.tree = tree;
+                dataset.trees = trees;
             }
             None => {
                 newly_sealed = sealed;
@@ -265,9 +286,12 @@ impl Vfs {
                 let gate = GateCell::new(id, gate, herald);
                 let sealed_here = sealed.then(Instant::now);
                 let progress = BTreeMap::new();
+                let view = names.serves_pieces.then(Arc::default);
                 let dataset = Dataset {
                     record,
                     tree,
+                    trees,
+                    view,
                     gate,
                     sealed_here,
                     progress,
@@ -308,9 +332,18 @@ impl Vfs {
         self.write_names().nodes = nodes;
     }
 
-    /// The slot this node holds.
-    pub fn set_slot(&self, slot: Slot) {
-        self.write_names().slot = Some(slot);
+    /// A coordinator is there: the slot this node holds, and whether what lies elsewhere can be had.
+    pub fn set_coordinator(&self, slot: Slot, serves_pieces: bool) {
+        let mut names = self.write_names();
+        names.slot = Some(slot);
+        names.serves_pieces = serves_pieces;
+        for dataset in names.datasets.values_mut() {
+            match serves_pieces {
+                true => drop(dataset.view.get_or_insert_default()),
+                false => dataset.view = None,
+            }
+        }
+        names.index();
     }
 
     /// How far long work has come.

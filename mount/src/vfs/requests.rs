@@ -1,12 +1,16 @@
-//! What programs asked that the coordinators must decide, and who waits for the answer.
+//! What is asked of the coordinators: decisions for programs, and pieces of datasets that lie on
+//! other nodes; and who waits for the answer.
 //!
-//! A request is kept until it is answered, over any number of coordinators: one that was sent to a
-//! coordinator that died is sent again to the next, after [`Requests::connect`]'s `settled` was asked
-//! whether it has come true meanwhile. Without a coordinator it fails after the grace time.
+//! A question is kept until it is answered, over any number of coordinators: one that was sent to a
+//! coordinator that died is sent again to the next; of a decision, after [`Requests::connect`]'s
+//! `settled` was asked whether it has come true meanwhile. Without a coordinator it fails after the
+//! grace time. A piece refused with [`Refusal::Again`] is asked for again at each tick, for the grace
+//! time of one coordinator.
 //!
-//! Invariants: each request is answered once; answers run outside the lock. One lock, a leaf.
+//! Invariants: each question is answered once; answers run outside the lock. One lock, a leaf.
 
-use scrfs::control::{FromDaemon, Refusal, Request};
+use scrfs::control::{FromDaemon, Piece, Refusal, Request};
+use scrfs::id::{DatasetId, Slot};
 use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,10 +18,58 @@ use std::time::{Duration, Instant};
 
 /// Runs when the answer is known.
 pub type Answer = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
+/// Runs when the piece is there, or not to be had.
+pub type PieceAnswer = Box<dyn FnOnce(Result<Vec<u8>, Refusal>) + Send>;
+
+/// A piece of a sealed dataset.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wanted {
+    /// Of which dataset.
+    pub dataset: DatasetId,
+    /// Of which slot.
+    pub slot: Slot,
+    /// What.
+    pub piece: Piece,
+}
+
+enum What {
+    Decision(Request, Answer),
+    Piece(Wanted, PieceAnswer),
+}
+
+impl What {
+    fn message(&self, request: u64) -> FromDaemon {
+        match self {
+            Self::Decision(what, _) => FromDaemon::Request {
+                request,
+                what: what.clone(),
+            },
+            Self::Piece(wanted, _) => FromDaemon::Fetch {
+                request,
+                dataset: wanted.dataset,
+                slot: wanted.slot,
+                piece: wanted.piece.clone(),
+            },
+        }
+    }
+
+    fn refuse(self, refusal: Refusal) {
+        match self {
+            Self::Decision(_, answer) => answer(Err(refusal)),
+            Self::Piece(_, answer) => answer(Err(refusal)),
+        }
+    }
+
+    fn words(&self) -> String {
+        match self {
+            Self::Decision(what, _) => format!("{what:?}"),
+            Self::Piece(wanted, _) => format!("{wanted:?}"),
+        }
+    }
+}
 
 struct Pending {
-    what: Request,
-    answer: Answer,
+    what: What,
     sent: bool,
     since: Instant,
 }
@@ -26,11 +78,12 @@ struct Pending {
 struct State {
     next: u64,
     outbox: Option<Sender<FromDaemon>>,
-    gone_since: Option<Instant>,
+    /// When the last coordinator came or went.
+    changed: Option<Instant>,
     pending: BTreeMap<u64, Pending>,
 }
 
-/// All unanswered requests, and the way to the coordinator.
+/// All unanswered questions, and the way to the coordinator.
 #[derive(Default)]
 pub struct Requests {
     state: Mutex<State>,
@@ -49,30 +102,28 @@ impl Requests {
 
     /// Asks the coordinator, now or when there is one.
     pub fn ask(&self, what: Request, answer: Answer) {
+        self.put(What::Decision(what, answer));
+    }
+
+    /// Wants a piece of a sealed dataset, now or when there is a coordinator.
+    pub fn fetch(&self, wanted: Wanted, answer: PieceAnswer) {
+        self.put(What::Piece(wanted, answer));
+    }
+
+    fn put(&self, what: What) {
         let mut state = self.lock();
         state.next += 1;
         let request = state.next;
-        let message = FromDaemon::Request {
-            request,
-            what: what.clone(),
-        };
+        let message = what.message(request);
         let sent = state
             .outbox
             .as_ref()
             .is_some_and(|outbox| outbox.send(message).is_ok());
         if !sent {
-            tracing::warn!(?what, "no coordinator yet; waiting for one");
+            tracing::warn!(what = what.words(), "no coordinator yet; waiting for one");
         }
         let since = Instant::now();
-        state.pending.insert(
-            request,
-            Pending {
-                what,
-                answer,
-                sent,
-                since,
-            },
-        );
+        state.pending.insert(request, Pending { what, sent, since });
     }
 
     /// Tells the coordinator something, if there is one.
@@ -98,8 +149,11 @@ impl Requests {
         let sent: Vec<(u64, Request)> = {
             let state = self.lock();
             let sent = state.pending.iter().filter(|(_, pending)| pending.sent);
-            sent.map(|(request, pending)| (*request, pending.what.clone()))
-                .collect()
+            sent.filter_map(|(request, pending)| match &pending.what {
+                What::Decision(what, _) => Some((*request, what.clone())),
+                What::Piece(..) => None,
+            })
+            .collect()
         };
         let known: BTreeMap<u64, Result<(), Refusal>> = sent
             .into_iter()
@@ -108,17 +162,17 @@ impl Requests {
         let mut answers = Vec::new();
         let mut state = self.lock();
         for (request, mut pending) in std::mem::take(&mut state.pending) {
-            match known.get(&request) {
-                Some(result) => answers.push((pending.answer, *result)),
-                None => {
-                    let what = pending.what.clone();
-                    pending.sent = outbox.send(FromDaemon::Request { request, what }).is_ok();
+            match (known.get(&request), pending.what) {
+                (Some(result), What::Decision(_, answer)) => answers.push((answer, *result)),
+                (_, what) => {
+                    pending.sent = outbox.send(what.message(request)).is_ok();
+                    pending.what = what;
                     state.pending.insert(request, pending);
                 }
             }
         }
         state.outbox = Some(outbox);
-        state.gone_since = None;
+        state.changed = Some(Instant::now());
         drop(state);
         answers
             .into_iter()
@@ -129,42 +183,76 @@ impl Requests {
     pub fn disconnect(&self) {
         let mut state = self.lock();
         state.outbox = None;
-        state.gone_since = Some(Instant::now());
+        state.changed = Some(Instant::now());
     }
 
-    /// The coordinator answered.
+    /// The coordinator answered a request.
     pub fn reply(&self, request: u64, result: Result<(), Refusal>) {
-        let pending = self.lock().pending.remove(&request);
-        match pending {
-            Some(pending) => (pending.answer)(result),
+        let mut state = self.lock();
+        let pending = state.pending.remove(&request);
+        match pending.map(|pending| pending.what) {
+            Some(What::Decision(_, answer)) => {
+                drop(state);
+                answer(result);
+            }
+            Some(What::Piece(..)) => {
+                drop(state);
+                tracing::error!(request, "a decision where a piece was asked for");
+            }
             None => tracing::warn!(request, "answer to a request that is not pending"),
         }
     }
 
-    /// Without a coordinator for `grace`: fails what has waited that long.
-    pub fn expire(&self, grace: Duration) {
+    /// The coordinator brought a piece, or says why not.
+    pub fn reply_piece(&self, request: u64, result: Result<Vec<u8>, Refusal>) {
         let mut state = self.lock();
-        if state.outbox.is_some() {
+        if result == Err(Refusal::Again)
+            && let Some(pending) = state.pending.get_mut(&request)
+            && matches!(pending.what, What::Piece(..))
+        {
+            // Asked again at the next tick.
+            pending.sent = false;
             return;
         }
-        let gone = state.gone_since;
-        let late: Vec<u64> = state
-            .pending
-            .iter()
-            .filter(|(_, pending)| {
-                let since = gone.map_or(pending.since, |gone| gone.max(pending.since));
-                since.elapsed() >= grace
-            })
-            .map(|(request, _)| *request)
-            .collect();
+        let pending = state.pending.remove(&request);
+        drop(state);
+        match pending.map(|pending| pending.what) {
+            Some(What::Piece(_, answer)) => answer(result),
+            Some(What::Decision(_, answer)) => {
+                tracing::error!(request, "a piece where a decision was asked for");
+                answer(Err(Refusal::Failed));
+            }
+            None => tracing::warn!(request, "a piece that nobody asked for"),
+        }
+    }
+
+    /// Asks again what is to be asked again; fails what has waited for `grace` without a coordinator
+    /// that answers. To be called several times a second.
+    pub fn expire(&self, grace: Duration) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let changed = state.changed;
+        let mut late = Vec::new();
+        for (request, pending) in &mut state.pending {
+            if pending.sent && state.outbox.is_some() {
+                continue;
+            }
+            let since = changed.map_or(pending.since, |at| at.max(pending.since));
+            if since.elapsed() >= grace {
+                late.push(*request);
+            } else if let Some(outbox) = &state.outbox {
+                pending.sent = outbox.send(pending.what.message(*request)).is_ok();
+            }
+        }
         let late: Vec<Pending> = late
             .iter()
             .filter_map(|request| state.pending.remove(request))
             .collect();
-        drop(state);
+        drop(guard);
         for pending in late {
-            tracing::error!(what = ?pending.what, ?grace, "no coordinator came: giving up");
-            (pending.answer)(Err(Refusal::Again));
+            let what = pending.what.words();
+            tracing::error!(what, ?grace, "no coordinator came or answered: giving up");
+            pending.what.refuse(Refusal::Again);
         }
     }
 }
@@ -232,6 +320,48 @@ mod tests {
         assert_eq!(results.recv(), Ok(Ok(())));
         drop(requests);
         assert!(second.recv().is_err());
+    }
+
+    #[test]
+    fn a_piece_is_asked_for_again_until_it_comes() {
+        let requests = Requests::default();
+        let (done, results) = mpsc::channel();
+        let wanted = Wanted {
+            dataset: DatasetId(3),
+            slot: Slot(1),
+            piece: Piece::Manifest,
+        };
+        let (outbox, first) = mpsc::channel();
+        requests.connect(outbox, |_| None);
+        requests.fetch(
+            wanted.clone(),
+            Box::new(move |result| {
+                let _ = done.send(result);
+            }),
+        );
+        let asked = |from: &mpsc::Receiver<FromDaemon>| match from.try_recv() {
+            Ok(FromDaemon::Fetch {
+                request,
+                slot: Slot(1),
+                ..
+            }) => Some(request),
+            _ => None,
+        };
+        let request = asked(&first).expect("asked");
+        requests.reply_piece(request, Err(Refusal::Again));
+        assert!(asked(&first).is_none());
+        requests.expire(Duration::from_secs(600));
+        assert_eq!(asked(&first), Some(request), "again at the tick");
+        requests.expire(Duration::from_secs(600));
+        assert_eq!(asked(&first), None, "once");
+        requests.disconnect();
+        let (outbox, second) = mpsc::channel();
+        requests.connect(outbox, |_| panic!("a piece is never settled"));
+        assert_eq!(asked(&second), Some(request), "of the next coordinator");
+        requests.reply_piece(request, Ok(vec![7]));
+        requests.reply_piece(request, Ok(vec![8]));
+        assert_eq!(results.recv(), Ok(Ok(vec![7])));
+        assert!(results.recv().is_err(), "once");
     }
 
     #[test]

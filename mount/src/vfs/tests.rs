@@ -83,7 +83,7 @@ impl World {
         let mut parent = ROOT;
         let mut found = Err(FsError::Missing);
         for part in path.split('/') {
-            let entry = self.vfs.lookup(me(), parent, OsStr::new(part))?;
+            let entry = wait(|answer| self.vfs.lookup(me(), parent, OsStr::new(part), answer))?;
             parent = entry.attr.ino;
             found = Ok(entry);
         }
@@ -198,7 +198,10 @@ fn a_sealed_dataset_refuses_every_change_and_is_read() {
     let changed = wait(|answer| world.vfs.setattr(me(), file, None, wanted, answer));
     assert_eq!(changed, Err(FsError::Sealed));
     let handle = wait(|answer| world.vfs.open(me(), file, libc::O_RDONLY, answer)).expect("open");
-    assert_eq!(world.vfs.read(handle, 1, 100).expect("read"), b"ytes");
+    assert_eq!(
+        wait(|answer| world.vfs.read(handle, 1, 100, answer)).expect("read"),
+        b"ytes"
+    );
 }
 
 #[test]
@@ -337,7 +340,7 @@ fn reading_goes_on_where_it_stopped_while_entries_come_and_go() {
     let handle = world.vfs.opendir(top).expect("open");
     let (mut offset, mut seen) = (0, std::collections::BTreeSet::new());
     loop {
-        let items = world.vfs.readdir(top, handle, offset).expect("read");
+        let items = wait(|answer| world.vfs.readdir(top, handle, offset, answer)).expect("read");
         let Some(last) = items.get(10).or(items.last()) else {
             break;
         };
@@ -369,7 +372,7 @@ fn the_control_directory_tells_states_and_is_not_writable() {
     let opened = wait(|answer| world.vfs.open(me(), file, libc::O_WRONLY, answer));
     assert_eq!(opened, Err(FsError::NotPermitted));
     let handle = wait(|answer| world.vfs.open(me(), file, libc::O_RDONLY, answer)).expect("open");
-    let text = world.vfs.read(handle, 0, 1 << 20).expect("read");
+    let text = wait(|answer| world.vfs.read(handle, 0, 1 << 20, answer)).expect("read");
     let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
     assert_eq!(json["state"], "sealed");
     assert_eq!(json["current"], true);

@@ -5,7 +5,8 @@
 //!
 //! - A directory is one directory however many parts have it; its entries are those of all parts. Its
 //!   attributes are those of the part that changed it last; of several, of the lowest slot.
-//! - A symbolic link that says the same, a named pipe or a socket is one thing however many parts have it.
+//! - A symbolic link that says the same, a named pipe, a socket or the same device is one thing however
+//!   many parts have it.
 //! - Anything else that two parts have under one path is a *conflict*: its bytes cannot be told from
 //!   what the program meant. It is listed, and cannot be opened. Nothing is chosen and nothing hidden.
 //!
@@ -161,9 +162,8 @@ fn is_directory(entry: &Entry) -> bool {
 fn is_same(one: &EntryKind, other: &EntryKind) -> bool {
     match (one, other) {
         (EntryKind::Symlink { target }, EntryKind::Symlink { target: said }) => target == said,
-        (EntryKind::Directory, EntryKind::Directory)
-        | (EntryKind::Fifo, EntryKind::Fifo)
-        | (EntryKind::Socket, EntryKind::Socket) => true,
+        (EntryKind::Node(node), EntryKind::Node(said)) => node == said,
+        (EntryKind::Directory, EntryKind::Directory) => true,
         _ => false,
     }
 }
@@ -442,6 +442,7 @@ impl Merged {
 mod tests {
     use super::*;
     use crate::id::{DatasetId, Epoch};
+    use crate::layout::manifest::Node;
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -518,7 +519,7 @@ mod tests {
         };
         let common = |slot, odd: Entry| {
             let entries = vec![
-                entry("p", EntryKind::Fifo),
+                entry("p", EntryKind::Node(Node::Fifo)),
                 link("same", b"there"),
                 link("other", if slot == 0 { b"a" } else { b"b" }),
                 file("empty", 0, 0),
@@ -603,7 +604,7 @@ mod tests {
                 1 => EntryKind::Symlink {
                     target: vec![*kind],
                 },
-                2 => EntryKind::Fifo,
+                2 => EntryKind::Node(Node::Fifo),
                 _ => file("x", 0, u64::from(*kind)).kind,
             };
             if fits {
