@@ -12,13 +12,14 @@ use crate::effects;
 use crate::inventory;
 use crate::link::{Link, NodeFacts};
 use crate::parts::Parts;
+use crate::pieces::{Pieces, Read, Todo, Wanted};
 use crate::prefix::Prefix;
 use crate::transfer::{Engine, Limits};
 use crate::works::{Context as WorkContext, TaskEnd, Works};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use scrfs::config::Config;
-use scrfs::control::{FromDaemon, Refusal, Role, ToDaemon};
+use scrfs::control::{FromDaemon, Role, ToDaemon};
 use scrfs::fabric::{Envelope, Fabric, Lane, Waker};
 use scrfs::id::{Epoch, Rank, Slot};
 use scrfs::layout::path::CachePaths;
@@ -45,6 +46,8 @@ pub(crate) enum Event {
     Outcome(Outcome),
     /// A step of encode or rebuild has ended.
     Task(TaskEnd),
+    /// A piece of a sealed dataset was read.
+    Read(Read),
 }
 
 /// How this coordinator is started.
@@ -86,6 +89,8 @@ impl Tasks {
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Shortest time between two looks at a deadline that has passed.
 const TICK: Duration = Duration::from_millis(10);
+/// While peers wait for pieces, how soon to look whether the fabric let go of some.
+const SERVE_AGAIN: Duration = Duration::from_micros(500);
 /// How often work that goes on is mentioned in the log.
 const MENTION: Duration = Duration::from_secs(10);
 /// Messages taken from the fabric before other things get their turn.
@@ -106,6 +111,9 @@ pub struct Driver<F: Fabric> {
     engine: Engine,
     parts: Parts,
     works: Works,
+    pieces: Pieces,
+    /// Recovery has ended here.
+    is_ready: bool,
     tasks: Tasks,
     events: Receiver<Event>,
     store: PosixStore,
@@ -137,8 +145,7 @@ impl<F: Fabric> Driver<F> {
             size,
             slot: Slot(me.0),
             pid,
-            // As long as pieces are refused below.
-            serves_pieces: false,
+            serves_pieces: true,
         };
         let (link, facts) = Link::open(&options.socket, role)?;
         let NodeFacts {
@@ -181,6 +188,8 @@ impl<F: Fabric> Driver<F> {
             engine: Engine::new(me, LIMITS),
             parts,
             works: Works::new(me),
+            pieces: Pieces::new(me, size),
+            is_ready: false,
             tasks,
             events,
             store,
@@ -253,6 +262,10 @@ impl<F: Fabric> Driver<F> {
     fn wait_until(&self) -> Instant {
         let now = Instant::now();
         let engine = self.engine.next_deadline(now).unwrap_or(self.next_tick);
+        let engine = match self.pieces.is_waiting() {
+            true => engine.min(now + SERVE_AGAIN),
+            false => engine,
+        };
         self.next_tick.min(engine).min(now + self.to_next_tick())
     }
 
@@ -273,10 +286,25 @@ impl<F: Fabric> Driver<F> {
                 }
                 Ok(())
             }
-            Event::Daemon(FromDaemon::Fetch { request, .. }) => self.link.tell(&ToDaemon::Piece {
+            Event::Daemon(FromDaemon::Fetch {
                 request,
-                result: Err(Refusal::Failed),
-            }),
+                dataset,
+                slot,
+                piece,
+            }) => {
+                let wanted = Wanted {
+                    dataset,
+                    slot,
+                    piece,
+                };
+                let is_ready = self.is_ready;
+                self.with_pieces(|pieces, parts, tasks, todo| {
+                    pieces.fetch(request, wanted, is_ready, parts, tasks, todo);
+                })
+            }
+            Event::Read(read) => {
+                self.with_pieces(|pieces, parts, tasks, todo| pieces.read(read, parts, tasks, todo))
+            }
             Event::Daemon(word) => {
                 let step = self.node.handle_daemon(word);
                 self.carry_out(step)
@@ -322,6 +350,26 @@ impl<F: Fabric> Driver<F> {
             | Message::HaveMetadata { .. }) => {
                 self.with_works(|works, context| works.peer_says(from, message, context))
             }
+            Message::WantPiece {
+                ticket,
+                dataset,
+                slot,
+                piece,
+            } => {
+                let wanted = Wanted {
+                    dataset,
+                    slot,
+                    piece,
+                };
+                self.with_pieces(|pieces, parts, tasks, todo| {
+                    pieces.want(from, ticket, wanted, parts, tasks, todo);
+                })
+            }
+            Message::HavePiece { ticket, result } => {
+                self.with_pieces(|pieces, parts, tasks, todo| {
+                    pieces.have(from, ticket, result, parts, tasks, todo);
+                })
+            }
             message => {
                 let step = self.node.handle_message(self.now(), from, message);
                 self.carry_out(step)
@@ -337,6 +385,9 @@ impl<F: Fabric> Driver<F> {
         }
         while let Some(event) = self.engine.poll_event() {
             self.with_works(|works, context| works.job_event(event, context))?;
+        }
+        if self.pieces.is_waiting() {
+            self.pieces.serve(&self.parts, &self.tasks);
         }
         if self.parts.take_summed() {
             self.with_works(|works, context| works.sums_grew(context))?;
@@ -367,13 +418,34 @@ impl<F: Fabric> Driver<F> {
         Ok(())
     }
 
+    /// Runs `act` on the pieces, then sends and answers what it asks for.
+    fn with_pieces(
+        &mut self,
+        act: impl FnOnce(&mut Pieces, &Parts, &Tasks, &mut Todo),
+    ) -> Result<()> {
+        let mut todo = Todo::default();
+        act(&mut self.pieces, &self.parts, &self.tasks, &mut todo);
+        self.pieces.serve(&self.parts, &self.tasks);
+        for (to, message) in todo.messages {
+            self.send(to, message)?;
+        }
+        for (request, result) in todo.answers {
+            self.link.tell(&ToDaemon::Piece { request, result })?;
+        }
+        Ok(())
+    }
+
     fn send(&mut self, to: Rank, message: Message) -> Result<()> {
+        let is_piece = matches!(message, Message::HavePiece { .. });
         let packet = Packet {
             epoch: self.epoch,
             message,
         };
-        self.fabric
-            .send(to, Lane::Control, Bytes::from(packet.encode()))?;
+        let bytes = match is_piece {
+            true => self.pieces.lend(packet.encode()),
+            false => Bytes::from(packet.encode()),
+        };
+        self.fabric.send(to, Lane::Control, bytes)?;
         Ok(())
     }
 
@@ -392,7 +464,10 @@ impl<F: Fabric> Driver<F> {
     fn run_effect(&mut self, effect: Effect) -> Result<()> {
         match effect {
             Effect::Send { to, message } => self.send(to, message),
-            Effect::Daemon(message) => self.link.tell(&message),
+            Effect::Daemon(message) => {
+                self.is_ready |= matches!(message, ToDaemon::Ready { .. });
+                self.link.tell(&message)
+            }
             Effect::MakePart { ticket, record } => {
                 let slot = Slot(self.fabric.me().0);
                 let result = effects::make_part(&self.paths, &record, slot);

@@ -12,6 +12,7 @@ mod link;
 pub mod mpi;
 pub mod part;
 mod parts;
+mod pieces;
 pub mod prefix;
 pub mod transfer;
 mod works;

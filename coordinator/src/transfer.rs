@@ -26,7 +26,7 @@
 //! do not reach it, since its fabric lives for one.
 
 mod error;
-mod source;
+pub(crate) mod source;
 mod wire;
 
 pub use error::TransferError;

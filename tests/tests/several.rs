@@ -62,6 +62,37 @@ must on 1 "test \"\$(ls /scr/.scr/nodes | wc -l)\" = 3"
 }
 
 #[test]
+fn every_node_lists_and_reads_the_files_of_all() -> Result<()> {
+    job(r#"
+must on 1 mkdir /scr/a.tmp
+must on 2 mkdir /scr/a.tmp/sub
+for node in 1 2 3; do
+    must on $node "cd /scr/a.tmp/sub && head -c ${node}500001 /dev/urandom > of.$node"
+    must on $node "cd /scr/a.tmp/sub && md5sum of.$node > sum.$node && ln -s of.$node link.$node"
+    must on $node "truncate -s 40M /scr/a.tmp/sub/holes.$node"
+    must on $node "echo end >> /scr/a.tmp/sub/holes.$node"
+done
+# Somebody is inside all the time.
+on 1 "cd /scr/a.tmp/sub && touch /run/tmp/inside && while [ ! -e /run/tmp/go ]; do sleep 0.05; done; \
+      ls | wc -l > /run/tmp/seen" &
+inside=$!
+while ! on 1 test -e /run/tmp/inside; do sleep 0.05; done
+must on 3 mv -T /scr/a.tmp /scr/a
+must on 1 touch /run/tmp/go
+must wait $inside
+must on 1 "test \"\$(cat /run/tmp/seen)\" = 12"
+for node in 1 2 3; do
+    must on $node "test \"\$(find /scr/a | wc -l)\" = 14"
+    must on $node "cd /scr/a/sub && cat sum.1 sum.2 sum.3 | md5sum --check --quiet"
+    must on $node "cd /scr/a/sub && for n in 1 2 3; do cmp of.\$n link.\$n; done"
+    must on $node "cd /scr/a/sub && for n in 1 2 3; do test \"\$(tail -n 1 holes.\$n | tr -d '\\0')\" = end; done"
+    must on $node "cp -r /scr/a/sub /run/tmp/copy && cd /run/tmp/copy && cat sum.? | md5sum -c --quiet"
+    must_not on $node "touch /scr/a/sub/of.1 2>/dev/null"
+done
+"#)
+}
+
+#[test]
 fn a_rename_waits_for_writers_elsewhere_and_gives_up_after_the_grace_time() -> Result<()> {
     job(r#"
 must on 1 mkdir /scr/a.tmp

@@ -176,13 +176,13 @@ pub(super) fn read_verified(
 }
 
 /// A payload that counts as lent until the fabric drops it.
-struct Loan {
+pub(crate) struct Loan {
     bytes: Bytes,
     lent: Arc<AtomicU64>,
 }
 
 impl Loan {
-    fn new(bytes: Bytes, lent: &Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(bytes: Bytes, lent: &Arc<AtomicU64>) -> Self {
         lent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Self {
             bytes,

@@ -303,7 +303,9 @@ impl Leader {
             | Message::Keep(_)
             | Message::Kept { .. }
             | Message::WantMetadata { .. }
-            | Message::HaveMetadata { .. } => {}
+            | Message::HaveMetadata { .. }
+            | Message::WantPiece { .. }
+            | Message::HavePiece { .. } => {}
         }
     }
 

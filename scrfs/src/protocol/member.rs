@@ -220,7 +220,9 @@ impl Member {
             | Message::Kept { .. }
             | Message::WantMetadata { .. }
             | Message::Abandon { .. }
-            | Message::HaveMetadata { .. } => {}
+            | Message::HaveMetadata { .. }
+            | Message::WantPiece { .. }
+            | Message::HavePiece { .. } => {}
         }
     }
 

@@ -3,7 +3,7 @@
 //! Every message is an [`Packet`] in an envelope: versioned, checksummed, marked with its epoch. A
 //! packet of another epoch is refused by the receiver.
 
-use crate::control::{Activity, DirectoryChange, NodeStatus, Progress, Refusal, Request};
+use crate::control::{Activity, DirectoryChange, NodeStatus, Piece, Progress, Refusal, Request};
 use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::envelope::{self, EnvelopeError, Kind};
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
@@ -280,6 +280,24 @@ pub enum Message {
         slot: Slot,
         /// What is known.
         metadata: Option<Box<Metadata>>,
+    },
+    /// Member to member: a program on my node reads what your node may have.
+    WantPiece {
+        /// To be answered with.
+        ticket: u64,
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Of which slot.
+        slot: Slot,
+        /// What.
+        piece: Piece,
+    },
+    /// The answer to `WantPiece`.
+    HavePiece {
+        /// Of which question.
+        ticket: u64,
+        /// Exactly what was asked for, or why it is not to be had here.
+        result: Result<Vec<u8>, Refusal>,
     },
 }
 

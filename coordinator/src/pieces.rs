@@ -1,0 +1,432 @@
+//! Pieces of sealed datasets, for daemons whose node does not have them: the manifest of a slot, or
+//! bytes of its part log.
+//!
+//! A daemon asks its own coordinator, that one the ranks that may hold the slot, one after the other:
+//! the one that had it last, the one of the slot's number, then the rest. Whoever holds it reads it on
+//! another thread and holds every unit against its checksum, where one is known.
+//!
+//! Invariants: a daemon's request is answered exactly once. Nothing is served but what is sealed, in
+//! the words it was asked for. Bytes read for peers that the fabric has not let go of stay below
+//! [`LENT_BYTES_MAX`], but for one piece; whoever asks meanwhile waits, and costs a few words. A
+//! daemon bounds how much it asks for at once.
+//!
+//! What it does not do: recompute. Of a slot that nobody holds whole, or that is damaged, nothing can
+//! be read before it is rebuilt.
+
+use crate::driver::{Event, Tasks};
+use crate::part::{Part, SealedPart, records};
+use crate::parts::Parts;
+use crate::transfer::source::Loan;
+use bytes::Bytes;
+use scrfs::control::{PIECE_BYTES_MAX, Piece, Refusal};
+use scrfs::id::{DatasetId, Rank, Slot};
+use scrfs::layout::envelope::crc32c;
+use scrfs::layout::path::{CachePaths, Keep};
+use scrfs::layout::record::{DatasetRecord, Phase};
+use scrfs::protocol::message::Message;
+use scrfs::redundancy::Stream;
+use scrfs::store::Store;
+use scrfs::store::posix::PosixStore;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes read for peers at once.
+const LENT_BYTES_MAX: u64 = 16 << 20;
+
+/// A piece, or why there is none.
+type Result<T> = std::result::Result<T, Refusal>;
+
+/// Names a piece.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Wanted {
+    /// Of which dataset.
+    pub(crate) dataset: DatasetId,
+    /// Of which slot.
+    pub(crate) slot: Slot,
+    /// What.
+    pub(crate) piece: Piece,
+}
+
+/// For whom a piece is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum For {
+    /// This node's daemon, by our ticket.
+    Daemon(u64),
+    /// A peer, by its ticket.
+    Peer(Rank, u64),
+}
+
+/// A piece was read on another thread.
+#[derive(Debug)]
+pub(crate) struct Read {
+    whom: For,
+    bytes: u64,
+    result: Result<Vec<u8>>,
+}
+
+/// What is to be done now.
+#[derive(Debug, Default)]
+pub(crate) struct Todo {
+    /// To be sent.
+    pub(crate) messages: Vec<(Rank, Message)>,
+    /// The daemon's requests that are answered.
+    pub(crate) answers: Vec<(u64, Result<Vec<u8>>)>,
+}
+
+/// A request of the daemon under way.
+#[derive(Debug)]
+struct Asked {
+    request: u64,
+    wanted: Wanted,
+    /// Who has not been asked yet.
+    left: VecDeque<Rank>,
+    /// Whose answer is awaited.
+    at: Rank,
+    /// Somebody said that it may yet come.
+    again: bool,
+}
+
+/// All pieces under way on this node.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    me: Rank,
+    size: u32,
+    tickets: u64,
+    asked: BTreeMap<u64, Asked>,
+    /// Who had a slot when it was last asked for.
+    holders: HashMap<(DatasetId, Slot), Rank>,
+    /// Peers that wait for their turn.
+    queue: VecDeque<(Rank, u64, Wanted)>,
+    /// Bytes being read for peers.
+    reading: u64,
+    lent: Arc<AtomicU64>,
+}
+
+impl Pieces {
+    /// Nobody has asked yet.
+    pub(crate) fn new(me: Rank, size: u32) -> Self {
+        Self {
+            me,
+            size,
+            tickets: 0,
+            asked: BTreeMap::new(),
+            holders: HashMap::new(),
+            queue: VecDeque::new(),
+            reading: 0,
+            lent: Arc::default(),
+        }
+    }
+
+    /// The daemon wants a piece. `is_ready`: recovery has ended, and what is not here now will not come.
+    pub(crate) fn fetch(
+        &mut self,
+        request: u64,
+        wanted: Wanted,
+        is_ready: bool,
+        parts: &Parts,
+        tasks: &Tasks,
+        todo: &mut Todo,
+    ) {
+        if let Err(refusal) = check(parts.record(wanted.dataset), &wanted) {
+            let refusal = if is_ready { refusal } else { Refusal::Again };
+            return todo.answers.push((request, Err(refusal)));
+        }
+        let known = self.holders.get(&(wanted.dataset, wanted.slot)).copied();
+        let mine = is_here(parts.paths(), &wanted).then_some(self.me);
+        let likely = Some(Rank(wanted.slot.0)).filter(|rank| rank.0 < self.size);
+        let mut left: VecDeque<Rank> = VecDeque::new();
+        let all = (0..self.size).map(Rank);
+        for rank in mine.into_iter().chain(known).chain(likely).chain(all) {
+            if (rank != self.me || mine.is_some()) && !left.contains(&rank) {
+                left.push_back(rank);
+            }
+        }
+        self.tickets += 1;
+        let asked = Asked {
+            request,
+            wanted,
+            left,
+            at: self.me,
+            again: !is_ready,
+        };
+        self.asked.insert(self.tickets, asked);
+        self.ask_next(self.tickets, parts, tasks, todo);
+    }
+
+    /// Asks the next rank, or gives up.
+    fn ask_next(&mut self, ticket: u64, parts: &Parts, tasks: &Tasks, todo: &mut Todo) {
+        let Some(asked) = self.asked.get_mut(&ticket) else {
+            return;
+        };
+        if let Some(rank) = asked.left.pop_front() {
+            asked.at = rank;
+            let wanted = asked.wanted.clone();
+            if rank == self.me {
+                read(For::Daemon(ticket), wanted, parts, tasks);
+            } else {
+                let Wanted {
+                    dataset,
+                    slot,
+                    piece,
+                } = wanted;
+                let message = Message::WantPiece {
+                    ticket,
+                    dataset,
+                    slot,
+                    piece,
+                };
+                todo.messages.push((rank, message));
+            }
+            return;
+        }
+        if let Some(Asked {
+            request,
+            wanted,
+            again,
+            ..
+        }) = self.asked.remove(&ticket)
+        {
+            let refusal = if again {
+                Refusal::Again
+            } else {
+                tracing::error!(?wanted, "nobody can serve it");
+                Refusal::Failed
+            };
+            todo.answers.push((request, Err(refusal)));
+        }
+    }
+
+    fn come(
+        &mut self,
+        (ticket, from): (u64, Rank),
+        result: Result<Vec<u8>>,
+        parts: &Parts,
+        tasks: &Tasks,
+        todo: &mut Todo,
+    ) {
+        let Some(asked) = self.asked.get_mut(&ticket).filter(|asked| asked.at == from) else {
+            tracing::warn!(ticket, %from, "a piece that was not asked for");
+            return;
+        };
+        let fits = |bytes: &[u8]| match asked.wanted.piece {
+            Piece::Manifest => true,
+            Piece::Log { len, .. } => bytes.len() == len as usize,
+        };
+        match result {
+            Ok(bytes) if fits(&bytes) => {
+                let key = (asked.wanted.dataset, asked.wanted.slot);
+                todo.answers.push((asked.request, Ok(bytes)));
+                self.asked.remove(&ticket);
+                self.holders.insert(key, from);
+            }
+            Ok(bytes) => {
+                tracing::error!(wanted = ?asked.wanted, %from, bytes = bytes.len(), "wrong length");
+                self.ask_next(ticket, parts, tasks, todo);
+            }
+            Err(refusal) => {
+                asked.again |= refusal == Refusal::Again;
+                self.ask_next(ticket, parts, tasks, todo);
+            }
+        }
+    }
+
+    /// A peer has a piece for us, or has not.
+    pub(crate) fn have(
+        &mut self,
+        from: Rank,
+        ticket: u64,
+        result: Result<Vec<u8>>,
+        parts: &Parts,
+        tasks: &Tasks,
+        todo: &mut Todo,
+    ) {
+        self.come((ticket, from), result, parts, tasks, todo);
+    }
+
+    /// A peer wants a piece.
+    pub(crate) fn want(
+        &mut self,
+        from: Rank,
+        ticket: u64,
+        wanted: Wanted,
+        parts: &Parts,
+        tasks: &Tasks,
+        todo: &mut Todo,
+    ) {
+        let here = match check(parts.record(wanted.dataset), &wanted) {
+            Ok(()) if is_here(parts.paths(), &wanted) => Ok(()),
+            Ok(()) => Err(Refusal::Missing),
+            Err(refusal) => Err(refusal),
+        };
+        match here {
+            Ok(()) => {
+                self.queue.push_back((from, ticket, wanted));
+                self.serve(parts, tasks);
+            }
+            Err(refusal) => {
+                let result = Err(refusal);
+                let message = Message::HavePiece { ticket, result };
+                todo.messages.push((from, message));
+            }
+        }
+    }
+
+    /// Serves those who wait, as far as the bound allows. To be called whenever the fabric may have
+    /// let go of something.
+    pub(crate) fn serve(&mut self, parts: &Parts, tasks: &Tasks) {
+        while self.reading + self.lent.load(Ordering::Relaxed) < LENT_BYTES_MAX
+            && let Some((from, ticket, wanted)) = self.queue.pop_front()
+        {
+            self.reading += bytes_of(&wanted);
+            read(For::Peer(from, ticket), wanted, parts, tasks);
+        }
+    }
+
+    /// Whether peers wait until the fabric lets go of something.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// A piece was read here.
+    pub(crate) fn read(&mut self, read: Read, parts: &Parts, tasks: &Tasks, todo: &mut Todo) {
+        let Read {
+            whom,
+            bytes,
+            result,
+        } = read;
+        match whom {
+            For::Daemon(ticket) => self.come((ticket, self.me), result, parts, tasks, todo),
+            For::Peer(to, ticket) => {
+                self.reading = self.reading.saturating_sub(bytes);
+                let message = Message::HavePiece { ticket, result };
+                todo.messages.push((to, message));
+            }
+        }
+    }
+
+    /// Counts the bytes of a piece that is sent until the fabric drops them.
+    pub(crate) fn lend(&self, bytes: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Loan::new(bytes.into(), &self.lent))
+    }
+}
+
+/// What a piece weighs while it is read.
+fn bytes_of(wanted: &Wanted) -> u64 {
+    match wanted.piece {
+        Piece::Manifest => u64::from(PIECE_BYTES_MAX),
+        Piece::Log { len, .. } => len.into(),
+    }
+}
+
+/// That there can be such a piece: of a sealed dataset, and in its part log.
+fn check(record: Option<&DatasetRecord>, wanted: &Wanted) -> Result<()> {
+    let sealed = record.filter(|record| record.phase == Phase::Sealed);
+    let seal = sealed.and_then(|record| record.seal.as_ref());
+    let part = seal.and_then(|seal| seal.part(wanted.slot));
+    let part = part.ok_or(Refusal::Missing)?;
+    match wanted.piece {
+        Piece::Manifest => Ok(()),
+        Piece::Log { offset, len } => {
+            let end = offset.checked_add(len.into());
+            let lies_in = end.is_some_and(|end| end <= part.log_bytes);
+            let fits = len > 0 && len <= PIECE_BYTES_MAX;
+            (lies_in && fits).then_some(()).ok_or(Refusal::Failed)
+        }
+    }
+}
+
+/// Whether it is worth looking for on this node.
+fn is_here(paths: &CachePaths, wanted: &Wanted) -> bool {
+    let Wanted { dataset, slot, .. } = *wanted;
+    match wanted.piece {
+        Piece::Manifest => [Keep::Own, Keep::Copy]
+            .into_iter()
+            .any(|keep| paths.manifest(dataset, slot, keep).exists()),
+        Piece::Log { .. } => paths.slot(dataset, slot, Keep::Own).exists(),
+    }
+}
+
+/// Reads a piece on another thread.
+fn read(whom: For, wanted: Wanted, parts: &Parts, tasks: &Tasks) {
+    let bytes = bytes_of(&wanted);
+    let part = match wanted.piece {
+        Piece::Manifest => None,
+        Piece::Log { .. } => Some(parts.open(wanted.dataset, wanted.slot)),
+    };
+    let record = parts.record(wanted.dataset).cloned();
+    let paths = parts.paths().clone();
+    tasks.spawn(move |_| {
+        let result = match (&wanted.piece, part) {
+            (Piece::Log { offset, len }, Some(Ok(part))) => read_log(&part, *offset, *len),
+            (Piece::Log { .. }, Some(Err(error))) => {
+                tracing::error!(?wanted, %error, "cannot be read here");
+                Err(Refusal::Failed)
+            }
+            _ => read_manifest(&paths, record.as_ref(), &wanted),
+        };
+        Event::Read(Read {
+            whom,
+            bytes,
+            result,
+        })
+    });
+}
+
+/// Bytes of a part log, whole units of it held against their checksums.
+fn read_log(part: &Part, offset: u64, len: u32) -> Result<Vec<u8>> {
+    if part.is_restoring() {
+        return Err(Refusal::Again);
+    }
+    let unit_bytes = u64::from(part.unit_bytes()).max(1);
+    let log_bytes = part.stream_bytes(Stream::Data);
+    let first = offset / unit_bytes;
+    let from = first * unit_bytes;
+    let to = (offset + u64::from(len))
+        .next_multiple_of(unit_bytes)
+        .min(log_bytes);
+    let whole = u32::try_from(to.saturating_sub(from)).map_err(|_| Refusal::Failed)?;
+    let bytes = part.read_data(from, whole).map_err(|error| {
+        tracing::error!(%error, "a piece cannot be read");
+        Refusal::Failed
+    })?;
+    let unit_len = usize::try_from(unit_bytes).map_err(|_| Refusal::Failed)?;
+    for (unit, bytes) in (first..).zip(bytes.chunks(unit_len)) {
+        let unit = usize::try_from(unit).map_err(|_| Refusal::Failed)?;
+        let found = crc32c(bytes);
+        // Not noted when it is not known yet: the encode does that, and counts them.
+        if let Some(expected) = part.sum(Stream::Data, unit)
+            && expected != found
+        {
+            let part = part.id();
+            tracing::error!(%part, unit, expected, found, "damaged: it is not served");
+            return Err(Refusal::Failed);
+        }
+    }
+    let start = (offset - from) as usize;
+    let wanted = bytes.get(start..start + len as usize);
+    wanted.map(<[u8]>::to_vec).ok_or(Refusal::Failed)
+}
+
+/// A manifest that is kept here, if it is the sealed one.
+fn read_manifest(
+    paths: &CachePaths,
+    record: Option<&DatasetRecord>,
+    wanted: &Wanted,
+) -> Result<Vec<u8>> {
+    let sealed = record.and_then(|record| SealedPart::of(record, wanted.slot).ok());
+    let sealed = sealed.ok_or(Refusal::Missing)?;
+    let kept = [Keep::Own, Keep::Copy].into_iter().find_map(|keep| {
+        let path = paths.manifest(wanted.dataset, wanted.slot, keep);
+        let bytes = PosixStore::new().get(&path).ok().flatten()?;
+        let stored = records::decode_manifest(sealed.part, &path, &bytes);
+        match stored.and_then(|stored| sealed.check_manifest(&path, &stored)) {
+            Ok(()) => Some(bytes),
+            Err(error) => {
+                tracing::error!(%error, "a manifest that is not served");
+                None
+            }
+        }
+    });
+    kept.ok_or(Refusal::Missing)
+}
