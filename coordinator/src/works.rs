@@ -175,14 +175,14 @@ impl Works {
 
     /// Begins to carry out an order.
     pub(crate) fn begin(&mut self, ticket: u64, order: Order, context: &mut Context<'_>) {
-        let (me, jobs) = (self.me, &mut self.jobs);
+        let me = self.me;
         let run = match order {
             Order::Encode {
                 dataset,
                 slots,
                 holders,
             } => {
-                Encode::begin(me, ticket, dataset, &slots, &holders, jobs, context).map(Run::Encode)
+                Encode::begin(me, ticket, dataset, &slots, &holders, context).map(Run::Encode)
             }
             Order::Rebuild {
                 dataset,
@@ -257,7 +257,7 @@ impl Works {
         self.turn(end.ticket, context, |run, jobs, context| match end.result {
             Err(failure) => Turn::Ends(Err(failure)),
             Ok(made) => match run {
-                Run::Encode(run) => run.task_ended(me, end.ticket, end.slot, context),
+                Run::Encode(run) => run.task_ended(me, end.ticket, end.slot, jobs, context),
                 Run::Rebuild(run) => run.task_ended(end.ticket, end.slot, made, jobs, context),
                 Run::Copying(run) => run.copied(end.slot),
             },

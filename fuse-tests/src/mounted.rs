@@ -11,6 +11,7 @@ use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
 /// The `scrfs` binary, built if need be.
@@ -37,9 +38,21 @@ pub struct Place {
     root: TempDir,
     supervisor: UdpSocket,
     has_tmpfs: bool,
+    /// The job whose private tmpfs is asked for, in place of the cache above.
+    private: Option<String>,
 }
 
 impl Place {
+    /// With a private tmpfs that the daemon mounts itself, where it may.
+    pub fn private() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let private = Some(format!("test-{}-{next}", std::process::id()));
+        let mut place = Self::new(1 << 20);
+        place.private = private;
+        place
+    }
+
     /// With a cache of `cache_bytes`, where the test may mount a tmpfs.
     pub fn new(cache_bytes: u64) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
@@ -62,6 +75,7 @@ impl Place {
             root,
             supervisor,
             has_tmpfs,
+            private: None,
         }
     }
 
@@ -93,7 +107,10 @@ impl Place {
     /// The job's cache.
     pub fn job(&self) -> PathBuf {
         let uid = nix::unistd::geteuid();
-        self.cache().join(format!("scrfs.{uid}")).join("test")
+        match &self.private {
+            Some(job) => Path::new("/run").join(format!("scrfs.{uid}")).join(job),
+            None => self.cache().join(format!("scrfs.{uid}")).join("test"),
+        }
     }
 
     /// The daemon's log.
@@ -113,10 +130,15 @@ impl Place {
         command
             .arg("mount")
             .arg(self.mnt())
-            .args(["--job", "test", "--node", "n0"]);
+            .args(["--job", self.private.as_deref().unwrap_or("test")])
+            .args(["--node", "n0"]);
+        let cache = match &self.private {
+            Some(_) => PathBuf::from("tmpfs"),
+            None => self.cache(),
+        };
         command
             .arg("--cache")
-            .arg(self.cache())
+            .arg(cache)
             .arg("--prefix")
             .arg(self.prefix());
         command
@@ -190,6 +212,10 @@ impl Drop for Place {
         let _ = umount2(&self.mnt(), MntFlags::MNT_DETACH);
         if self.has_tmpfs {
             let _ = umount2(&self.cache(), MntFlags::MNT_DETACH);
+        }
+        if self.private.is_some() {
+            let _ = umount2(&self.job(), MntFlags::MNT_DETACH);
+            let _ = std::fs::remove_dir(self.job());
         }
     }
 }

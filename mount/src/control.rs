@@ -42,6 +42,8 @@ pub struct Facts {
     pub config: String,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
+    /// What kind of store the cache is in, in words.
+    pub store: String,
 }
 
 /// What a command asks of the daemon as a process.
@@ -356,6 +358,7 @@ impl Server {
             }
             ToDaemon::Quiesce { dataset, settle_ms } => {
                 if let Some(gate) = vfs.gate(dataset) {
+                    vfs.settings().space.voting(dataset);
                     gate.quiesce(Duration::from_millis(settle_ms));
                 }
             }
@@ -374,6 +377,7 @@ impl Server {
                 done(sequence, frozen);
             }
             ToDaemon::Thaw { dataset } => {
+                vfs.settings().space.voted(dataset);
                 if let Some(gate) = vfs.gate(dataset) {
                     gate.thaw();
                 }
@@ -482,6 +486,8 @@ impl Server {
             "node": self.facts.node,
             "mountpoint": self.facts.mountpoint,
             "cache": self.facts.cache,
+            "store": self.facts.store,
+            "space": self.vfs.settings().space.figures().ok(),
             "pid": std::process::id(),
             "data_path": self.vfs.data_path(),
             "passthrough": self.vfs.has_passthrough(),

@@ -12,6 +12,8 @@ use crate::cli::Failure;
 use crate::control::{Facts, ProcessCommand, Server, short_address};
 use crate::fuse::{MountSettings, Mounted};
 use crate::heartbeat::{Heartbeat, Pulse};
+use crate::space::Space;
+use crate::store::{self, Place};
 use crate::vfs::{Settings, Vfs, alias};
 use crate::{mountpoint, sys};
 use anyhow::{Context, anyhow, bail};
@@ -88,24 +90,6 @@ pub enum Started {
     Ended,
 }
 
-/// The cache of a configuration.
-pub fn cache_of(config: &Config) -> Result<CachePaths, Failure> {
-    let store = config
-        .store
-        .first()
-        .ok_or_else(|| Failure::usage("no [[store]] is configured"))?;
-    if store.is_private_tmpfs() {
-        return Err(Failure::usage(
-            "store.path = \"tmpfs\" is not supported yet; mount a tmpfs and name its directory",
-        ));
-    }
-    Ok(CachePaths::new(
-        &store.path,
-        nix::unistd::geteuid().as_raw(),
-        &config.job,
-    ))
-}
-
 fn make_cache(cache: &CachePaths) -> Result<(), Failure> {
     let root = cache.root();
     let make = |path: &Path| match DirBuilder::new().mode(0o700).create(path) {
@@ -124,21 +108,22 @@ fn make_cache(cache: &CachePaths) -> Result<(), Failure> {
             root.display()
         ))
     })?;
-    // In a directory like /dev/shm anybody could have made it before us.
     for path in [user, root] {
-        let found = std::fs::symlink_metadata(path).map_err(|error| {
-            Failure::failed(anyhow!(
-                "cannot look at the cache {}: {error}",
-                path.display()
-            ))
-        })?;
-        let mine = found.uid() == nix::unistd::geteuid().as_raw();
-        if !found.is_dir() || !mine || found.permissions().mode() & 0o077 != 0 {
-            return Err(Failure::failed(anyhow!(
-                "the cache {} must be a directory of yours with mode 0700",
-                path.display()
-            )));
-        }
+        check_owned(path)?;
+    }
+    Ok(())
+}
+
+/// In a directory like /dev/shm anybody could have made it before us.
+pub(crate) fn check_owned(path: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    let found = std::fs::symlink_metadata(path)
+        .map_err(|error| anyhow!("cannot look at the cache {shown}: {error}"))?;
+    let mine = found.uid() == nix::unistd::geteuid().as_raw();
+    if !found.is_dir() || !mine || found.permissions().mode() & 0o077 != 0 {
+        return Err(anyhow!(
+            "the cache {shown} must be a directory of yours with mode 0700"
+        ));
     }
     Ok(())
 }
@@ -261,7 +246,8 @@ fn claim(cache: &CachePaths) -> anyhow::Result<Claim> {
 
 /// Starts a daemon, or finds the one that is there.
 pub fn start(plan: Plan) -> Result<Started, Failure> {
-    let cache = cache_of(&plan.config)?;
+    let place = store::place(&plan.config)?;
+    let cache = place.cache.clone();
     check_fuse()?;
     check_prefix(&plan.config.prefix)?;
     make_cache(&cache)?;
@@ -282,7 +268,7 @@ pub fn start(plan: Plan) -> Result<Started, Failure> {
     check_mountpoint(&plan.mountpoint)?;
     if plan.foreground {
         crate::cli::log_to_stderr();
-        serve(plan, cache, lock, None)?;
+        serve(plan, &place, lock, None)?;
         return Ok(Started::Ended);
     }
     let (mut reader, writer) = io::pipe().context("cannot make a pipe")?;
@@ -309,7 +295,7 @@ pub fn start(plan: Plan) -> Result<Started, Failure> {
     drop(reader);
     let log = cache.log();
     let mut ready = Some(writer);
-    let code = match detach(&log).and_then(|()| serve(plan, cache, lock, ready.take())) {
+    let code = match detach(&log).and_then(|()| serve(plan, &place, lock, ready.take())) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -369,7 +355,7 @@ struct Running {
 
 fn serve(
     plan: Plan,
-    cache: CachePaths,
+    place: &Place,
     lock: Flock<File>,
     ready: Option<io::PipeWriter>,
 ) -> anyhow::Result<()> {
@@ -385,7 +371,7 @@ fn serve(
     }
     signals.thread_block()?;
     let ready = Arc::new(Mutex::new(ready));
-    let result = serve_inner(plan, &cache, signals, &ready);
+    let result = serve_inner(plan, place, signals, &ready);
     if let Err(error) = &result
         && let Some(mut ready) = ready.lock().unwrap_or_else(PoisonError::into_inner).take()
     {
@@ -397,10 +383,11 @@ fn serve(
 
 fn serve_inner(
     plan: Plan,
-    cache: &CachePaths,
+    place: &Place,
     signals: SigSet,
     ready: &Arc<Mutex<Option<io::PipeWriter>>>,
 ) -> anyhow::Result<()> {
+    let cache = &place.cache;
     let files = sys::raise_open_files();
     let socket = cache.socket();
     let _ = std::fs::remove_file(&socket);
@@ -425,9 +412,11 @@ fn serve_inner(
         nix::unistd::geteuid().as_raw(),
         nix::unistd::getegid().as_raw(),
     );
+    let space = Arc::new(Space::new(place, &plan.config));
     let vfs = Vfs::new(Settings {
         files,
         cache: cache.clone(),
+        space: Arc::clone(&space),
         is_temporary: Box::new(move |name| commit.is_temporary(name.as_bytes())),
         grace,
         config_text: plan.provenance.to_string(),
@@ -437,6 +426,7 @@ fn serve_inner(
     });
     vfs.load()
         .with_context(|| format!("cannot read {}", cache.datasets().display()))?;
+    space.bound(&vfs);
     let mounted = Mounted::new(&vfs, &plan.mountpoint, &plan.mount)
         .with_context(|| format!("cannot mount on {}", plan.mountpoint.display()))?;
     tracing::info!(mountpoint = %plan.mountpoint.display(), files, node = plan.node, "mounted");
@@ -447,6 +437,7 @@ fn serve_inner(
         cache: cache.root().to_owned(),
         config: serde_json::to_string(&plan.config)?,
         mountpoint: plan.mountpoint.clone(),
+        store: place.words.clone(),
     };
     let server = Server::new(Arc::clone(&vfs), facts, process.clone());
     server.serve(listener)?;
@@ -482,6 +473,10 @@ fn serve_inner(
                 running.vfs.requests().expire(grace);
             }
         }
+    })?;
+    thread("space", {
+        let running = Arc::clone(&running);
+        move || space.run(&running.vfs, || running.ending.load(Ordering::Relaxed))
     })?;
     let solo = if plan.solo {
         let running = Arc::clone(&running);
@@ -537,7 +532,7 @@ fn serve_inner(
     let _ = std::fs::remove_file(cache.socket());
     let _ = std::fs::remove_file(cache.daemon());
     let mut last = Answer::Ok(String::new());
-    if purge && let Err(error) = purge_cache(cache) {
+    if purge && let Err(error) = purge_store(place) {
         last = Answer::Refused(
             Refusal::Failed,
             format!("unmounted, but not purged: {error}"),
@@ -554,6 +549,13 @@ fn serve_inner(
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
     std::thread::Builder::new().name(name.into()).spawn(work)?;
     Ok(())
+}
+
+fn purge_store(place: &Place) -> io::Result<()> {
+    if place.is_private {
+        return store::unmount_private(place.cache.root());
+    }
+    purge_cache(&place.cache)
 }
 
 /// Empties the job's cache; the lock file stays, because it is held.

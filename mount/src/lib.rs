@@ -7,6 +7,7 @@
 //! - [`vfs`] the filesystem, callable without a kernel; [`gate`] when a dataset may change
 //! - [`fuse`] the kernel's side; [`errno`] what programs see of an error; [`sys`] system calls
 //! - [`control`] the socket; [`daemon`] the process; [`mountpoint`] what lies under it
+//! - [`store`] where the cache lies; [`space`] how much of it may be used
 //! - [`heartbeat`] signs of life; [`cli`] commands
 //!
 //! Absent on purpose: MPI, redundancy, the prefix.
@@ -19,5 +20,7 @@ pub mod fuse;
 pub mod gate;
 pub mod heartbeat;
 pub mod mountpoint;
+pub mod space;
+pub mod store;
 pub mod sys;
 pub mod vfs;

@@ -63,6 +63,12 @@ fn mounted_in(mountinfo: &str, path: &Path) -> Option<(String, String)> {
     Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
 }
 
+/// Type and source of the mount on `path`, which is absolute; `None` when nothing is mounted there.
+pub fn mounted_on(path: &Path) -> io::Result<Option<(String, String)>> {
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mounted_in(&mountinfo, path))
+}
+
 /// Absolute, with links resolved as far as the last component, which may be a dead mount.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;

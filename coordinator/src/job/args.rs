@@ -40,7 +40,7 @@ pub struct RunArgs {
     /// Where to mount on each node
     #[arg(long, value_name = "DIR", default_value = "/scr")]
     pub mountpoint: PathBuf,
-    /// Cache directory on the nodes; several, fastest first
+    /// Cache directory on the nodes, or the word `tmpfs`; several, fastest first
     #[arg(long, value_name = "DIR")]
     pub cache: Vec<PathBuf>,
     /// Directory on the parallel file system; this one when nothing else says
@@ -188,7 +188,11 @@ impl RunArgs {
         };
         let mut options = vec![absolute(&self.mountpoint)?];
         for cache in &self.cache {
-            options.extend(["--cache".into(), absolute(cache)?]);
+            let path = match cache.to_str() {
+                Some(word @ "tmpfs") => word.to_owned(),
+                _ => absolute(cache)?,
+            };
+            options.extend(["--cache".into(), path]);
         }
         if let Some(prefix) = &self.prefix {
             options.extend(["--prefix".into(), absolute(prefix)?]);

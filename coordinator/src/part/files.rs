@@ -25,10 +25,16 @@ use scrfs::store::Store;
 use scrfs::store::posix::sync_directory;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long a room for parity may stay as it is before it is computed without.
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a room is looked at.
+const ROOM_LOOK: Duration = Duration::from_millis(2);
 
 /// The parity file, as far as it is open.
 #[derive(Debug)]
@@ -163,6 +169,27 @@ impl Part {
         self.cache.parity_new(self.id().dataset, self.id().slot)
     }
 
+    fn room_path(&self) -> PathBuf {
+        self.cache.parity_room(self.id().dataset, self.id().slot)
+    }
+
+    /// Waits until the space that the daemon keeps for the parity is allocated; not when it keeps none,
+    /// and no longer than it makes headway.
+    pub fn await_room(&self) {
+        let mut seen = None;
+        let mut patience = Instant::now() + ROOM_PATIENCE;
+        while let Ok(found) = fs::symlink_metadata(self.room_path()) {
+            let bytes = found.blocks() * 512;
+            if bytes >= found.len() || Instant::now() >= patience {
+                return;
+            }
+            if seen.replace(bytes) != Some(bytes) {
+                patience = Instant::now() + ROOM_PATIENCE;
+            }
+            std::thread::park_timeout(ROOM_LOOK);
+        }
+    }
+
     /// The parity file that is there: the one being written before the committed one.
     fn parity_to_read(&self) -> Result<Arc<File>, PartError> {
         let mut parity = lock(&self.parity);
@@ -185,15 +212,18 @@ impl Part {
             return Ok(Arc::clone(file));
         }
         let path = self.parity_new_path();
+        let room = self.room_path();
         let made = remove_if_there(&path).and_then(|()| {
-            let file = open_regular(
-                &path,
-                File::options()
-                    .read(true)
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600),
-            )?;
+            let mut options = File::options();
+            options.read(true).write(true).mode(0o600);
+            match fs::rename(&room, &path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    options.create_new(true);
+                }
+                Err(error) => return Err(error),
+            }
+            let file = open_regular(&path, &mut options)?;
             file.set_len(self.sealed.parity_bytes)?;
             Ok(file)
         });

@@ -1,6 +1,6 @@
 //! Encode: the parity of this node's slots, their checksums, and copies of both to the set.
 //!
-//! For each slot: *computing* its parity by plan, while peers pull this slot's data for theirs ->
+//! For each slot: *waiting* for the room that the daemon keeps for the parity -> *computing* its parity by plan, while peers pull this slot's data for theirs ->
 //! *summing*: until every unit of the log has been read by somebody and so has its checksum ->
 //! *storing* parity and checksums durably -> *sharing* manifest and checksums with the set -> done.
 
@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Stage {
+    Waiting,
     Computing,
     Summing,
     Storing,
@@ -41,11 +42,8 @@ impl Encode {
         dataset: DatasetId,
         slots: &[Slot],
         holders: &[(Slot, Rank)],
-        jobs: &mut Jobs,
         context: &mut Context<'_>,
     ) -> Result<Self, Failure> {
-        let record = context.record(dataset)?;
-        let seal = seal_of(&record)?;
         let holders: BTreeMap<Slot, Rank> = holders.iter().copied().collect();
         let mut stages = BTreeMap::new();
         for &slot in slots.iter().filter(|slot| holders.get(slot) == Some(&me)) {
@@ -53,6 +51,29 @@ impl Encode {
                 .parts
                 .open(dataset, slot)
                 .map_err(|error| part_failure(&error))?;
+            stages.insert(slot, Stage::Waiting);
+            context.spawn(ticket, slot, move || {
+                part.await_room();
+                Ok(None)
+            });
+        }
+        Ok(Self {
+            dataset,
+            holders,
+            stages,
+        })
+    }
+
+    /// The parity has its room: it can be computed.
+    fn compute(
+        &mut self,
+        ticket: u64,
+        slot: Slot,
+        jobs: &mut Jobs,
+        context: &mut Context<'_>,
+    ) -> Turn {
+        let begun = context.record(self.dataset).and_then(|record| {
+            let seal = seal_of(&record)?;
             let geometry = seal.geometry_of(slot).map_err(|error| {
                 Failure::new(scrfs::control::Refusal::Failed, error.to_string())
             })?;
@@ -60,18 +81,22 @@ impl Encode {
             let job = jobs.begin(ticket, slot);
             context
                 .engine
-                .start(job, dataset, Box::new(plan), holders.clone());
-            stages.insert(slot, Stage::Computing);
+                .start(job, self.dataset, Box::new(plan), self.holders.clone());
+            self.stages.insert(slot, Stage::Computing);
             // With nobody to pull it, the data is read here, for its checksums.
             if geometry.members().len() == 1 || seal.scheme.parity_count() == 0 {
+                let part = context
+                    .parts
+                    .open(self.dataset, slot)
+                    .map_err(|error| part_failure(&error))?;
                 Self::sum_alone(ticket, slot, part, context);
             }
+            Ok(())
+        });
+        match begun {
+            Ok(()) => Turn::GoesOn,
+            Err(failure) => Turn::Ends(Err(failure)),
         }
-        Ok(Self {
-            dataset,
-            holders,
-            stages,
-        })
     }
 
     fn sum_alone(ticket: u64, slot: Slot, part: Arc<Part>, context: &Context<'_>) {
@@ -128,8 +153,12 @@ impl Encode {
         me: Rank,
         ticket: u64,
         slot: Slot,
+        jobs: &mut Jobs,
         context: &mut Context<'_>,
     ) -> Turn {
+        if self.stages.get(&slot) == Some(&Stage::Waiting) {
+            return self.compute(ticket, slot, jobs, context);
+        }
         if self.stages.get(&slot) != Some(&Stage::Storing) {
             context.parts.recount(self.dataset, slot);
             return self.summed(ticket, context);

@@ -9,7 +9,7 @@ const SYSTEM_FILE: &str = "/etc/scrfs.toml";
 
 #[derive(clap::Args, Debug)]
 pub(super) struct ConfigOptions {
-    /// Cache directory; several, fastest first
+    /// Cache directory, or the word `tmpfs`; several, fastest first
     #[arg(long, value_name = "DIR")]
     cache: Vec<PathBuf>,
     /// Directory on the parallel file system
@@ -59,7 +59,11 @@ impl ConfigOptions {
     pub(super) fn load(&self) -> Result<(Config, Provenance), Failure> {
         let mut cli = Vec::new();
         for cache in &self.cache {
-            cli.push(("store.path".to_owned(), text(cache)?));
+            let path = match cache.to_str() {
+                Some(word @ "tmpfs") => word.to_owned(),
+                _ => text(cache)?,
+            };
+            cli.push(("store.path".to_owned(), path));
         }
         if let Some(prefix) = &self.prefix {
             cli.push(("prefix".to_owned(), text(prefix)?));

@@ -129,7 +129,12 @@ impl Vfs {
         let name = name.to_owned();
         let vfs = Arc::clone(self);
         self.change_in(parent, answer, move |parent, pass| {
+            let is_full = vfs.settings().space.is_full();
             let made = match sys::mknod_at(parent.fd()?.as_fd(), &name, libc::S_IFREG | 0o600, 0) {
+                Ok(()) if is_full => {
+                    sys::unlink_at(parent.fd()?.as_fd(), &name, false)?;
+                    return Err(FsError::NoSpace);
+                }
                 Ok(()) => vfs.made(parent, &name, caller, Some(mode & 0o7777))?,
                 Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => {
                     let found = vfs.lookup_listed(parent, &name)?;
@@ -258,6 +263,13 @@ impl Vfs {
         let open = self.handles.get(handle)?;
         let at = i64::try_from(offset).map_err(|_| FsError::System(Errno::EFBIG))?;
         let file = open.file()?;
+        let grows = || {
+            let size = sys::stat(file.as_fd()).map_or(i64::MAX, |found| found.st_size);
+            at.saturating_add_unsigned(data.len() as u64) > size
+        };
+        if self.settings().space.is_full() && grows() {
+            return Err(FsError::NoSpace);
+        }
         let write = || uio::pwrite(file, data, at);
         Ok(if privileged {
             write()
@@ -513,13 +525,21 @@ impl Vfs {
         listing
     }
 
-    /// Space in the cache.
+    /// Space in the cache: the budget, and inodes of the device.
     pub fn statfs(&self) -> FsResult<libc::statvfs> {
-        let cache = std::fs::File::open(self.settings().cache.root()).map_err(|error| {
-            tracing::error!(%error, cache = %self.settings().cache.root().display(), "cache gone");
+        let settings = self.settings();
+        let broken = |error: std::io::Error| {
+            tracing::error!(%error, cache = %settings.cache.root().display(), "cache gone");
             FsError::Broken
-        })?;
-        Ok(sys::statvfs(cache.as_fd())?)
+        };
+        let cache = std::fs::File::open(settings.cache.root()).map_err(broken)?;
+        let mut space = sys::statvfs(cache.as_fd())?;
+        let figures = settings.space.figures().map_err(broken)?;
+        let blocks = |bytes: u64| bytes / space.f_frsize.max(1);
+        let (total, free) = (blocks(figures.total), blocks(figures.total - figures.used));
+        let available = blocks(figures.available);
+        (space.f_blocks, space.f_bfree, space.f_bavail) = (total, free, available);
+        Ok(space)
     }
 
     /// Sets an extended attribute.

@@ -160,6 +160,8 @@ pub const TTL: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// The cache.
     pub cache: CachePaths,
+    /// How much of it may be used.
+    pub space: Arc<crate::space::Space>,
     /// Which names do not commit.
     pub is_temporary: Box<dyn Fn(&Name) -> bool + Send + Sync>,
     /// How long requests wait for a coordinator, and late renames are still answered.

@@ -234,6 +234,7 @@ impl Vfs {
     /// A dataset is now as `record` says.
     pub fn publish(&self, record: DatasetRecord) {
         let id = record.id;
+        self.settings().space.publish(&record);
         let own = self.read_names().slot;
         let known = self
             .read_names()
@@ -320,15 +321,18 @@ impl Vfs {
         if let Some(dataset) = gone {
             dataset.gate.seal();
         }
+        self.settings().space.forget(id);
     }
 
     /// Recovery has ended.
     pub fn ready(&self, restart: Option<DatasetId>) {
+        self.settings().space.set_ready();
         self.write_names().restart = restart;
     }
 
     /// For `.scr/nodes`.
     pub fn set_nodes(&self, nodes: Vec<NodeStatus>) {
+        self.settings().space.set_nodes(nodes.len());
         self.write_names().nodes = nodes;
     }
 

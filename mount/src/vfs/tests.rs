@@ -36,6 +36,7 @@ impl World {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let vfs = Vfs::new(Settings {
             files: 1024,
+            space: Arc::new(crate::space::Space::unlimited(CachePaths::at(directory.path()))),
             cache: CachePaths::at(directory.path()),
             is_temporary: Box::new(|name| name.as_bytes().ends_with(b".tmp")),
             grace: Duration::from_secs(60),

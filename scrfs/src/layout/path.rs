@@ -11,6 +11,7 @@
 //!   datasets/<id>/slot.<n>/tree/    the files of slot n, as the application wrote them
 //!   datasets/<id>/slot.<n>/manifest, sums.data, sums.parity, parity
 //!   datasets/<id>/slot.<n>/tree.new, tree.old, parity.new          on their way in or out
+//!   datasets/<id>/slot.<n>/parity.room       space kept for the parity, nothing written yet
 //!   datasets/<id>/copy.<n>/manifest, sums.data, sums.parity      of another member of the set
 //!
 //! <prefix>/<dataset>/               the application's files and nothing else
@@ -132,6 +133,12 @@ impl CachePaths {
     /// The parity of a slot while it is computed; renamed to [`Self::parity`] when whole.
     pub fn parity_new(&self, id: DatasetId, slot: Slot) -> PathBuf {
         self.slot(id, slot, Keep::Own).join("parity.new")
+    }
+
+    /// Space that is kept for the parity of a slot until it is computed: as long as that, nothing
+    /// written; renamed to [`Self::parity_new`].
+    pub fn parity_room(&self, id: DatasetId, slot: Slot) -> PathBuf {
+        self.slot(id, slot, Keep::Own).join("parity.room")
     }
 
     /// The parity of a slot.

@@ -1,0 +1,93 @@
+//! Several nodes at the limit of their caches: parity of what was accepted always fits, and what is
+//! safe elsewhere makes room. The program is a shell script that reaches the nodes by the remote shell.
+
+#![allow(clippy::unwrap_used)]
+
+use anyhow::{Result, ensure};
+use scrfs_tests::{Cluster, binary};
+use std::fs;
+
+/// `on N WORDS` runs WORDS on node N; `must` stops the script when a command fails; `field NAME` is a
+/// number of bytes of `df` on this node.
+const PRELUDE: &str = r#"
+on() { node=$1; shift; "$RSH" "node$node" "$@"; }
+must() { "$@" || { echo "FAILED: $*"; exit 7; }; }
+# Fills the file $2 on node $1 until there is no space.
+fill() {
+    said=$(on $1 "LC_ALL=C dd if=/dev/urandom of=$2 bs=64k 2>&1") && { echo "no end: $2"; exit 8; }
+    case $said in *"No space"*) ;; *) echo "not full: $said"; exit 8;; esac
+}
+available() { on $1 df --output=avail -B1 /scr | tail -n 1; }
+used() { on $1 df --output=used -B1 /scr | tail -n 1; }
+"#;
+
+/// Runs a script as the program of a job on three nodes with a private tmpfs of `capacity` each.
+fn job(capacity: &str, config: &str, script: &str) -> Result<()> {
+    let cluster = Cluster::builder().nodes(3).shm_bytes(256 << 20).start()?;
+    let site = tempfile::tempdir()?;
+    let prefix = site.path().join("prefix");
+    fs::create_dir(&prefix)?;
+    fs::write(prefix.join(".scrfs.toml"), config)?;
+    let path = site.path().join("program");
+    fs::write(&path, format!("{PRELUDE}{script}"))?;
+    let output = cluster
+        .command(0, binary("scrfs")?)
+        .args([
+            "run",
+            "--nodes",
+            "node[1-3]",
+            "--cache",
+            "tmpfs",
+            "--prefix",
+        ])
+        .arg(&prefix)
+        .arg("--rsh")
+        .arg(cluster.rsh())
+        .args(["--", "sh"])
+        .arg(&path)
+        .arg("{hosts}")
+        .env("RSH", cluster.rsh())
+        .env("SCRFS", binary("scrfs")?)
+        .env("PREFIX", &prefix)
+        .env("SCRFS_STORE_CAPACITY", capacity)
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+#[test]
+fn filled_to_the_last_byte_it_commits_and_its_parity_fits() -> Result<()> {
+    job(
+        "96MiB",
+        "[flush]\nevery = 0\n",
+        r#"
+must on 1 mkdir /scr/a.tmp
+for node in 1 2 3; do
+    must on $node "mount | grep -q '^scrfs-store on /run/'"
+    # XOR of three: a byte of parity for two of data.
+    room=$(available $node)
+    [ $room -gt 50000000 ] && [ $room -lt 67000000 ] || { echo "room $room"; exit 9; }
+    fill $node /scr/a.tmp/of.$node
+    [ $(available $node) -lt 8192 ] || { echo "left: $(available $node)"; exit 9; }
+    size=$(on $node stat -c %s /scr/a.tmp/of.$node)
+    [ $size -gt $((room - 100000)) ] || { echo "$size of $room"; exit 9; }
+done
+must on 2 "sha256sum < /scr/a.tmp/of.2 > /run/tmp/sum"
+must on 3 mv -T /scr/a.tmp /scr/a
+must on 1 $SCRFS wait a --for protected --timeout 30
+for node in 1 2 3; do
+    must on $node "ls /scr/.scr/status | grep -q '^a.protected'"
+    [ $(used $node) -le $((96 << 20)) ] || { echo "used $(used $node)"; exit 9; }
+    must on $node "test -n \"\$(find /run/scrfs.0 -name parity -size +10M)\""
+    must on $node "test -z \"\$(find /run/scrfs.0 -name parity.room)\""
+done
+must on 2 "sha256sum < /scr/a/of.2 | cmp - /run/tmp/sum"
+"#,
+    )
+}
