@@ -70,6 +70,15 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
+    /// Threads of `runtime`, whose results go to `events`.
+    pub(crate) fn new(runtime: tokio::runtime::Handle, events: Sender<Event>, wake: Waker) -> Self {
+        Self {
+            runtime,
+            events,
+            wake,
+        }
+    }
+
     /// Runs `task` on another thread; what it returns comes to the driver as an event.
     pub(crate) fn spawn(&self, task: impl FnOnce(&dyn Fn(Event)) -> Event + Send + 'static) {
         let (events, wake) = (self.events.clone(), self.wake.clone());
@@ -145,7 +154,6 @@ impl<F: Fabric> Driver<F> {
             size,
             slot: Slot(me.0),
             pid,
-            serves_pieces: true,
         };
         let (link, facts) = Link::open(&options.socket, role)?;
         let NodeFacts {
@@ -163,11 +171,7 @@ impl<F: Fabric> Driver<F> {
         let inventory = inventory::take(&paths, node, group)?;
         let (sender, events) = channel();
         link.listen(sender.clone(), fabric.waker())?;
-        let tasks = Tasks {
-            runtime: runtime.clone(),
-            events: sender,
-            wake: fabric.waker(),
-        };
+        let tasks = Tasks::new(runtime.clone(), sender, fabric.waker());
         let mut parts = Parts::new(me, paths.clone());
         for entry in &inventory.datasets {
             parts.learn(&entry.record);

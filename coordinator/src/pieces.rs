@@ -430,3 +430,6 @@ fn read_manifest(
     });
     kept.ok_or(Refusal::Missing)
 }
+
+#[cfg(test)]
+mod tests;

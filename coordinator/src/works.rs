@@ -181,9 +181,7 @@ impl Works {
                 dataset,
                 slots,
                 holders,
-            } => {
-                Encode::begin(me, ticket, dataset, &slots, &holders, context).map(Run::Encode)
-            }
+            } => Encode::begin(me, ticket, dataset, &slots, &holders, context).map(Run::Encode),
             Order::Rebuild {
                 dataset,
                 holders,

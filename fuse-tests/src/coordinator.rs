@@ -94,7 +94,6 @@ impl Coordinator {
             size: 1,
             slot: Slot(0),
             pid: std::process::id(),
-            serves_pieces: true,
         };
         write_frame(
             &mut stream,

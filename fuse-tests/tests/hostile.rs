@@ -308,7 +308,6 @@ fn valid(random: &mut StdRng) -> Vec<u8> {
             size: 1,
             slot: Slot(0),
             pid: std::process::id(),
-            serves_pieces: true,
         }
     };
     let hello = Hello {

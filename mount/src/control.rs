@@ -250,14 +250,13 @@ impl Server {
                 size,
                 slot,
                 pid: _,
-                serves_pieces,
             } => {
                 let Some(serial) = self.admit(&stream, epoch, peer.pid())? else {
                     let why = format!("{epoch} is over");
                     return write_frame(&mut stream, &Welcome::Refused(why));
                 };
                 tracing::info!(%epoch, %rank, size, %slot, "coordinator connected");
-                let result = self.converse(stream, slot, serves_pieces);
+                let result = self.converse(stream, slot);
                 self.left(serial);
                 tracing::info!(%epoch, "coordinator gone");
                 result
@@ -312,17 +311,12 @@ impl Server {
         }
     }
 
-    fn converse(
-        &self,
-        mut stream: UnixStream,
-        slot: scrfs::id::Slot,
-        serves_pieces: bool,
-    ) -> io::Result<()> {
+    fn converse(&self, mut stream: UnixStream, slot: scrfs::id::Slot) -> io::Result<()> {
         write_frame(&mut stream, &self.welcome())?;
         let (outbox, outgoing) = mpsc::channel();
         let writer = stream.try_clone()?;
         spawn("coordinator-out", move || write_all(writer, &outgoing))?;
-        self.vfs.set_coordinator(slot, serves_pieces);
+        self.vfs.set_slot(slot);
         self.vfs
             .requests()
             .connect(outbox.clone(), |what| self.vfs.settled(what));

@@ -50,9 +50,6 @@ pub enum Role {
         slot: Slot,
         /// Its process, to be killed when the epoch ends.
         pid: u32,
-        /// Whether it brings pieces that lie elsewhere ([`FromDaemon::Fetch`]). Without, a node
-        /// shows of sealed datasets what it has itself.
-        serves_pieces: bool,
     },
     /// A command, such as `scrfs status`.
     Command,

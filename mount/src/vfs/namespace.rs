@@ -32,8 +32,8 @@ pub struct Dataset {
     pub tree: Option<Arc<Inode>>,
     /// All parts of it on this node, this node's own slot first.
     pub trees: Vec<(Slot, Arc<Inode>)>,
-    /// All of it, once somebody looked into it; `None` where nobody can bring what lies elsewhere.
-    pub view: Option<Arc<ViewCell>>,
+    /// All of it, once somebody looked into it.
+    pub view: Arc<ViewCell>,
     /// Who may change it.
     pub gate: Arc<GateCell>,
     /// When this daemon learned that it is sealed; `None` when it was sealed before.
@@ -52,8 +52,6 @@ pub struct Names {
     /// Nodes of this epoch.
     pub nodes: Vec<NodeStatus>,
     slot: Option<Slot>,
-    /// Whether the coordinator brings what lies elsewhere.
-    serves_pieces: bool,
 }
 
 impl Names {
@@ -287,12 +285,11 @@ impl Vfs {
                 let gate = GateCell::new(id, gate, herald);
                 let sealed_here = sealed.then(Instant::now);
                 let progress = BTreeMap::new();
-                let view = names.serves_pieces.then(Arc::default);
                 let dataset = Dataset {
                     record,
                     tree,
                     trees,
-                    view,
+                    view: Arc::default(),
                     gate,
                     sealed_here,
                     progress,
@@ -336,18 +333,9 @@ impl Vfs {
         self.write_names().nodes = nodes;
     }
 
-    /// A coordinator is there: the slot this node holds, and whether what lies elsewhere can be had.
-    pub fn set_coordinator(&self, slot: Slot, serves_pieces: bool) {
-        let mut names = self.write_names();
-        names.slot = Some(slot);
-        names.serves_pieces = serves_pieces;
-        for dataset in names.datasets.values_mut() {
-            match serves_pieces {
-                true => drop(dataset.view.get_or_insert_default()),
-                false => dataset.view = None,
-            }
-        }
-        names.index();
+    /// The slot this node holds.
+    pub fn set_slot(&self, slot: Slot) {
+        self.write_names().slot = Some(slot);
     }
 
     /// How far long work has come.

@@ -162,7 +162,7 @@ impl Dataset {
     pub fn is_merged(&self) -> bool {
         let seal = self.record.seal.as_ref();
         let several = seal.is_some_and(|seal| seal.parts.len() > 1 || self.tree.is_none());
-        self.record.phase == Phase::Sealed && several && self.view.is_some()
+        self.record.phase == Phase::Sealed && several
     }
 
     /// The number of its top directory.
@@ -327,7 +327,7 @@ impl Vfs {
         let cell = {
             let names = self.read_names();
             let found = names.get(dataset).filter(|found| found.is_merged());
-            found.and_then(|found| found.view.clone())
+            found.map(|found| Arc::clone(&found.view))
         };
         let Some(cell) = cell else {
             return then(Ok(None));
@@ -364,7 +364,7 @@ impl Vfs {
     /// The view of a dataset, if it is loaded.
     pub(super) fn ready_view(&self, dataset: DatasetId) -> Option<Arc<View>> {
         let names = self.read_names();
-        let cell = names.get(dataset).and_then(|found| found.view.clone());
+        let cell = names.get(dataset).map(|found| Arc::clone(&found.view));
         drop(names);
         cell?.ready()
     }
