@@ -1,8 +1,8 @@
 //! The configuration: text in, validated values out.
 //!
 //! Precedence: command line, environment, user file, system file, default; every value
-//! remembers where it came from ([`Provenance`]). `[[store]]`, `[[checkpoint]]`, `[[dataset]]` and
-//! `commit.temporary` are taken whole from the first of these that has any; `[groups]` is merged
+//! remembers where it came from ([`Provenance`]). `[[store]]`, `[[checkpoint]]`, `[[dataset]]`,
+//! `[[commit.trigger]]`, `commit.profiles` and `commit.temporary` are taken whole from the first of these that has any; `[groups]` is merged
 //! kind by kind.
 //!
 //! Invariants: a [`Config`] is complete and consistent, no field means "default"; paths are
@@ -14,10 +14,12 @@ mod document;
 mod hostlist;
 mod load;
 mod pattern;
+mod trigger;
 mod value;
 
 pub use hostlist::{HOST_BYTES_MAX, HOSTS_MAX, HostlistError, expand_hostlist};
-pub use pattern::{Pattern, PatternError};
+pub use pattern::{PathPattern, Pattern, PatternError};
+pub use trigger::{NameTemplate, PROFILES, Profile, RemovedMarker, Tier, Trigger, When};
 pub use value::{ConfigError, Origin, expand_variables, parse_size};
 
 use crate::redundancy::Scheme;
@@ -156,8 +158,10 @@ pub struct CommitConfig {
     pub wait: CommitWait,
     /// Seconds a rename waits for writers before it fails with EBUSY.
     pub grace_seconds: u64,
-    /// Names that are not final: renaming to them commits nothing.
+    /// Names that are not final: renaming to them commits nothing, and no trigger either.
     pub temporary: Vec<Pattern>,
+    /// What proposes a commit besides a rename.
+    pub triggers: Vec<Trigger>,
 }
 
 impl CommitConfig {
@@ -165,6 +169,16 @@ impl CommitConfig {
     #[must_use]
     pub fn is_temporary(&self, name: &[u8]) -> bool {
         self.temporary.iter().any(|pattern| pattern.matches(name))
+    }
+
+    /// The triggers of the dataset `name`: those of the first [`Tier`] that matches it; none when
+    /// it looks temporary.
+    pub fn triggers_of(&self, name: &[u8]) -> impl Iterator<Item = &Trigger> {
+        let matching = move |trigger: &&Trigger| trigger.pattern.matches(name);
+        let first = self.triggers.iter().filter(matching).map(|it| it.tier).min();
+        let first = first.filter(|_| !self.is_temporary(name));
+        let all = self.triggers.iter().filter(matching);
+        all.filter(move |trigger| Some(trigger.tier) == first)
     }
 }
 

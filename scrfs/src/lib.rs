@@ -25,3 +25,4 @@ pub mod protocol;
 pub mod redundancy;
 pub mod store;
 pub mod topology;
+pub mod trigger;

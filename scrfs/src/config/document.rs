@@ -29,7 +29,7 @@ const fn own(path: &'static str) -> Key {
 }
 
 /// Keys that exist once, and those of `[[store]]`, which the environment can set for all stores.
-pub(super) const KEYS: [Key; 28] = [
+pub(super) const KEYS: [Key; 31] = [
     key("prefix", "SCR_PREFIX"),
     key("job", "SCR_JOB_ID"),
     key("store.path", "SCR_CACHE_BASE"),
@@ -42,7 +42,10 @@ pub(super) const KEYS: [Key; 28] = [
     own("redundancy.chunk"),
     own("commit.wait"),
     own("commit.grace_seconds"),
+    own("commit.settle_seconds"),
+    own("commit.quiet_seconds"),
     own("commit.temporary"),
+    own("commit.profiles"),
     key("flush.every", "SCR_FLUSH"),
     key("flush.width", "SCR_FLUSH_WIDTH"),
     own("flush.bandwidth"),
@@ -71,8 +74,21 @@ const CHECKPOINT_KEYS: [&str; 6] = [
     "checkpoint.group",
 ];
 
+/// Keys of `[[commit.trigger]]`, files only.
+const TRIGGER_KEYS: [&str; 8] = [
+    "commit.trigger.match",
+    "commit.trigger.marker",
+    "commit.trigger.pointer",
+    "commit.trigger.names",
+    "commit.trigger.removed",
+    "commit.trigger.next",
+    "commit.trigger.quiet_seconds",
+    "commit.trigger.settle_seconds",
+];
+
 fn all_keys() -> impl Iterator<Item = &'static str> {
-    KEYS.iter().map(|key| key.path).chain(CHECKPOINT_KEYS)
+    let single = KEYS.iter().map(|key| key.path);
+    single.chain(CHECKPOINT_KEYS).chain(TRIGGER_KEYS)
 }
 
 /// The settings of one `[[...]]` by their keys, and where it begins.
@@ -87,7 +103,7 @@ pub(super) struct Table {
 pub(super) struct Document {
     /// Keys that exist once.
     pub(super) settings: BTreeMap<&'static str, Setting>,
-    /// `store`, `checkpoint` and `dataset`.
+    /// `store`, `checkpoint`, `dataset` and `commit.trigger`.
     pub(super) tables: BTreeMap<&'static str, Vec<Table>>,
     /// Kind, name, host list.
     pub(super) groups: BTreeMap<String, BTreeMap<String, Setting>>,
@@ -118,6 +134,10 @@ impl Document {
             "prefix" | "job" => self.settings.extend([reader.setting("", name, value)?]),
             section @ ("redundancy" | "commit" | "flush" | "restart" | "advice" | "log") => {
                 for (key, value) in reader.table(section, value)? {
+                    if (section, key.get_ref().as_ref()) == ("commit", "trigger") {
+                        self.add_tables(reader, "commit.trigger", value)?;
+                        continue;
+                    }
                     self.settings.extend([reader.setting(section, key, value)?]);
                 }
             }
@@ -279,6 +299,14 @@ fn nearest_key(key: &str) -> &'static str {
         edit_distance(key, known).min(elsewhere).min(section)
     };
     all_keys().min_by_key(distance).unwrap_or("prefix")
+}
+
+/// The word most like `typed`.
+pub(super) fn nearest(
+    typed: &str,
+    words: impl Iterator<Item = &'static str>,
+) -> Option<&'static str> {
+    words.min_by_key(|word| edit_distance(typed, word))
 }
 
 /// Insertions, deletions and substitutions from `a` to `b`; of long texts, of their beginning.

@@ -1,30 +1,20 @@
 //! From all sources to one configuration: precedence and defaults.
 //!
 //! Every candidate of a key is read, the first is taken and its origin noted. What has structure
-//! of its own is in `stores` and `redundancy`.
+//! of its own is in `stores`, `redundancy` and `commit`.
 
+mod commit;
 mod redundancy;
 mod stores;
 
 use crate::config::document::{Document, KEYS, Table, unknown_key};
 use crate::config::value::{self, ConfigError, Origin, Raw, Read, Setting};
 use crate::config::{
-    AdviceConfig, CommitConfig, Config, DatasetRule, FlushConfig, Known, LogConfig, Pattern,
+    AdviceConfig, Config, DatasetRule, FlushConfig, Known, LogConfig, Pattern,
     Provenance, RestartConfig, Sources,
 };
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
-
-/// Names that are not final unless the configuration says otherwise.
-const TEMPORARY: [&str; 7] = [
-    "*.tmp",
-    "*.temp",
-    "*.partial",
-    "tmp-*",
-    ".*",
-    "*-tmp*",
-    "*.orbax-checkpoint-tmp*",
-];
 
 /// Where resource managers leave the job's id.
 const JOB_VARIABLES: [&str; 4] = ["SLURM_JOB_ID", "FLUX_JOB_ID", "PBS_JOBID", "LSB_JOBID"];
@@ -106,11 +96,7 @@ impl Loader<'_> {
         let mut store = self.stores()?;
         let (redundancy, chosen) = self.redundancy(&groups)?;
         let checkpoint = self.checkpoints(&redundancy, &chosen, &groups, &mut store)?;
-        let commit = CommitConfig {
-            wait: self.get("commit.wait", text("sealed"), value::wait)?,
-            grace_seconds: self.get("commit.grace_seconds", Raw::Integer(30), value::count)?,
-            temporary: self.temporary()?,
-        };
+        let commit = self.commit()?;
         let dataset = self.datasets()?;
         let flush = FlushConfig {
             every: self.get("flush.every", Raw::Integer(1), value::count)?,
@@ -292,23 +278,6 @@ impl Loader<'_> {
             .find(|tables| !tables.is_empty())
             .cloned()
             .unwrap_or_default()
-    }
-
-    fn temporary(&mut self) -> Result<Vec<Pattern>, ConfigError> {
-        let key = "commit.temporary";
-        let default = Raw::List(TEMPORARY.iter().map(|pattern| text(pattern)).collect());
-        let found = self.find(key, default, patterns)?;
-        let words: Vec<String> = found
-            .value
-            .iter()
-            .map(|p| format!("{:?}", p.as_str()))
-            .collect();
-        self.note(
-            key,
-            format!("[{}]", words.join(", ")),
-            &found.setting.origin,
-        );
-        Ok(found.value)
     }
 
     fn datasets(&mut self) -> Result<Vec<DatasetRule>, ConfigError> {

@@ -1,5 +1,7 @@
 //! The configuration as users meet it: the page of the interface, precedence, messages, nonsense.
 
+mod trigger;
+
 use super::*;
 use crate::redundancy::Scheme;
 use proptest::prelude::*;
@@ -242,7 +244,10 @@ fn every_key_can_come_from_the_environment() {
         ("SCRFS_REDUNDANCY_CHUNK", "64KiB"),
         ("SCRFS_COMMIT_WAIT", "flushed"),
         ("SCRFS_COMMIT_GRACE_SECONDS", "1"),
+        ("SCRFS_COMMIT_SETTLE_SECONDS", "2"),
+        ("SCRFS_COMMIT_QUIET_SECONDS", "3"),
         ("SCRFS_COMMIT_TEMPORARY", "x*, y"),
+        ("SCRFS_COMMIT_PROFILES", "hf-trainer, amrex"),
         ("SCR_FLUSH", "10"),
         ("SCR_FLUSH_WIDTH", "2"),
         ("SCRFS_FLUSH_BANDWIDTH", "1GB"),
@@ -281,6 +286,14 @@ fn every_key_can_come_from_the_environment() {
         "SCR_COPY_TYPE sets descriptors aside"
     );
     assert!(config.commit.is_temporary(b"xyz") && config.commit.is_temporary(b"y"));
+    assert!(config.commit.is_temporary(b"chk7.temp"), "of a profile");
+    let settle: Vec<u64> = config
+        .commit
+        .triggers
+        .iter()
+        .map(Trigger::settle_ms)
+        .collect();
+    assert_eq!(settle, [2000]);
     assert_eq!(
         config.flush.bandwidth,
         Bandwidth::BytesPerSecond(1_000_000_000)
