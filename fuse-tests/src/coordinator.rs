@@ -54,6 +54,7 @@ struct Commit {
     dataset: DatasetId,
     to: Name,
     requests: Vec<u64>,
+    settle_ms: u64,
     deadline: Instant,
 }
 
@@ -360,9 +361,20 @@ impl Player {
                 if taken {
                     return self.reply(request, Err(Refusal::Exists));
                 }
+                if let Some(known) = self.datasets.get(&dataset)
+                    && known.phase == Phase::Sealed
+                {
+                    let same = known.name == to;
+                    return self.reply(request, same.then_some(()).ok_or(Refusal::ReadOnly));
+                }
                 if let Some(commit) = self.commits.iter_mut().find(|it| it.dataset == dataset) {
                     commit.requests.push(request);
-                    return Ok(());
+                    if settle_ms >= commit.settle_ms {
+                        return Ok(());
+                    }
+                    // Who asks for less settling knows better.
+                    commit.settle_ms = settle_ms;
+                    return self.tell(&ToDaemon::Quiesce { dataset, settle_ms });
                 }
                 let deadline =
                     Instant::now() + self.manners.grace + Duration::from_millis(settle_ms);
@@ -370,6 +382,7 @@ impl Player {
                     dataset,
                     to,
                     requests: vec![request],
+                    settle_ms,
                     deadline,
                 });
                 self.tell(&ToDaemon::Quiesce { dataset, settle_ms })

@@ -1,5 +1,6 @@
 //! Tests of the mounted filesystem from outside: real mounts, real programs' system calls.
 //!
+//! - [`ranks`] processes that act as the ranks of a program
 //! - [`tools`] programs that others wrote to try filesystems
 //! - [`mounted`] a mount of its own for each test, taken down whatever happens
 //! - [`coordinator`] a coordinator of a cluster of one, just good enough to commit
@@ -11,6 +12,7 @@
 pub mod coordinator;
 pub mod elsewhere;
 pub mod mounted;
+pub mod ranks;
 pub mod tools;
 
 use std::time::{Duration, Instant};

@@ -417,7 +417,7 @@ fn serve_inner(
         files,
         cache: cache.clone(),
         space: Arc::clone(&space),
-        is_temporary: Box::new(move |name| commit.is_temporary(name.as_bytes())),
+        commit,
         grace,
         config_text: plan.provenance.to_string(),
         daemon_text: daemon_text.clone(),
@@ -471,6 +471,7 @@ fn serve_inner(
             while !running.ending.load(Ordering::Relaxed) {
                 std::thread::park_timeout(Duration::from_millis(100));
                 running.vfs.requests().expire(grace);
+                running.vfs.propose();
             }
         }
     })?;

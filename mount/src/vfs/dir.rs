@@ -23,9 +23,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Setting it on a dataset's directory proposes to commit it under its own name.
-const COMMIT_ATTRIBUTE: &[u8] = b"user.scrfs.commit";
-
 impl Vfs {
     /// What stands behind `name`; counts one reference by the kernel.
     pub fn lookup(
@@ -329,14 +326,12 @@ impl Vfs {
         }
         let dataset = source.dataset;
         let (name, new_name) = (from.1.to_owned(), to.1.to_owned());
-        let operation = move |_: &Arc<Self>, _: &mut PassGuard| {
-            Ok(sys::rename_at(
-                source.fd()?.as_fd(),
-                &name,
-                target.fd()?.as_fd(),
-                &new_name,
-                flags,
-            )?)
+        let operation = move |vfs: &Arc<Self>, _: &mut PassGuard| {
+            let (old, new) = (source.fd()?, target.fd()?);
+            sys::rename_at(old.as_fd(), &name, new.as_fd(), &new_name, flags)?;
+            vfs.tell_unnamed(&source, &name);
+            vfs.tell_named(&target, &new_name);
+            Ok(())
         };
         self.change(dataset, operation, answer);
     }
@@ -424,15 +419,17 @@ impl Vfs {
             return Err(FsError::Sealed);
         }
         let dataset = dataset.record.id;
-        Ok(Some(if (self.settings().is_temporary)(&to) {
-            Request::Rename { dataset, to }
-        } else {
-            Request::Commit {
-                dataset,
-                to,
-                settle_ms: 0,
-            }
-        }))
+        Ok(Some(
+            if self.settings().commit.is_temporary(to.as_bytes()) {
+                Request::Rename { dataset, to }
+            } else {
+                Request::Commit {
+                    dataset,
+                    to,
+                    settle_ms: 0,
+                }
+            },
+        ))
     }
 
     /// Removes a name that is not a directory.
@@ -442,9 +439,11 @@ impl Vfs {
         name: &OsStr,
         answer: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
-        let name = name.to_owned();
+        let (name, vfs) = (name.to_owned(), Arc::clone(self));
         self.change_in(parent, answer, move |parent, _| {
-            Ok(sys::unlink_at(parent.fd()?.as_fd(), &name, false)?)
+            sys::unlink_at(parent.fd()?.as_fd(), &name, false)?;
+            vfs.tell_unnamed(parent, &name);
+            Ok(())
         });
     }
 
@@ -504,6 +503,7 @@ impl Vfs {
                 return Err(FsError::OtherDataset);
             }
             sys::link_at(inode.fd()?.as_fd(), parent.fd()?.as_fd(), &name)?;
+            vfs.tell_named(parent, &name);
             vfs.entry(inode)
         });
     }
@@ -640,23 +640,6 @@ impl Vfs {
         }
     }
 
-    /// The dataset that an extended attribute on its top directory asks to commit.
-    pub fn commit_by_attribute(&self, ino: u64, name: &OsStr) -> Option<Request> {
-        if name.as_bytes() != COMMIT_ATTRIBUTE {
-            return None;
-        }
-        let names = self.read_names();
-        let dataset = names
-            .iter()
-            .find(|d| d.tree.as_ref().is_some_and(|tree| tree.ino == ino))?;
-        let to = dataset.record.name.clone();
-        Some(Request::Commit {
-            dataset: dataset.record.id,
-            to,
-            settle_ms: 0,
-        })
-    }
-
     fn directory_at(&self, parent: &Arc<Inode>, name: &OsStr) -> FsResult<Arc<Inode>> {
         let child = open_child(parent, name)?;
         if child.is_directory() {
@@ -667,7 +650,7 @@ impl Vfs {
     }
 
     /// The path of `name` in `parent`, below the dataset's top.
-    fn child_path(&self, parent: &Inode, name: &OsStr) -> FsResult<RelPath> {
+    pub(super) fn child_path(&self, parent: &Inode, name: &OsStr) -> FsResult<RelPath> {
         let tree = self
             .read_names()
             .get(parent.dataset)

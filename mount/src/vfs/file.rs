@@ -215,9 +215,11 @@ impl Vfs {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take();
             drop(given);
+            let path = writable.then(|| self.path_if_watched(inode)).flatten();
             inode.detach();
             if *writable {
                 gate.release_writer();
+                self.tell_written(inode.dataset, path);
             }
         }
     }
@@ -551,8 +553,10 @@ impl Vfs {
         flags: i32,
         answer: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
-        if let Some(what) = self.commit_by_attribute(ino, name) {
-            return self.ask(what, answer);
+        match self.commit_by_attribute(ino, name, value) {
+            Some(Ok(what)) => return self.ask(what, answer),
+            Some(Err(error)) => return answer(Err(error)),
+            None => {}
         }
         let (name, value) = (name.to_owned(), value.to_vec());
         self.change_in(ino, answer, move |inode, _| {

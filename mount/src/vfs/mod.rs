@@ -9,6 +9,7 @@
 //! - [`dir`] names inside datasets and at the top; `file` bytes; [`attr`] attributes
 //! - [`control_dir`] the virtual `.scr`; [`alias`] renames that come after the commit
 //! - [`view`] sealed datasets of several nodes as a whole, and [`far`] the bytes of other nodes
+//! - [`triggers`] commits that no program asks for
 //! - [`gates`] and [`writers`] who changes a dataset now; [`requests`] what the coordinator must decide
 //!
 //! Lock order: names, then inodes, gate, requests or handles, each of which is a leaf. No lock is
@@ -29,6 +30,7 @@ pub mod handle;
 pub mod inode;
 pub mod namespace;
 pub mod requests;
+pub mod triggers;
 pub mod view;
 pub mod writers;
 
@@ -44,10 +46,11 @@ use handle::Handles;
 use inode::{Inode, Inodes, ROOT};
 use nix::errno::Errno;
 use requests::Requests;
+use scrfs::config::CommitConfig;
 use scrfs::control::{FromDaemon, Refusal};
 use scrfs::id::DatasetId;
 use scrfs::layout::path::CachePaths;
-use scrfs::name::Name;
+use scrfs::trigger::Triggers;
 use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -162,8 +165,8 @@ pub struct Settings {
     pub cache: CachePaths,
     /// How much of it may be used.
     pub space: Arc<crate::space::Space>,
-    /// Which names do not commit.
-    pub is_temporary: Box<dyn Fn(&Name) -> bool + Send + Sync>,
+    /// Which names do not commit, and what else does.
+    pub commit: CommitConfig,
     /// How long requests wait for a coordinator, and late renames are still answered.
     pub grace: Duration,
     /// Text of `.scr/config`.
@@ -195,6 +198,7 @@ pub enum Node {
 pub struct Vfs {
     me: Weak<Self>,
     settings: Settings,
+    watch: Arc<triggers::Watch>,
     names: RwLock<namespace::Names>,
     inodes: Inodes,
     descriptors: Arc<Descriptors>,
@@ -223,6 +227,7 @@ impl Vfs {
             me: Weak::clone(me),
             far: far::Far::new(Arc::clone(&requests)),
             descriptors: Descriptors::new(settings.files),
+            watch: Arc::new(triggers::Watch::new(Triggers::new(settings.commit.clone()))),
             settings,
             names: RwLock::default(),
             inodes: Inodes::default(),

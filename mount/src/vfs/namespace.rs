@@ -262,6 +262,7 @@ impl Vfs {
         }
         let herald: Herald = self.herald();
         let sealed = record.phase != Phase::Open;
+        let name = record.name.clone();
         let mut names = self.write_names();
         let restartable = record.is_restartable();
         let newly_sealed;
@@ -307,6 +308,7 @@ impl Vfs {
         if let (true, Some(gate)) = (sealed, gate) {
             gate.seal();
         }
+        self.watch_dataset(id, &name, !sealed);
     }
 
     /// A dataset is no more.
@@ -315,6 +317,7 @@ impl Vfs {
         let gone = names.datasets.remove(&id);
         names.index();
         drop(names);
+        self.unwatch_dataset(id);
         if let Some(dataset) = gone {
             dataset.gate.seal();
         }

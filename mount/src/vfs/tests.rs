@@ -3,10 +3,11 @@
 //! Not tested here: what only a kernel does (passthrough, lifetimes, locks); see `fuse-tests`.
 
 use super::*;
-use scrfs::config::Class;
+use scrfs::config::{Class, CommitWait, Pattern};
 use scrfs::control::{DirectoryChange, Request};
 use scrfs::id::{Epoch, Slot};
 use scrfs::layout::record::{DatasetRecord, Phase};
+use scrfs::name::Name;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::mpsc::{self, Receiver};
@@ -38,7 +39,12 @@ impl World {
             files: 1024,
             space: Arc::new(crate::space::Space::unlimited(CachePaths::at(directory.path()))),
             cache: CachePaths::at(directory.path()),
-            is_temporary: Box::new(|name| name.as_bytes().ends_with(b".tmp")),
+            commit: CommitConfig {
+                wait: CommitWait::Sealed,
+                grace_seconds: 60,
+                temporary: vec![Pattern::new("*.tmp").expect("a pattern")],
+                triggers: Vec::new(),
+            },
             grace: Duration::from_secs(60),
             config_text: "config\n".into(),
             daemon_text: "daemon\n".into(),
@@ -319,7 +325,11 @@ fn a_writer_that_no_handle_stands_for_delays_quiet() {
     let behind = std::fs::File::create(tree.join("d/f")).expect("a file");
     let inode = world.vfs.inode(world.ino("a.tmp")).expect("its top");
     assert_eq!(writers::is_written(&inode), Ok(true));
-    world.vfs.gate(DatasetId(1)).expect("a gate").quiesce(Duration::ZERO);
+    world
+        .vfs
+        .gate(DatasetId(1))
+        .expect("a gate")
+        .quiesce(Duration::ZERO);
     let silence = world.said.recv_timeout(Duration::from_millis(300));
     assert!(silence.is_err(), "{silence:?}");
     drop(behind);
