@@ -8,7 +8,7 @@ use scrfs::control::{Piece, Refusal};
 use scrfs::id::{DatasetId, Epoch, Slot};
 use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::manifest::{EntryKind, Node};
-use scrfs::layout::path::CachePaths;
+use scrfs::layout::path::{CachePaths, Keep};
 use scrfs::layout::record::{DatasetRecord, Phase};
 use scrfs::name::Name;
 use scrfs_fuse_tests::coordinator::{Coordinator, Manners, seal_of};
@@ -500,6 +500,47 @@ fn one_path_of_two_slots_is_listed_and_cannot_be_opened() {
 }
 
 #[test]
+fn files_that_come_to_this_node_or_leave_it_are_found_where_they_are() {
+    let bytes = pattern(10, MIB + 3);
+    let part = Part::default()
+        .directory("d")
+        .directory("d/below")
+        .file("d/below/far", &bytes);
+    let mut scene = Scene::new(vec![part]);
+    let path = scene.top().join("d/below/far");
+    let all = ["d", "d/below", "d/below/far", "d/own"];
+    assert_eq!(names(&scene.top()), all);
+    let inside = File::open(scene.top().join("d/below")).unwrap();
+    let through = PathBuf::from(format!("/proc/self/fd/{}", inside.as_raw_fd()));
+    let before = fs::metadata(&path).unwrap().ino();
+
+    // A recovery has put the other slot here as well.
+    let cache = CachePaths::at(&scene.place.job());
+    let tree = cache.tree(DatasetId(1), Slot(1));
+    fs::create_dir_all(tree.join("d/below")).unwrap();
+    fs::write(tree.join("d/below/far"), &bytes).unwrap();
+    scene.connect(2);
+    let here = fs::metadata(tree.join("d/below/far")).unwrap().ino();
+    until("it is this node's own file", || {
+        fs::metadata(&path).unwrap().ino() == here
+    });
+    let asked = scene.asked_for_log();
+    assert!(fs::read(&path).unwrap() == bytes);
+    assert_eq!(scene.asked_for_log(), asked, "nothing is fetched any more");
+    assert_eq!(names(&scene.top()), all);
+    assert_eq!(names(&through), ["far"], "for who is inside");
+
+    fs::remove_dir_all(cache.slot(DatasetId(1), Slot(1), Keep::Own)).unwrap();
+    scene.connect(3);
+    until("it is elsewhere again", || {
+        fs::metadata(&path).unwrap().ino() == before
+    });
+    assert!(fs::read(&path).unwrap() == bytes);
+    assert_eq!(names(&scene.top()), all);
+    assert_eq!(names(&through), ["far"], "for who is inside");
+}
+
+#[test]
 fn ten_thousand_far_files_are_listed() {
     let mut part = Part::default().directory("many");
     for index in 0..10_000 {
@@ -566,7 +607,7 @@ fn a_node_that_has_nothing_of_it_shows_all_of_it() {
         uid: 1001,
         gid: 1002,
     };
-    let copy = cache.slot(id, Slot(0), scrfs::layout::path::Keep::Copy);
+    let copy = cache.slot(id, Slot(0), Keep::Copy);
     use std::os::unix::fs::DirBuilderExt;
     let mut private = fs::DirBuilder::new();
     private.recursive(true).mode(0o700).create(&copy).unwrap();

@@ -339,6 +339,43 @@ fn too_few_nodes_are_said_and_fewer_are_used_if_allowed() {
     assert!(output.contains("\non node1\n"), "{output}");
 }
 
+/// Written by three nodes; read, after one of them is gone, on each of the two that are left.
+#[test]
+fn fewer_nodes_read_all_that_more_have_written() {
+    let site = Site::start(3);
+    let script = r#"
+cd SHARED
+if [ ! -e written ]; then
+    RSH node1 mkdir /scr/ckpt.1.tmp || exit 1
+    for n in 1 2 3; do
+        RSH node$n "cd /scr/ckpt.1.tmp && head -c ${n}300001 /dev/urandom > of.$n && md5sum of.$n > sum.$n"
+    done
+    RSH node1 "mv -T /scr/ckpt.1.tmp /scr/ckpt.1 && sync /scr/ckpt.1" || exit 2
+    touch written
+    while :; do sleep 0.05; done
+fi
+for n in 1 2; do
+    RSH node$n "cd /scr/ckpt.1 && cat sum.1 sum.2 sum.3 | md5sum --check --quiet" || exit 3
+    RSH node$n "test \"\$(ls /scr/ckpt.1 | wc -l)\" = 6" || exit 4
+    echo "all read on node$n"
+done
+"#;
+    let script = script
+        .replace("SHARED", site.shared().to_str().unwrap())
+        .replace("RSH", site.cluster.rsh().to_str().unwrap());
+    let options = ["--min-nodes", "2", "--runs", "-1"];
+    let mut run = site.run(&options, &["sh", "-c", &script]);
+    let written = site.shared().join("written");
+    wait_until(SOON, "the checkpoint is protected", || {
+        Ok(written.exists().then_some(()))
+    })
+    .unwrap();
+    site.cluster.kill(3, Loss::Crash).unwrap();
+    let output = run.expect(0);
+    assert!(output.contains("all read on node1"), "{output}");
+    assert!(output.contains("all read on node2"), "{output}");
+}
+
 #[test]
 fn a_signal_goes_to_the_application_and_ends_the_job() {
     let site = Site::start(1);
