@@ -3,7 +3,7 @@
 //! Not tested here: what only a kernel does (passthrough, lifetimes, locks); see `fuse-tests`.
 
 use super::*;
-use scrfs::config::{Class, CommitWait, Pattern};
+use scrfs::config::{Class, CommitWait, NameTemplate, Pattern, Tier, Trigger, When};
 use scrfs::control::{DirectoryChange, Request};
 use scrfs::id::{Epoch, Slot};
 use scrfs::layout::record::{DatasetRecord, Phase};
@@ -37,13 +37,23 @@ impl World {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let vfs = Vfs::new(Settings {
             files: 1024,
-            space: Arc::new(crate::space::Space::unlimited(CachePaths::at(directory.path()))),
+            space: Arc::new(crate::space::Space::unlimited(CachePaths::at(
+                directory.path(),
+            ))),
             cache: CachePaths::at(directory.path()),
             commit: CommitConfig {
                 wait: CommitWait::Sealed,
                 grace_seconds: 60,
                 temporary: vec![Pattern::new("*.tmp").expect("a pattern")],
-                triggers: Vec::new(),
+                triggers: vec![Trigger {
+                    pattern: Pattern::new("global_step*").expect("a pattern"),
+                    when: When::Pointer {
+                        file: Name::new(b"latest").expect("a name"),
+                        names: NameTemplate::new("{content}").expect("a template"),
+                    },
+                    settle_seconds: 7,
+                    tier: Tier::Profile,
+                }],
             },
             grace: Duration::from_secs(60),
             config_text: "config\n".into(),
@@ -422,4 +432,31 @@ fn files_that_were_dropped_and_brought_back_are_found_where_they_are_now() {
     world.publish(1, "a", Phase::Sealed, None);
     assert!(world.lookup("a/new").is_ok());
     assert!(world.lookup("a/old").is_err());
+}
+
+#[test]
+fn a_pointer_file_proposes_the_dataset_it_names_until_it_is_sealed() {
+    let world = World::new(|_| None);
+    world.publish(1, "global_step10", Phase::Open, None);
+    world.publish(2, "global_step20", Phase::Open, None);
+    let latest = Name::new(b"latest").expect("a name");
+    world.vfs.tell_pointer_written(&latest, b"global_step10\n");
+    let (request, what) = world.asked();
+    let wanted = Request::Commit {
+        dataset: DatasetId(1),
+        to: Name::new(b"global_step10").expect("a name"),
+        settle_ms: 7000,
+    };
+    assert_eq!(what, wanted);
+    world.vfs.propose();
+    world.vfs.tell_pointer_written(&latest, b"global_step10\n");
+    world.vfs.requests().reply(request, Err(Refusal::Busy));
+    // Not at once: somebody writes.
+    world.vfs.propose();
+    assert!(world.said.try_recv().is_err());
+    world.vfs.tell_pointer_written(&latest, b"global_step10\n");
+    assert_eq!(world.asked().1, wanted, "a new sign does not wait");
+    world.publish(1, "global_step10", Phase::Sealed, None);
+    world.vfs.tell_pointer_written(&latest, b"global_step10\n");
+    assert!(world.said.try_recv().is_err(), "sealed");
 }

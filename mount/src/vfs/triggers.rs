@@ -114,6 +114,20 @@ impl Vfs {
         }
     }
 
+    /// A plain file at the top became visible, with this content.
+    pub fn tell_pointer_written(&self, pointer: &Name, content: &[u8]) {
+        let now_ms = self.watch.now_ms();
+        self.watch.lock().pointer_written(now_ms, pointer, content);
+        self.propose();
+    }
+
+    /// A plain file at the top was removed, or renamed away.
+    pub fn tell_pointer_removed(&self, pointer: &Name) {
+        let now_ms = self.watch.now_ms();
+        self.watch.lock().pointer_removed(now_ms, pointer);
+        self.propose();
+    }
+
     /// Asks for the commits that are due.
     pub fn propose(&self) {
         let due = self.watch.lock().poll(self.watch.now_ms());
