@@ -547,8 +547,9 @@ fn open_prefix(
     let complete = match prefix.list() {
         Ok(entries) => entries,
         Err(error) => {
-            tracing::error!(prefix = %config.prefix.display(), %error, "cannot list the prefix");
-            Vec::new()
+            // Without it nothing could be told from what was taken out of the prefix.
+            tracing::error!(prefix = %config.prefix.display(), %error, "cannot list the prefix: nothing will be flushed");
+            return (Some(prefix), None);
         }
     };
     let view = PrefixView {

@@ -140,17 +140,13 @@ pub(crate) fn complete_records(entries: Vec<IndexEntry>) -> Vec<DatasetRecord> {
         .collect()
 }
 
-fn aside_root(paths: &CachePaths) -> PathBuf {
-    paths.root().join("trash")
-}
-
 /// Renames the files of a dataset out of the way, so that they can be removed at leisure.
 pub(crate) fn set_aside(
     paths: &CachePaths,
     dataset: DatasetId,
     slots: &[Slot],
 ) -> Result<PathBuf, StoreError> {
-    let root = aside_root(paths);
+    let root = paths.trash();
     fs::create_dir_all(&root).map_err(StoreError::of("make", &root))?;
     let mut aside = root.clone();
     for number in 0u64.. {
@@ -189,7 +185,7 @@ pub(crate) fn remove_aside(aside: &Path) {
 
 /// Removes what an earlier epoch set aside.
 pub(crate) fn clean_aside(paths: &CachePaths) {
-    let root = aside_root(paths);
+    let root = paths.trash();
     if root.exists() {
         remove_aside(&root);
     }

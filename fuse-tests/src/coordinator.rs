@@ -289,7 +289,9 @@ impl Player {
                     None => Ok(()),
                 }
             }
-            FromDaemon::Disturbed { .. } | FromDaemon::Stop { .. } => Ok(()),
+            FromDaemon::Disturbed { .. } | FromDaemon::Pressure(_) | FromDaemon::Stop { .. } => {
+                Ok(())
+            }
         }
     }
 

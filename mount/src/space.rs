@@ -35,6 +35,7 @@ use crate::store::{self, Place};
 use crate::sys;
 use crate::vfs::Vfs;
 use scrfs::config::{Capacity, Config, RedundancyConfig};
+use scrfs::control::{FromDaemon, Pressure};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::path::{CachePaths, Keep, parse_slot_directory};
 use scrfs::layout::record::{DatasetRecord, Phase, Seal};
@@ -152,6 +153,10 @@ struct Inner {
     measured: u64,
     device_used: u64,
     measure_next: Option<Instant>,
+    /// Of it, what is in datasets that are not sealed, records and all.
+    unsealed: u64,
+    /// What the coordinator was last told, and when.
+    told: Option<(Pressure, Instant)>,
     /// Why the bound could not be set, when it was last tried.
     failed: Option<String>,
 }
@@ -177,6 +182,19 @@ pub struct Figures {
     pub used: u64,
     /// What programs may still write.
     pub available: u64,
+}
+
+/// What a cache with `available` of `budget` bytes is short of, and whether a dataset that is being
+/// written, with `unsealed` bytes so far, will not fit otherwise. The next dataset is taken to be as
+/// large as the last one.
+fn short_of((budget, available): (u64, u64), last: u64, unsealed: Option<u64>) -> (u64, bool) {
+    let to_come = last.saturating_sub(unsealed.unwrap_or(0));
+    let wanted = match last {
+        0 => budget / 5,
+        _ => (to_come / 5).saturating_add(to_come).max(budget / 20),
+    };
+    let urgent = unsealed.is_some() && available < to_come.max(budget / 50);
+    (wanted.saturating_sub(available), urgent)
 }
 
 fn page_up(bytes: u64) -> u64 {
@@ -311,7 +329,11 @@ impl Space {
 
     /// Programs may start.
     pub fn set_ready(&self) {
-        self.lock().ready = true;
+        let mut inner = self.lock();
+        inner.ready = true;
+        // This coordinator has heard nothing yet.
+        inner.told = None;
+        drop(inner);
         self.wake();
     }
 
@@ -510,6 +532,7 @@ impl Space {
             }
         }
         self.bound(vfs);
+        self.press(vfs);
     }
 
     /// A dataset is no more.
@@ -524,6 +547,62 @@ impl Space {
             .filter(|dataset| dataset.record.phase == Phase::Sealed)
             .filter_map(|dataset| Some((dataset.record.id, dataset.record.seal.clone()?)))
             .collect()
+    }
+
+    /// Says how this cache fares, when that is news, or while it wants anything.
+    fn press(&self, vfs: &Vfs) {
+        let of_phase = |phase: Phase| {
+            let names = vfs.read_names();
+            names
+                .iter()
+                .filter(|dataset| dataset.record.phase == phase)
+                .map(|dataset| dataset.record.id)
+                .collect::<BTreeSet<_>>()
+        };
+        let sealed = of_phase(Phase::Sealed);
+        let in_use = vfs.in_use().intersection(&sealed).copied().collect();
+        let has_open = !of_phase(Phase::Open).is_empty();
+        let last_bytes = Self::sealed(vfs).last().map_or(0, |(dataset, seal)| {
+            let slots = self.slots(*dataset).into_iter();
+            slots
+                .filter_map(|slot| Some(seal.part(slot)?.log_bytes))
+                .sum()
+        });
+        // What is on its way out will be free soon.
+        let coming = measure(&self.cache.trash()) > 0
+            || of_phase(Phase::Evicted)
+                .iter()
+                .any(|dataset| !self.slots(*dataset).is_empty());
+        let mut inner = self.lock();
+        if !inner.ready {
+            return;
+        }
+        let cost = Cost::of(&self.rules, inner.nodes);
+        let (wanted, urgent) = match coming {
+            true => (0, false),
+            false => short_of(
+                (inner.budget, inner.available),
+                last_bytes,
+                has_open.then_some(inner.unsealed),
+            ),
+        };
+        let pressure = Pressure {
+            wanted_bytes: wanted.saturating_add(cost.on(wanted)),
+            urgent,
+            in_use,
+        };
+        let news = inner.told.as_ref().is_none_or(|(told, at)| {
+            let again = pressure.wanted_bytes > 0 && at.elapsed() >= LOOK_AGAIN;
+            again
+                || told.in_use != pressure.in_use
+                || told.urgent != pressure.urgent
+                || (told.wanted_bytes == 0) != (pressure.wanted_bytes == 0)
+        });
+        if news {
+            inner.told = Some((pressure.clone(), Instant::now()));
+            drop(inner);
+            vfs.requests().tell(FromDaemon::Pressure(pressure));
+        }
     }
 
     /// Measures, and sets the bound.
@@ -585,6 +664,7 @@ impl Space {
         };
         inner.budget = budget;
         inner.slack = slack;
+        inner.unsealed = used.saturating_sub(covered);
         inner.available = measure.available();
         if self.is_private {
             let size = page_up(used).saturating_add(inner.available).max(PAGE);
@@ -702,6 +782,20 @@ mod tests {
         assert!(whole - 30 * PAGE - sealed <= PAGE);
         (measure.used, measure.covered, measure.owed) = (40 * PAGE, 40 * PAGE, 0);
         assert_eq!(measure.available(), sealed);
+    }
+
+    #[test]
+    fn the_next_dataset_is_taken_to_be_as_large_as_the_last() {
+        let free = |available| (1000, available);
+        assert_eq!(short_of(free(300), 0, None), (0, false));
+        assert_eq!(short_of(free(100), 0, None), (100, false));
+        assert_eq!(short_of(free(400), 400, None), (80, false));
+        assert_eq!(short_of(free(480), 400, None), (0, false));
+        // A fourth of it is written, and there is room for less than the rest.
+        assert_eq!(short_of(free(300), 400, Some(100)), (60, false));
+        assert_eq!(short_of(free(299), 400, Some(100)), (61, true));
+        // It is larger than the last one was.
+        assert_eq!(short_of(free(10), 400, Some(500)), (40, true));
     }
 
     #[test]

@@ -324,6 +324,18 @@ pub enum ToDaemon {
     },
 }
 
+/// How a node's cache fares.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Pressure {
+    /// Bytes to be freed here before another dataset like the last one will fit; 0 when it does.
+    pub wanted_bytes: u64,
+    /// A dataset that is being written will not fit without: even the newest checkpoint may go, if the
+    /// prefix has it.
+    pub urgent: bool,
+    /// Sealed datasets of which programs have files open here, by number.
+    pub in_use: Vec<DatasetId>,
+}
+
 /// Daemon to coordinator.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum FromDaemon {
@@ -367,6 +379,8 @@ pub enum FromDaemon {
         /// The generation now.
         generation: u64,
     },
+    /// How this node's cache fares; said when that changes, and again while it wants anything.
+    Pressure(Pressure),
     /// Finish: flush what is pending if asked to, then go.
     Stop {
         /// Whether pending flushes are waited for.

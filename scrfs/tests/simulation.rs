@@ -147,6 +147,7 @@ fn config(draw: &mut StdRng) -> Config {
 #[derive(Default)]
 struct Told {
     commits: u64,
+    evicted: u64,
     answered: u64,
     granted: u64,
 }
@@ -163,6 +164,7 @@ fn live(seed: u64, logging: bool) -> (Result<Told, String>, Vec<String>) {
     }
     let told = Told {
         commits: world.checker.commits,
+        evicted: world.checker.evicted,
         answered: world.programs.answered,
         granted: world.programs.granted,
     };
@@ -234,14 +236,15 @@ fn random_lives_of_a_cluster() {
         }
         let told = check(seed);
         all.commits += told.commits;
+        all.evicted += told.evicted;
         all.answered += told.answered;
         all.granted += told.granted;
     }
     assert!(failed.is_empty(), "{} failed", failed.len());
     // A simulation in which nothing succeeds proves nothing.
     eprintln!(
-        "{} commits, {} of {} requests granted",
-        all.commits, all.granted, all.answered
+        "{} commits, {} evicted, {} of {} requests granted",
+        all.commits, all.evicted, all.granted, all.answered
     );
 }
 

@@ -102,6 +102,17 @@ impl Descriptors {
         }
     }
 
+    /// A dataset is being dropped: what is deleted must not be kept from being freed by a descriptor
+    /// that nobody uses. What is needed again is found by its handle.
+    pub(super) fn let_go(&self) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut dropped = Vec::new();
+        while let Some((_, fd)) = kept.pop_lru() {
+            dropped.push(fd);
+        }
+        drop(kept);
+    }
+
     /// The descriptor of that inode.
     ///
     /// # Errors

@@ -10,7 +10,8 @@ use super::gates::GateCell;
 use super::inode::{Backing, Inode};
 use super::view::{Remote, View};
 use crate::sys;
-use std::collections::HashMap;
+use scrfs::id::DatasetId;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -122,6 +123,17 @@ impl Handles {
     pub fn get(&self, number: u64) -> FsResult<Arc<Open>> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.get(&number).cloned().ok_or(super::FsError::Invalid)
+    }
+
+    /// Datasets of which something is open.
+    pub fn in_use(&self) -> BTreeSet<DatasetId> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |open: &Arc<Open>| match &**open {
+            Open::File { inode, .. } | Open::Directory { inode, .. } => Some(inode.dataset),
+            Open::Far(reader) => Some(reader.file.dataset),
+            Open::RemoteDirectory { .. } | Open::Listing(_) | Open::Content(_) => None,
+        };
+        table.values().filter_map(of).collect()
     }
 
     /// Takes it out.

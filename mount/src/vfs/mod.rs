@@ -244,6 +244,11 @@ impl Vfs {
         &self.settings
     }
 
+    /// Datasets of which programs have something open.
+    pub fn in_use(&self) -> std::collections::BTreeSet<DatasetId> {
+        self.handles.in_use()
+    }
+
     /// What waits for the coordinator.
     pub fn requests(&self) -> &Arc<Requests> {
         &self.requests

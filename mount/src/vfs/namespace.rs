@@ -263,6 +263,7 @@ impl Vfs {
         let herald: Herald = self.herald();
         let sealed = record.phase != Phase::Open;
         let name = record.name.clone();
+        let evicted = record.phase == Phase::Evicted;
         let mut names = self.write_names();
         let restartable = record.is_restartable();
         let newly_sealed;
@@ -309,6 +310,9 @@ impl Vfs {
             gate.seal();
         }
         self.watch_dataset(id, &name, !sealed);
+        if evicted {
+            self.descriptors.let_go();
+        }
     }
 
     /// A dataset is no more.
@@ -321,6 +325,7 @@ impl Vfs {
         if let Some(dataset) = gone {
             dataset.gate.seal();
         }
+        self.descriptors.let_go();
         self.settings().space.forget(id);
     }
 

@@ -7,6 +7,7 @@
 //!   control.sock                    where it answers
 //!   epoch                           EpochRecord
 //!   reserve                         space that records may use when the cache is full
+//!   trash/                          files on their way out
 //!   datasets/<id>/record            DatasetRecord
 //!   datasets/<id>/slot.<n>/tree/    the files of slot n, as the application wrote them
 //!   datasets/<id>/slot.<n>/manifest, sums.data, sums.parity, parity
@@ -89,6 +90,11 @@ impl CachePaths {
     /// Space given up when a record does not fit otherwise.
     pub fn reserve(&self) -> PathBuf {
         self.root.join("reserve")
+    }
+
+    /// Files that are on their way out.
+    pub fn trash(&self) -> PathBuf {
+        self.root.join("trash")
     }
 
     /// All datasets.

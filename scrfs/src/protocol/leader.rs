@@ -3,12 +3,14 @@
 //! It holds nothing that is not in the members' records: a dataset's life is a chain of orders,
 //! each begun when all members have answered the one before, and each resumable by the next epoch.
 //! Work on datasets (rebuild, encode, flush) is chosen in `work` and, before programs may start, in
-//! `restart`; the commit is in `agree`, what else programs ask in `ask`.
+//! `restart`; the commit is in `agree`, what else programs ask in `ask`, what goes to
+//! make room in `room`.
 
 mod agree;
 mod ask;
 mod begin;
 mod restart;
+mod room;
 mod work;
 
 use super::Now;
@@ -21,6 +23,7 @@ use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
 use agree::Proposal;
+use room::Room;
 use std::collections::{BTreeMap, BTreeSet};
 use work::{Retry, Working};
 
@@ -163,6 +166,7 @@ pub struct Leader {
     early: Vec<(Asker, Request)>,
     datasets: BTreeMap<DatasetId, Led>,
     tickets: BTreeMap<u64, Ticket>,
+    room: Room,
     next_ticket: u64,
     next_proposal: u64,
     last_dataset: u64,
@@ -190,6 +194,7 @@ impl Leader {
             early: Vec::new(),
             datasets: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            room: Room::default(),
             next_ticket: 1,
             next_proposal: 1,
             last_dataset: 0,
@@ -289,6 +294,10 @@ impl Leader {
                 bytes,
             } => {
                 self.advanced(from, dataset, activity, bytes, step);
+            }
+            Message::Pressure(pressure) => {
+                self.pressed(from, pressure);
+                self.schedule(now, step);
             }
             // What only members have a use for.
             Message::Begin { .. }

@@ -216,6 +216,7 @@ impl Member {
             | Message::Vote { .. }
             | Message::Withdraw { .. }
             | Message::Advanced { .. }
+            | Message::Pressure(_)
             | Message::Keep(_)
             | Message::Kept { .. }
             | Message::WantMetadata { .. }
@@ -322,6 +323,7 @@ impl Member {
                     Self::withdraw(dataset, voting, step);
                 }
             }
+            FromDaemon::Pressure(pressure) => step.send(LEADER, Message::Pressure(pressure)),
             // The driver's business.
             FromDaemon::Stop { .. } | FromDaemon::Fetch { .. } => {}
         }

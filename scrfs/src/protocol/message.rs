@@ -3,7 +3,9 @@
 //! Every message is an [`Packet`] in an envelope: versioned, checksummed, marked with its epoch. A
 //! packet of another epoch is refused by the receiver.
 
-use crate::control::{Activity, DirectoryChange, NodeStatus, Piece, Progress, Refusal, Request};
+use crate::control::{
+    Activity, DirectoryChange, NodeStatus, Piece, Pressure, Progress, Refusal, Request,
+};
 use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::envelope::{self, EnvelopeError, Kind};
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
@@ -245,6 +247,8 @@ pub enum Message {
         /// Bytes so far.
         bytes: u64,
     },
+    /// Member to leader: how the cache here fares.
+    Pressure(Pressure),
     /// Leader to member: work has come this far everywhere.
     Progress(Progress),
     /// Leader to member: who takes part.

@@ -78,6 +78,7 @@ impl Node {
                 | Message::Vote { .. }
                 | Message::Withdraw { .. }
                 | Message::Advanced { .. }
+                | Message::Pressure(_)
         );
         match &mut self.leader {
             Some(leader) if to_leader => leader.handle_message(now, from, message, &mut step),

@@ -13,6 +13,7 @@
 //! - A dataset with lost slots is rebuildable when it was protected and no set lost more than its
 //!   scheme tolerates; otherwise the prefix must have it, else it is lost. A slot without its parity
 //!   is as good as lost then; when all files are there, only its parity is made again.
+//! - What the prefix does not have any more is not flushed, whatever its record says.
 //! - Two live datasets of one name: one was being removed when the last epoch ended, and that was
 //!   begun before the other got the name. An open one says on the leader's node that it is, so that
 //!   of an open and a sealed one it is the sealed one; of two sealed ones, the one sealed first.
@@ -47,10 +48,10 @@ pub struct Beginning {
     pub last_checkpoint: u64,
 }
 
-/// Decides what there is. `complete` are the datasets that the prefix has.
+/// Decides what there is. `complete` are the datasets that the prefix has; `None` when that is not known.
 pub fn decide(
     inventories: &BTreeMap<Rank, Inventory>,
-    complete: &[DatasetRecord],
+    complete: Option<&[DatasetRecord]>,
     epoch: Epoch,
     new_run: bool,
 ) -> Beginning {
@@ -81,7 +82,7 @@ pub fn decide(
         .values()
         .flat_map(|found| &found.datasets)
         .map(|entry| &entry.record);
-    for record in seen.chain(complete) {
+    for record in seen.chain(complete.into_iter().flatten()) {
         beginning.last_dataset = beginning.last_dataset.max(record.id.0);
         let number = record.checkpoint.unwrap_or(0);
         beginning.last_checkpoint = beginning.last_checkpoint.max(number);
@@ -89,8 +90,11 @@ pub fn decide(
     for (id, mut record) in records {
         record.epoch = epoch;
         let same = |known: &&DatasetRecord| is_same(known, &record);
-        if let Some(flushed) = complete.iter().find(same).filter(|_| record.seal.is_some()) {
-            record.flushed = record.flushed.or(flushed.flushed).or(Some(0));
+        if let (Some(complete), true) = (complete, record.seal.is_some()) {
+            // One that somebody has taken out of the prefix is not safe there any more.
+            let flushed = complete.iter().find(same);
+            record.flushed =
+                flushed.map(|flushed| record.flushed.or(flushed.flushed).unwrap_or(0));
         }
         record.flushing = false;
         let found = match record.seal.clone() {
@@ -237,7 +241,7 @@ fn sealed(
     let rebuildable = record.protected.is_some() && tolerated;
     record.phase = match record.phase {
         // Evicted says where it is, failed what it is worth; neither changes with an epoch.
-        Phase::Evicted => Phase::Evicted,
+        Phase::Evicted if record.flushed.is_some() => Phase::Evicted,
         Phase::Failed => Phase::Failed,
         _ if lost.is_empty() || rebuildable => Phase::Sealed,
         _ if record.flushed.is_some() => Phase::Evicted,

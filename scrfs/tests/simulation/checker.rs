@@ -56,6 +56,10 @@ pub struct Checker {
     pub failed_recovery: BTreeSet<DatasetId>,
     /// Where programs wrote, since a dataset was made.
     pub written: BTreeSet<(DatasetId, usize)>,
+    /// A node could not go on without room, in this epoch.
+    pub urgent: bool,
+    /// Datasets that had to make room, for statistics.
+    pub evicted: u64,
     /// Commits that were answered Ok, for statistics.
     pub commits: u64,
 }
@@ -114,6 +118,9 @@ impl World {
                 }
                 if let Some(seal) = &record.seal {
                     self.invariant_all_agree_on_the_seal(record, seal);
+                }
+                if let Some(before) = before {
+                    self.invariant_what_goes_is_safe(at, before, record);
                 }
                 self.invariant_flushed_means_all_of_it(record);
                 self.invariant_protected_means_parity(record);
@@ -315,6 +322,35 @@ impl World {
         }
     }
 
+    /// What is dropped from the caches is whole in the prefix; the newest checkpoint only where a
+    /// program could not go on.
+    fn invariant_what_goes_is_safe(
+        &mut self,
+        at: usize,
+        before: &DatasetRecord,
+        record: &DatasetRecord,
+    ) {
+        let stays = before.phase != Phase::Sealed || record.phase != Phase::Evicted;
+        if at != 0 || stays || before.created != record.created {
+            return;
+        }
+        self.checker.evicted += 1;
+        let entry = self
+            .prefix
+            .as_ref()
+            .and_then(|it| it.complete.get(&record.id));
+        if entry.is_none_or(|(it, _)| it.created != record.created) {
+            return self.violate("invariant_what_goes_is_safe", format!("{record:?}"));
+        }
+        let newer = self.disk_of(0).records.range(DatasetId(record.id.0 + 1)..);
+        let newest = !newer.into_iter().any(|(_, newer)| newer.is_restartable());
+        // What cannot be rebuilt goes, too, and a new epoch finds what the last one left.
+        let broken = self.checker.expected.contains_key(&record.id) || !self.ready;
+        if newest && before.is_restartable() && !self.checker.urgent && !broken {
+            self.violate("invariant_the_newest_stays", format!("{record:?}"));
+        }
+    }
+
     fn invariant_protected_means_parity(&mut self, record: &DatasetRecord) {
         let Some(seal) = record.seal.as_ref().filter(|_| self.all_alive()) else {
             return;
@@ -346,7 +382,9 @@ impl World {
         }
         let newer = self.members().any(|disk| {
             disk.records.range(DatasetId(id.0 + 1)..).any(|(_, newer)| {
-                newer.is_restartable() && (newer.protected.is_some() || newer.flushed.is_some())
+                let evicted = newer.phase == Phase::Evicted && newer.class != Class::Output;
+                (newer.is_restartable() && newer.protected.is_some())
+                    || ((newer.is_restartable() || evicted) && newer.flushed.is_some())
             })
         });
         let wanted = before.class != Class::Checkpoint && before.flushed.is_none();

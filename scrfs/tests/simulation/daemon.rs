@@ -4,7 +4,7 @@
 //! what is open is frozen after it, until a coordinator knows better.
 
 use crate::disk::Disk;
-use scrfs::control::{DirectoryChange, FromDaemon, Refusal, Request, ToDaemon};
+use scrfs::control::{DirectoryChange, FromDaemon, Pressure, Refusal, Request, ToDaemon};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::record::{DatasetRecord, Phase};
 use std::collections::{BTreeMap, VecDeque};
@@ -83,6 +83,11 @@ impl Daemon {
         if self.connected {
             self.outbox.push_back(word);
         }
+    }
+
+    /// How the cache fares.
+    pub fn press(&mut self, pressure: Pressure) {
+        self.say(FromDaemon::Pressure(pressure));
     }
 
     fn show(&mut self, record: DatasetRecord, disk: &Disk) {

@@ -6,7 +6,7 @@
 
 use crate::world::World;
 use rand::Rng;
-use scrfs::control::{DirectoryChange, Level, Request};
+use scrfs::control::{DirectoryChange, Level, Pressure, Request};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::record::{DatasetRecord, Phase};
 use scrfs::name::{Name, RelPath};
@@ -55,6 +55,7 @@ impl World {
             87 => self.remove(machine),
             88..=92 => self.wait(machine),
             93..=94 => self.ask_dataset(machine, |_, dataset| Request::Flush { dataset }),
+            95..=96 => self.press(machine),
             _ => self.make_directory(machine),
         }
     }
@@ -262,6 +263,30 @@ impl World {
             let level = [Level::Sealed, Level::Protected, Level::Flushed][draw % 3];
             Request::Wait { dataset, level }
         });
+    }
+
+    /// The cache of a node runs short, or does no longer; programs there have some datasets open.
+    fn press(&mut self, machine: usize) {
+        let mut in_use = Vec::new();
+        let shown: Vec<DatasetId> = self.machines[machine]
+            .daemon
+            .shown
+            .keys()
+            .copied()
+            .collect();
+        for dataset in shown {
+            if self.percent(10) {
+                in_use.push(dataset);
+            }
+        }
+        let pressure = Pressure {
+            wanted_bytes: [0, 1, 100, 1 << 40][self.rng.random_range(0..4)],
+            urgent: self.percent(30),
+            in_use,
+        };
+        self.checker.urgent |= pressure.urgent;
+        self.note(|| format!("machine {machine} says {pressure:?}"));
+        self.machines[machine].daemon.press(pressure);
     }
 
     fn ask_dataset(&mut self, machine: usize, what: impl FnOnce(usize, DatasetId) -> Request) {

@@ -77,6 +77,7 @@ impl World {
         (checker.stale, checker.expected, checker.seals_found) = (stale, expected, seals_found);
         checker.brought = brought;
         checker.failed_recovery.clear();
+        checker.urgent = false;
         checker.born_now.clear();
         checker.begun.clear();
         checker.numbered_now.clear();

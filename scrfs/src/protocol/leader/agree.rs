@@ -288,6 +288,7 @@ impl Leader {
         led.flush_now |= wait == Level::Flushed;
         led.waiters
             .extend(askers.into_iter().map(|asker| (wait, asker)));
+        self.room.touch(dataset);
         self.update_reached(dataset, step);
         for gone in replaced {
             self.forget(gone, None, step);

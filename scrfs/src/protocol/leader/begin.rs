@@ -18,10 +18,7 @@ impl Leader {
         if self.hellos.len() < self.size as usize {
             return;
         }
-        let complete = self
-            .prefix
-            .as_ref()
-            .map_or(&[][..], |prefix| &prefix.complete);
+        let complete = self.prefix.as_ref().map(|prefix| &prefix.complete[..]);
         let Beginning {
             datasets,
             last_dataset,

@@ -3,8 +3,7 @@
 //! Before programs may start, the newest checkpoint that can be had is made whole: from the cache,
 //! by rebuilding, else from the prefix. After that, one rebuild or encode at a time, newest first,
 //! beside one flush at a time, oldest first. Failed work is tried again with growing pauses, and
-//! its error shown in the record meanwhile. A dataset is evicted when newer ones fill the count
-//! and it is safe elsewhere.
+//! its error shown in the record meanwhile. What goes to make room is chosen in `room`.
 
 use super::{LEADER, Leader, Led, Purpose};
 use crate::control::{Activity, Level, Progress, Refusal};
@@ -70,7 +69,7 @@ impl Led {
         self.retry.get(&activity).is_none_or(|retry| retry.due)
     }
 
-    fn is_resting(&self) -> bool {
+    pub(super) fn is_resting(&self) -> bool {
         self.working.is_none() && !self.leaving
     }
 
@@ -127,7 +126,7 @@ impl Leader {
         if !self.ready {
             return self.recover(now, step);
         }
-        self.evict(step);
+        self.make_room(step);
         let busy = |led: &Led| {
             led.working
                 .as_ref()
@@ -283,6 +282,7 @@ impl Leader {
             (Some(Working::Fetch { assigned }), None) => {
                 led.holders.extend(assigned);
                 led.record.phase = Phase::Sealed;
+                self.room.touch(dataset);
                 // Protected again once its parity is back; on other nodes than it was made for, its
                 // sets would not hold, but the prefix does.
                 led.record.protected = resized.then_some(now.wall);
@@ -383,42 +383,6 @@ impl Leader {
             }
         }
         self.schedule(now, step);
-    }
-
-    /// Makes room: of the sealed datasets beyond the count, the oldest go that are safe elsewhere,
-    /// or that need not be kept because a newer checkpoint is protected.
-    fn evict(&mut self, step: &mut Step) {
-        let count = self.config.store.first().map_or(1, |store| store.count) as usize;
-        let sealed: Vec<DatasetId> = self
-            .datasets
-            .iter()
-            .rev()
-            .filter(|(_, led)| led.record.phase == Phase::Sealed && !led.leaving)
-            .map(|(id, _)| *id)
-            .collect();
-        for (place, dataset) in sealed.into_iter().enumerate().skip(count.max(1)) {
-            debug_assert!(place >= 1, "the newest is never evicted");
-            let Some(led) = self.datasets.get(&dataset) else {
-                continue;
-            };
-            let newer_protected = self.datasets.range(dataset..).skip(1).any(|(_, newer)| {
-                newer.record.is_restartable()
-                    && newer.lost.is_empty()
-                    && newer.has_reached(Level::Protected)
-            });
-            if !led.is_resting() || !newer_protected {
-                continue;
-            }
-            if led.record.flushed.is_some() {
-                if let Some(led) = self.datasets.get_mut(&dataset) {
-                    led.record.phase = Phase::Evicted;
-                    led.holders.clear();
-                }
-                self.update(dataset, Purpose::Noted, step);
-            } else if !led.record.class.is_output() && !self.is_due(led) {
-                self.forget(dataset, None, step);
-            }
-        }
     }
 
     pub(super) fn advanced(
