@@ -190,3 +190,29 @@ done
 "#,
     )
 }
+
+#[test]
+fn a_program_that_knows_better_does_not_wait_for_what_a_trigger_settles_for() -> Result<()> {
+    job(
+        "hf-trainer",
+        "3600",
+        &[],
+        r#"
+for step in 1 2 3; do
+    must on 1 "mkdir /scr/checkpoint-$step && echo m > /scr/checkpoint-$step/model"
+    must on 1 "echo '{}' > /scr/checkpoint-$step/trainer_state.json"
+    stays_open checkpoint-$step
+done
+must on 2 "echo 2 > /scr/checkpoint-1/of.2"
+must on 2 setfattr -n user.scrfs.commit -v 1 /scr/checkpoint-1
+must_not is_open 1 checkpoint-1
+says 1 /scr/checkpoint-1/of.2 2
+# To a name that looks temporary, and to a final one.
+must on 2 mv -T /scr/checkpoint-2 /scr/checkpoint-2.tmp
+must on 1 "echo more > /scr/checkpoint-2.tmp/more"
+must on 2 mv -T /scr/checkpoint-3 /scr/final
+says 1 /scr/final/model m
+must_not on 1 "touch /scr/final/more 2>/dev/null"
+"#,
+    )
+}
