@@ -62,7 +62,7 @@ pub(crate) enum For {
 pub(crate) struct Read {
     whom: For,
     bytes: u64,
-    result: Result<Vec<u8>>,
+    result: Result<Bytes>,
 }
 
 /// What is to be done now.
@@ -71,7 +71,7 @@ pub(crate) struct Todo {
     /// To be sent.
     pub(crate) messages: Vec<(Rank, Message)>,
     /// The daemon's requests that are answered.
-    pub(crate) answers: Vec<(u64, Result<Vec<u8>>)>,
+    pub(crate) answers: Vec<(u64, Result<Bytes>)>,
 }
 
 /// A request of the daemon under way.
@@ -200,7 +200,7 @@ impl Pieces {
     fn come(
         &mut self,
         (ticket, from): (u64, Rank),
-        result: Result<Vec<u8>>,
+        result: Result<Bytes>,
         parts: &Parts,
         tasks: &Tasks,
         todo: &mut Todo,
@@ -236,7 +236,7 @@ impl Pieces {
         &mut self,
         from: Rank,
         ticket: u64,
-        result: Result<Vec<u8>>,
+        result: Result<Bytes>,
         parts: &Parts,
         tasks: &Tasks,
         todo: &mut Todo,
@@ -374,7 +374,7 @@ fn read(whom: For, wanted: Wanted, parts: &Parts, tasks: &Tasks) {
 }
 
 /// Bytes of a part log, whole units of it held against their checksums.
-fn read_log(part: &Part, offset: u64, len: u32) -> Result<Vec<u8>> {
+fn read_log(part: &Part, offset: u64, len: u32) -> Result<Bytes> {
     if part.is_restoring() {
         return Err(Refusal::Again);
     }
@@ -404,8 +404,11 @@ fn read_log(part: &Part, offset: u64, len: u32) -> Result<Vec<u8>> {
         }
     }
     let start = (offset - from) as usize;
-    let wanted = bytes.get(start..start + len as usize);
-    wanted.map(<[u8]>::to_vec).ok_or(Refusal::Failed)
+    let end = start + len as usize;
+    if end > bytes.len() {
+        return Err(Refusal::Failed);
+    }
+    Ok(bytes.slice(start..end))
 }
 
 /// A manifest that is kept here, if it is the sealed one.
@@ -413,7 +416,7 @@ fn read_manifest(
     paths: &CachePaths,
     record: Option<&DatasetRecord>,
     wanted: &Wanted,
-) -> Result<Vec<u8>> {
+) -> Result<Bytes> {
     let sealed = record.and_then(|record| SealedPart::of(record, wanted.slot).ok());
     let sealed = sealed.ok_or(Refusal::Missing)?;
     let kept = [Keep::Own, Keep::Copy].into_iter().find_map(|keep| {
@@ -421,7 +424,7 @@ fn read_manifest(
         let bytes = PosixStore::new().get(&path).ok().flatten()?;
         let stored = records::decode_manifest(sealed.part, &path, &bytes);
         match stored.and_then(|stored| sealed.check_manifest(&path, &stored)) {
-            Ok(()) => Some(bytes),
+            Ok(()) => Some(Bytes::from(bytes)),
             Err(error) => {
                 tracing::error!(%error, "a manifest that is not served");
                 None

@@ -285,7 +285,10 @@ impl Player {
                     None => Some(Err(Refusal::Missing)),
                 };
                 match result {
-                    Some(result) => self.tell(&ToDaemon::Piece { request, result }),
+                    Some(result) => {
+                        let result = result.map(Into::into);
+                        self.tell(&ToDaemon::Piece { request, result })
+                    }
                     None => Ok(()),
                 }
             }

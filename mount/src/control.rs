@@ -377,7 +377,9 @@ impl Server {
                 }
             }
             ToDaemon::Reply { request, result } => vfs.requests().reply(request, result),
-            ToDaemon::Piece { request, result } => vfs.requests().reply_piece(request, result),
+            ToDaemon::Piece { request, result } => {
+                vfs.requests().reply_piece(request, result.map(Vec::from));
+            }
             ToDaemon::Progress(progress) => vfs.set_progress(progress),
             ToDaemon::Nodes(nodes) => vfs.set_nodes(nodes),
             ToDaemon::Ready { restart } => {

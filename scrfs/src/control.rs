@@ -18,6 +18,7 @@
 use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::record::{DatasetRecord, UnixMillis};
 use crate::name::{Name, RelPath};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{self, Read, Write};
 
@@ -310,8 +311,9 @@ pub enum ToDaemon {
     Piece {
         /// Of which request.
         request: u64,
-        /// Exactly what was asked for, or why it is not to be had.
-        result: Result<Vec<u8>, Refusal>,
+        /// Exactly what was asked for, or why it is not to be had. Not a vector: of that each byte
+        /// would be encoded by itself.
+        result: Result<Bytes, Refusal>,
     },
     /// For the status files. Done bytes equal to all of them: it has ended.
     Progress(Progress),

@@ -59,7 +59,7 @@ impl Node {
         todo
     }
 
-    fn have(&mut self, from: Rank, ticket: u64, result: Result<Vec<u8>>) -> Todo {
+    fn have(&mut self, from: Rank, ticket: u64, result: Result<Bytes>) -> Todo {
         let mut todo = Todo::default();
         self.pieces
             .have(from, ticket, result, &self.parts, &self.tasks, &mut todo);
@@ -135,7 +135,7 @@ impl World {
     }
 
     /// Asks here; whatever is asked of the other rank is answered by it.
-    fn fetched(&mut self, wanted: Wanted) -> Result<Vec<u8>> {
+    fn fetched(&mut self, wanted: Wanted) -> Result<Bytes> {
         let mut todo = self.here.fetch(5, wanted, true);
         loop {
             if let Some((request, result)) = todo.answers.pop() {
@@ -185,7 +185,10 @@ fn manifests_and_any_range_come_from_whoever_has_them() {
     let mut world = world();
     for slot in [0, 1] {
         let path = world.cache(slot).manifest(ID, Slot(slot), Keep::Own);
-        assert_eq!(world.fetched(manifest(slot)), Ok(fs::read(path).unwrap()));
+        assert_eq!(
+            world.fetched(manifest(slot)),
+            Ok(fs::read(path).unwrap().into())
+        );
         let whole = BYTES as u32;
         for (offset, len) in [
             (0, whole),
@@ -198,7 +201,7 @@ fn manifests_and_any_range_come_from_whoever_has_them() {
             let wanted = log(slot, offset, len);
             assert_eq!(
                 world.fetched(wanted),
-                Ok(world.bytes[from..to].to_vec()),
+                Ok(world.bytes[from..to].to_vec().into()),
                 "{offset} {len}"
             );
         }
@@ -208,7 +211,10 @@ fn manifests_and_any_range_come_from_whoever_has_them() {
     fs::create_dir_all(copy.parent().unwrap()).unwrap();
     let own = world.cache(1).manifest(ID, Slot(1), Keep::Own);
     fs::rename(&own, &copy).unwrap();
-    assert_eq!(world.fetched(manifest(1)), Ok(fs::read(copy).unwrap()));
+    assert_eq!(
+        world.fetched(manifest(1)),
+        Ok(fs::read(copy).unwrap().into())
+    );
 }
 
 #[test]
@@ -274,7 +280,7 @@ fn damage_is_refused_and_never_served() {
     );
     assert_eq!(
         world.fetched(log(1, 16384, 10)),
-        Ok(bytes[16384..16394].to_vec()),
+        Ok(bytes[16384..16394].to_vec().into()),
         "another unit"
     );
     fs::write(&file, &bytes[..8192]).unwrap();
@@ -311,12 +317,12 @@ fn only_the_answer_that_is_awaited_counts_and_only_of_that_length() {
     };
     let ticket = *ticket;
     for (from, ticket) in [(HERE, ticket), (Rank(7), ticket), (THERE, ticket + 1)] {
-        let todo = world.here.have(from, ticket, Ok(vec![0; 10]));
+        let todo = world.here.have(from, ticket, Ok(vec![0; 10].into()));
         assert!(todo.answers.is_empty() && todo.messages.is_empty());
     }
-    let todo = world.here.have(THERE, ticket, Ok(vec![0; 9]));
+    let todo = world.here.have(THERE, ticket, Ok(vec![0; 9].into()));
     assert_eq!(todo.answers, [(9, Err(Refusal::Failed))]);
-    let todo = world.here.have(THERE, ticket, Ok(vec![0; 10]));
+    let todo = world.here.have(THERE, ticket, Ok(vec![0; 10].into()));
     assert!(todo.answers.is_empty(), "once");
 }
 

@@ -10,6 +10,7 @@ use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::envelope::{self, EnvelopeError, Kind};
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
 use crate::name::Name;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -301,7 +302,7 @@ pub enum Message {
         /// Of which question.
         ticket: u64,
         /// Exactly what was asked for, or why it is not to be had here.
-        result: Result<Vec<u8>, Refusal>,
+        result: Result<Bytes, Refusal>,
     },
 }
 
