@@ -23,6 +23,7 @@ use scrfs::control::{FromDaemon, Role, ToDaemon};
 use scrfs::fabric::{Envelope, Fabric, Lane, Waker};
 use scrfs::id::{Epoch, Rank, Slot};
 use scrfs::layout::path::CachePaths;
+use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::UnixMillis;
 use scrfs::protocol::Now;
 use scrfs::protocol::member::LEADER;
@@ -497,6 +498,14 @@ impl<F: Fabric> Driver<F> {
             Effect::Work { ticket, order } => {
                 self.with_works(|works, context| works.begin(ticket, order, context))
             }
+            Effect::WritePointers { due } => {
+                let prefix = self.prefix.clone();
+                self.tasks.spawn(move |_| {
+                    let result = effects::write_pointers(prefix.as_deref(), &due);
+                    Event::Outcome(Outcome::PointersWritten { due, result })
+                });
+                Ok(())
+            }
             Effect::CompleteFlush { record } => {
                 let prefix = self.prefix.clone();
                 self.tasks.spawn(move |_| {
@@ -552,7 +561,12 @@ fn open_prefix(
             return (Some(prefix), None);
         }
     };
+    let pointers = prefix.pointers().unwrap_or_else(|error| {
+        tracing::error!(%error, "what it says of pointer files is not believed");
+        Pointers::default()
+    });
     let view = PrefixView {
+        pointers,
         complete: effects::complete_records(complete),
         current: scrfs::name::Name::new(config.restart.current.as_bytes()).ok(),
     };

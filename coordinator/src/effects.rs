@@ -9,6 +9,7 @@ use scrfs::id::{DatasetId, Epoch, Slot};
 use scrfs::layout::envelope::{Kind, seal};
 use scrfs::layout::index::{EntryState, IndexEntry};
 use scrfs::layout::path::CachePaths;
+use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::{DatasetRecord, PartSummary};
 use scrfs::protocol::message::Failure;
 use scrfs::protocol::step::Write;
@@ -31,6 +32,9 @@ pub(crate) fn put(
             store.put(&paths.record(record.id), &seal(Kind::Dataset, record))?;
             parts.learn(record);
             Ok(())
+        }
+        Write::Pointers(pointers) => {
+            store.put(&paths.pointers(), &seal(Kind::Pointers, pointers.as_ref()))
         }
         Write::Forget(dataset) => store.remove(&paths.record(*dataset)),
         Write::Epoch(record) => store.put(&paths.epoch(), &seal(Kind::Epoch, record)),
@@ -123,6 +127,14 @@ pub(crate) fn complete_flush(
         prefix.ok_or_else(|| Failure::new(Refusal::Failed, "there is no prefix to flush to"))?;
     prefix
         .complete_flush(record)
+        .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
+}
+
+pub(crate) fn write_pointers(prefix: Option<&Prefix>, due: &Pointers) -> Result<(), Failure> {
+    let prefix =
+        prefix.ok_or_else(|| Failure::new(Refusal::Failed, "there is no prefix to write to"))?;
+    prefix
+        .write_pointers(due)
         .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
 }
 

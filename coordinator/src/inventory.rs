@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use scrfs::id::{DatasetId, Epoch};
 use scrfs::layout::envelope::{Kind, open};
 use scrfs::layout::path::{CachePaths, parse_dataset_directory};
+use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::EpochRecord;
 use scrfs::protocol::message::Inventory;
 use scrfs::store::Store;
@@ -42,7 +43,14 @@ pub(crate) fn take(paths: &CachePaths, node: String, group: String) -> Result<In
         part::take_inventory(&PosixStore::new(), paths).context("cannot look at the cache")?;
     let free_bytes = nix::sys::statvfs::statvfs(paths.root())
         .map_or(0, |found| found.blocks_available() * found.fragment_size());
+    let path = paths.pointers();
+    let pointers = match PosixStore::new().get(&path)? {
+        None => Pointers::default(),
+        Some(bytes) => open(Kind::Pointers, &bytes)
+            .with_context(|| format!("{} is damaged; remove the cache", path.display()))?,
+    };
     Ok(Inventory {
+        pointers,
         node,
         group,
         free_bytes,

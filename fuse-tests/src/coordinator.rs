@@ -7,12 +7,13 @@
 use crate::elsewhere::{self, Elsewhere};
 use scrfs::config::Class;
 use scrfs::control::{
-    FromDaemon, Hello, PROTOCOL_VERSION, Refusal, Request, Role, ToDaemon, Welcome, read_frame,
-    write_frame,
+    FromDaemon, Hello, PROTOCOL_VERSION, PointerChange, Refusal, Request, Role, ToDaemon, Welcome,
+    read_frame, write_frame,
 };
 use scrfs::id::{DatasetId, Epoch, Rank, Slot};
 use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::path::{CachePaths, Keep, parse_dataset_directory};
+use scrfs::layout::pointer::{PointerRecord, Pointers, Version};
 use scrfs::layout::record::{DatasetRecord, EpochRecord, PartSummary, Phase, Seal};
 use scrfs::name::Name;
 use scrfs::redundancy::Scheme;
@@ -76,6 +77,8 @@ struct Player {
     datasets: BTreeMap<DatasetId, DatasetRecord>,
     last: u64,
     commits: Vec<Commit>,
+    pointers: Pointers,
+    last_version: u64,
 }
 
 /// A running one; dropping it hangs up.
@@ -128,6 +131,8 @@ impl Coordinator {
             datasets: BTreeMap::new(),
             last: 0,
             commits: Vec::new(),
+            pointers: Pointers::default(),
+            last_version: 0,
         };
         let thread = std::thread::spawn(move || {
             // The test sees what does not happen; the reason is for people.
@@ -217,6 +222,21 @@ impl Player {
             self.last = self.last.max(id.0);
             self.publish(record, Then::Nothing)?;
         }
+        if let Some(bytes) = self
+            .store
+            .get(&self.cache.pointers())
+            .map_err(std::io::Error::other)?
+        {
+            self.pointers =
+                envelope::open(Kind::Pointers, &bytes).map_err(std::io::Error::other)?;
+        }
+        let sequence = self.await_done(Then::Nothing);
+        let records = self.pointers.all.clone().into_iter().collect();
+        self.tell(&ToDaemon::Pointers {
+            sequence,
+            all: true,
+            records,
+        })?;
         let epoch = EpochRecord {
             epoch: self.epoch,
             slot: Some(Slot(0)),
@@ -306,7 +326,7 @@ impl Player {
                 uid,
                 gid,
             } => {
-                if self.is_taken(&name) {
+                if self.is_taken(&name) || self.pointers.live(&name).is_some() {
                     return self.reply(request, Err(Refusal::Exists));
                 }
                 self.last += 1;
@@ -398,8 +418,48 @@ impl Player {
                 self.tell(&ToDaemon::Forget { sequence, dataset })?;
                 std::fs::remove_dir_all(self.cache.dataset(dataset))
             }
+            Request::Point { changes, absent } => self.point(request, changes, absent.as_ref()),
             Request::Wait { .. } | Request::Flush { .. } => self.reply(request, Ok(())),
         }
+    }
+
+    fn point(
+        &mut self,
+        request: u64,
+        changes: Vec<PointerChange>,
+        absent: Option<&Name>,
+    ) -> std::io::Result<()> {
+        let is_dataset = |change: &PointerChange| {
+            change.pointer.is_some() && self.datasets.values().any(|it| it.name == change.name)
+        };
+        let exists = absent.is_some_and(|name| self.pointers.live(name).is_some());
+        if exists || changes.iter().any(is_dataset) {
+            return self.reply(request, Err(Refusal::Exists));
+        }
+        let mut records = Vec::new();
+        for PointerChange { name, pointer } in changes {
+            self.last_version += 1;
+            let record = PointerRecord {
+                version: Version {
+                    term: self.epoch.0,
+                    number: self.last_version,
+                },
+                after: None,
+                pointer,
+            };
+            self.pointers.learn(name.clone(), record.clone());
+            records.push((name, record));
+        }
+        let bytes = envelope::seal(Kind::Pointers, &self.pointers);
+        self.store
+            .put(&self.cache.pointers(), &bytes)
+            .map_err(std::io::Error::other)?;
+        let sequence = self.await_done(Then::Reply(request));
+        self.tell(&ToDaemon::Pointers {
+            sequence,
+            all: false,
+            records,
+        })
     }
 
     fn seal(&mut self, dataset: DatasetId) -> std::io::Result<()> {

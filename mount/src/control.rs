@@ -342,6 +342,14 @@ impl Server {
                 vfs.forget_dataset(dataset);
                 done(sequence, Ok(()));
             }
+            ToDaemon::Pointers {
+                sequence,
+                all,
+                records,
+            } => {
+                vfs.publish_pointers(all, records);
+                done(sequence, Ok(()));
+            }
             ToDaemon::Change {
                 sequence,
                 dataset,

@@ -172,6 +172,9 @@ fn answer_open(vfs: &Vfs, reply: ReplyOpen, handle: u64) {
             .and_then(|any| any.downcast_ref::<BackingId>())
         {
             Some(id) => reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, id),
+            None if vfs.is_pointer_handle(handle) => {
+                reply.opened(FileHandle(handle), FopenFlags::empty());
+            }
             None if vfs.is_kept_by_kernel(handle) => reply.opened(FileHandle(handle), kept()),
             None => reply.opened(FileHandle(handle), served()),
         },
@@ -194,6 +197,9 @@ fn answer_create(vfs: &Vfs, reply: ReplyCreate, entry: &Entry, handle: u64) {
             Some(id) => {
                 let flags = FopenFlags::FOPEN_NOFLUSH;
                 reply.created_passthrough(ttl, &attr, generation, number, flags, id);
+            }
+            None if vfs.is_pointer_handle(handle) => {
+                reply.created(ttl, &attr, generation, number, FopenFlags::empty());
             }
             None => reply.created(ttl, &attr, generation, number, served()),
         },
@@ -527,11 +533,11 @@ impl Filesystem for Kernel {
         &self,
         _request: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
+        self.vfs.flush(fh.0, answer_empty(reply));
     }
 
     fn fsync(
@@ -542,7 +548,7 @@ impl Filesystem for Kernel {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        answer_empty(reply)(self.vfs.fsync(fh.0, datasync));
+        self.vfs.fsync(fh.0, datasync, answer_empty(reply));
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -16,6 +16,7 @@
 //!   nodes may know that it is sealed.
 
 use crate::id::{DatasetId, Epoch, Rank, Slot};
+use crate::layout::pointer::{Pointer, PointerRecord};
 use crate::layout::record::{DatasetRecord, UnixMillis};
 use crate::name::{Name, RelPath};
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use std::io::{self, Read, Write};
 /// Longest frame either side accepts.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The first frame of every connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -123,6 +124,15 @@ pub enum DirectoryChange {
     },
 }
 
+/// One pointer file is to be another, or to go.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PointerChange {
+    /// Which.
+    pub name: Name,
+    /// What it shall be; `None` removes it.
+    pub pointer: Option<Pointer>,
+}
+
 /// What a program asked of the mount that concerns other nodes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Request {
@@ -167,6 +177,14 @@ pub enum Request {
     Remove {
         /// Which.
         dataset: DatasetId,
+    },
+    /// Change pointer files, all of these at once: a rename is a new one and a removed one. Answered
+    /// when every node has them.
+    Point {
+        /// Which, and to what.
+        changes: Vec<PointerChange>,
+        /// Only if there is none of this name.
+        absent: Option<Name>,
     },
     /// Answered when the dataset has come this far.
     Wait {
@@ -266,6 +284,16 @@ pub enum ToDaemon {
         sequence: u64,
         /// Which.
         dataset: DatasetId,
+    },
+    /// These pointer files are now as the records say; they are on disk already. Answered by `Done`
+    /// when programs see them.
+    Pointers {
+        /// To be answered with.
+        sequence: u64,
+        /// These are all there are; others are gone.
+        all: bool,
+        /// By name.
+        records: Vec<(Name, PointerRecord)>,
     },
     /// Carry out a change of directories. Answered by `Done`.
     Change {

@@ -18,6 +18,8 @@ mod disk;
 mod epochs;
 #[path = "simulation/jobs.rs"]
 mod jobs;
+#[path = "simulation/pointers.rs"]
+mod pointers;
 #[path = "simulation/programs.rs"]
 mod programs;
 #[path = "simulation/recovery.rs"]

@@ -19,6 +19,7 @@ mod error;
 mod fetch;
 mod flush;
 mod outgoing;
+mod pointers;
 mod publish;
 mod reconcile;
 mod streams;

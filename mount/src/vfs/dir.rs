@@ -15,6 +15,7 @@ use crate::sys;
 use nix::errno::Errno;
 use scrfs::control::{DirectoryChange, Level, Request};
 use scrfs::id::DatasetId;
+use scrfs::layout::pointer::Content;
 use scrfs::layout::record::Phase;
 use scrfs::name::{CONTROL_DIRECTORY, Name, RelPath};
 use std::ffi::{OsStr, OsString};
@@ -34,6 +35,7 @@ impl Vfs {
     ) {
         let name = name.to_owned();
         match self.node(parent) {
+            Ok(Node::Pointer(_)) => answer(Err(FsError::NotDirectory)),
             Ok(Node::File(parent)) if self.is_merged(parent.dataset) => {
                 let vfs = Arc::clone(self);
                 self.with_view(parent.dataset, move |view| {
@@ -67,6 +69,7 @@ impl Vfs {
         match self.node(parent)? {
             Node::Root => self.lookup_top(caller, name),
             Node::Control(control) => self.lookup_control(control, name),
+            Node::Pointer(_) => Err(FsError::NotDirectory),
             Node::File(_) | Node::Remote(_) => Err(FsError::Invalid),
         }
     }
@@ -93,7 +96,10 @@ impl Vfs {
                     attr_ttl: Duration::ZERO,
                 });
             }
-            None => self.late_rename(caller, &name).ok_or(FsError::Missing)?,
+            None => match self.pointers.find(&name) {
+                Some(file) => return Ok(self.pointer_entry(&file)),
+                None => self.late_rename(caller, &name).ok_or(FsError::Missing)?,
+            },
         };
         self.entry_of_tree(tree)
     }
@@ -175,6 +181,7 @@ impl Vfs {
         let (vfs, name_owned) = (Arc::clone(self), name.to_owned());
         let Caller { uid, gid, .. } = caller;
         let what = match self.node(parent) {
+            Ok(Node::Pointer(_)) => Err(FsError::NotDirectory),
             Ok(Node::Root) => Name::new(name.as_bytes())
                 .map_err(FsError::from)
                 .map(|name| Request::Create {
@@ -214,6 +221,7 @@ impl Vfs {
         answer: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         let what = match self.node(parent) {
+            Ok(Node::Pointer(_)) => Err(FsError::NotDirectory),
             Ok(Node::Root) => self.remove_request(name),
             Ok(Node::Control(_)) => Err(FsError::NotPermitted),
             Ok(Node::Remote(_)) => Err(FsError::Sealed),
@@ -296,9 +304,19 @@ impl Vfs {
             Ok((Node::Remote(_), _) | (_, Node::Remote(_))) => {
                 return answer(Err(FsError::Sealed));
             }
-            // A dataset into another, or a directory or file to the top.
+            // A pointer file into a dataset, or a file to the top: `mv` copies.
+            Ok((Node::Root, Node::File(_))) if self.is_pointer_name(from.1) => {
+                return answer(Err(FsError::OtherDataset));
+            }
+            Ok((Node::File(source), Node::Root)) if !is_directory_in(&source, from.1) => {
+                return answer(Err(FsError::OtherDataset));
+            }
+            // A dataset into another, or a directory to the top.
             Ok((Node::Root, Node::File(_)) | (Node::File(_), Node::Root)) => {
                 return answer(Err(FsError::Invalid));
+            }
+            Ok((Node::Pointer(_), _) | (_, Node::Pointer(_))) => {
+                return answer(Err(FsError::NotDirectory));
             }
             Ok((Node::Control(_), _) | (_, Node::Control(_))) => {
                 return answer(Err(FsError::NotPermitted));
@@ -388,6 +406,10 @@ impl Vfs {
         }
     }
 
+    fn is_pointer_name(&self, name: &OsStr) -> bool {
+        Name::new(name.as_bytes()).is_ok_and(|name| self.pointers.find(&name).is_some())
+    }
+
     /// What a rename at the top asks for; `None` when it has happened already.
     fn rename_request(
         &self,
@@ -397,6 +419,9 @@ impl Vfs {
     ) -> FsResult<Option<Request>> {
         let name = Name::new(name.as_bytes())?;
         let to = Name::new(new_name.as_bytes())?;
+        if let Some(what) = self.rename_pointer(&name, &to, flags)? {
+            return Ok(Some(what));
+        }
         if flags & !libc::RENAME_NOREPLACE != 0 {
             return Err(FsError::Invalid);
         }
@@ -439,6 +464,9 @@ impl Vfs {
         name: &OsStr,
         answer: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
+        if parent == ROOT {
+            return self.unlink_at_top(name, answer);
+        }
         let (name, vfs) = (name.to_owned(), Arc::clone(self));
         self.change_in(parent, answer, move |parent, _| {
             sys::unlink_at(parent.fd()?.as_fd(), &name, false)?;
@@ -457,6 +485,10 @@ impl Vfs {
         (mode, rdev): (u32, u32),
         answer: impl FnOnce(FsResult<Entry>) + Send + 'static,
     ) {
+        if parent == ROOT && matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG) {
+            let content = Content::File(Vec::new());
+            return self.make_at_top(caller, name, content, mode, answer);
+        }
         let name = name.to_owned();
         let vfs = Arc::clone(self);
         self.change_in(parent, answer, move |parent, _| {
@@ -474,6 +506,10 @@ impl Vfs {
         target: &OsStr,
         answer: impl FnOnce(FsResult<Entry>) + Send + 'static,
     ) {
+        if parent == ROOT {
+            let content = Content::Link(target.as_bytes().to_vec());
+            return self.make_at_top(caller, name, content, 0o777, answer);
+        }
         let (name, target) = (name.to_owned(), target.to_owned());
         let vfs = Arc::clone(self);
         self.change_in(parent, answer, move |parent, _| {
@@ -560,6 +596,7 @@ impl Vfs {
             }
             Node::File(inode) => Ok(sys::read_link(inode.fd()?.as_fd())?),
             Node::Control(control) => self.control_link(control),
+            Node::Pointer(file) => Self::read_pointer_link(&file),
             Node::Root => Err(FsError::Invalid),
         }
     }
@@ -571,6 +608,7 @@ impl Vfs {
         answer: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         let wanted: Vec<DatasetId> = match self.node(ino) {
+            Ok(Node::Pointer(_)) => Vec::new(),
             Ok(Node::Root) => {
                 let names = self.read_names();
                 names
@@ -668,6 +706,7 @@ impl Vfs {
         match self.node(ino)? {
             Node::Root => Ok((self.top_attr(), Duration::ZERO)),
             Node::Control(control) => Ok((self.control_attr(control)?, Duration::ZERO)),
+            Node::Pointer(file) => Ok((Self::pointer_attr(&file), Duration::ZERO)),
             Node::File(inode) => Ok((self.attr_of(&inode)?, TTL)),
             Node::Remote(remote) => self.remote_attr(remote),
         }
@@ -710,6 +749,16 @@ fn open_child(parent: &Arc<Inode>, name: &OsStr) -> FsResult<Arc<Inode>> {
     }
     let fd = open_path(parent.fd()?.as_fd(), name)?;
     Ok(Arc::new(parent.sibling(fd)?))
+}
+
+/// Whether a name there is a directory's.
+fn is_directory_in(parent: &Inode, name: &OsStr) -> bool {
+    let found = parent
+        .fd()
+        .map_err(FsError::from)
+        .and_then(|fd| open_path(fd.as_fd(), name))
+        .and_then(|fd| Ok(sys::stat(fd.as_fd())?));
+    found.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
 fn is_empty(directory: &Inode) -> FsResult<bool> {

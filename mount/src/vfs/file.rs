@@ -92,6 +92,7 @@ impl Vfs {
                     Ok(vfs.handles.insert(Open::Far(Reader::new(file))).0)
                 });
             }
+            Ok(Node::Pointer(file)) => return answer(self.open_pointer(file, flags)),
             Ok(Node::Root) => return answer(Err(FsError::Invalid)),
             Err(error) => return answer(Err(error)),
         };
@@ -126,6 +127,9 @@ impl Vfs {
         flags: i32,
         answer: impl FnOnce(FsResult<(Entry, u64)>) + Send + 'static,
     ) {
+        if parent == ROOT {
+            return self.create_pointer(caller, name, mode, flags, answer);
+        }
         let name = name.to_owned();
         let vfs = Arc::clone(self);
         self.change_in(parent, answer, move |parent, pass| {
@@ -173,6 +177,14 @@ impl Vfs {
         self.handles.insert(open).0
     }
 
+    /// Whether a handle is of a pointer file, whose close is waited for.
+    pub fn is_pointer_handle(&self, handle: u64) -> bool {
+        matches!(
+            self.handles.get(handle).as_deref(),
+            Ok(Open::Pointer { .. })
+        )
+    }
+
     /// Whether a handle is of a file whose bytes can never change and are the kernel's to keep.
     pub fn is_kept_by_kernel(&self, handle: u64) -> bool {
         matches!(self.handles.get(handle).as_deref(), Ok(Open::Far(_)))
@@ -202,6 +214,9 @@ impl Vfs {
         let Some(open) = self.handles.remove(handle) else {
             return;
         };
+        if let Open::Pointer { file, writable, .. } = &*open {
+            Self::release_pointer(file, *writable);
+        }
         if let Open::File {
             inode,
             gate,
@@ -247,6 +262,9 @@ impl Vfs {
             let end = start.saturating_add(size).min(bytes.len());
             return Ok(bytes[start..end].to_vec());
         }
+        if let Open::Pointer { file, .. } = open {
+            return Ok(Self::read_pointer(file, offset, size));
+        }
         let at = i64::try_from(offset).map_err(|_| FsError::Invalid)?;
         let mut bytes = vec![0; size];
         let read = uio::pread(open.file()?, &mut bytes, at)?;
@@ -263,6 +281,9 @@ impl Vfs {
         privileged: bool,
     ) -> FsResult<usize> {
         let open = self.handles.get(handle)?;
+        if let Open::Pointer { file, append, .. } = &*open {
+            return Self::write_pointer(file, offset, data, *append);
+        }
         let at = i64::try_from(offset).map_err(|_| FsError::System(Errno::EFBIG))?;
         let file = open.file()?;
         let grows = || {
@@ -280,10 +301,22 @@ impl Vfs {
         }?)
     }
 
-    /// Makes a file's bytes durable in this node's cache.
-    pub fn fsync(&self, handle: u64, data_only: bool) -> FsResult<()> {
-        let open = self.handles.get(handle)?;
-        let Open::File { .. } = &*open else {
+    /// Makes a file's bytes durable in this node's cache; of a pointer file, on every node.
+    pub fn fsync(
+        self: &Arc<Self>,
+        handle: u64,
+        data_only: bool,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        match self.handles.get(handle).as_deref() {
+            Ok(Open::Pointer { file, .. }) => self.commit_pointer(file, answer),
+            Ok(open) => answer(Self::fsync_here(open, data_only)),
+            Err(error) => answer(Err(*error)),
+        }
+    }
+
+    fn fsync_here(open: &Open, data_only: bool) -> FsResult<()> {
+        let Open::File { .. } = open else {
             return Ok(());
         };
         let file = open.file()?;
@@ -303,6 +336,9 @@ impl Vfs {
         wanted: SetAttr,
         answer: impl FnOnce(FsResult<Attr>) + Send + 'static,
     ) {
+        if let Ok(Node::Pointer(file)) = self.node(ino) {
+            return self.set_pointer_attr(&file, &wanted, answer);
+        }
         let open = handle.and_then(|handle| self.handles.get(handle).ok());
         self.change_in(ino, answer, move |inode, _| {
             let fd = open
@@ -368,6 +404,7 @@ impl Vfs {
     /// Opens a directory for reading.
     pub fn opendir(&self, ino: u64) -> FsResult<u64> {
         let open = match self.node(ino)? {
+            Node::Pointer(_) => return Err(FsError::NotDirectory),
             Node::Root => Open::Listing(Mutex::new(self.list_top())),
             Node::Control(control) => Open::Listing(Mutex::new(self.list_control(control)?)),
             Node::File(inode) => {
@@ -403,7 +440,11 @@ impl Vfs {
         let dataset = match &*open {
             Open::Directory { inode, .. } => inode.dataset,
             Open::RemoteDirectory { remote, .. } => remote.dataset,
-            Open::Listing(_) | Open::File { .. } | Open::Content(_) | Open::Far(_) => {
+            Open::Listing(_)
+            | Open::File { .. }
+            | Open::Content(_)
+            | Open::Far(_)
+            | Open::Pointer { .. } => {
                 return answer(self.readdir_here(ino, &open, offset));
             }
         };
@@ -451,7 +492,9 @@ impl Vfs {
                     *listing = match self.node(ino)? {
                         Node::Root => self.list_top(),
                         Node::Control(control) => self.list_control(control)?,
-                        Node::File(_) | Node::Remote(_) => return Err(FsError::Invalid),
+                        Node::File(_) | Node::Remote(_) | Node::Pointer(_) => {
+                            return Err(FsError::Invalid);
+                        }
                     };
                 }
                 Ok(items(&listing, offset))
@@ -479,7 +522,9 @@ impl Vfs {
                 let whole = begun(whole).ok_or(FsError::Invalid)?;
                 Ok(items(&whole.listed, offset))
             }
-            Open::File { .. } | Open::Content(_) | Open::Far(_) => Err(FsError::NotDirectory),
+            Open::File { .. } | Open::Content(_) | Open::Far(_) | Open::Pointer { .. } => {
+                Err(FsError::NotDirectory)
+            }
         }
     }
 
@@ -502,9 +547,11 @@ impl Vfs {
         match &*open {
             Open::Directory { inode, .. } => self.lookup_listed(inode, name).ok(),
             Open::Listing(_) => self.lookup_virtual(caller, ino, name).ok(),
-            Open::RemoteDirectory { .. } | Open::File { .. } | Open::Content(_) | Open::Far(_) => {
-                None
-            }
+            Open::RemoteDirectory { .. }
+            | Open::File { .. }
+            | Open::Content(_)
+            | Open::Far(_)
+            | Open::Pointer { .. } => None,
         }
     }
 
@@ -524,6 +571,7 @@ impl Vfs {
                 listing.push(directory(ino, dataset.record.name.as_bytes()));
             }
         }
+        listing.extend(self.pointers.list());
         listing
     }
 
@@ -591,7 +639,7 @@ impl Vfs {
                     .map(|(_, value)| value.to_vec())
                     .ok_or(FsError::NoAttribute)
             }
-            Node::Root | Node::Control(_) => Err(FsError::NoAttribute),
+            Node::Root | Node::Control(_) | Node::Pointer(_) => Err(FsError::NoAttribute),
         }
     }
 
@@ -608,7 +656,7 @@ impl Vfs {
                     .flat_map(|(name, _)| name.iter().copied().chain([0]))
                     .collect())
             }
-            Node::Root | Node::Control(_) => Ok(Vec::new()),
+            Node::Root | Node::Control(_) | Node::Pointer(_) => Ok(Vec::new()),
         }
     }
 

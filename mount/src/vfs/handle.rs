@@ -8,6 +8,7 @@ use super::FsResult;
 use super::far::Reader;
 use super::gates::GateCell;
 use super::inode::{Backing, Inode};
+use super::pointers::PointerFile;
 use super::view::{Remote, View};
 use crate::sys;
 use scrfs::id::DatasetId;
@@ -77,6 +78,15 @@ pub enum Open {
     },
     /// A regular file of another node.
     Far(Reader),
+    /// A pointer file.
+    Pointer {
+        /// Which.
+        file: Arc<PointerFile>,
+        /// Whether it may be written.
+        writable: bool,
+        /// Whether it is written at its end only.
+        append: bool,
+    },
     /// The top or a virtual directory: what it held when reading began.
     Listing(Mutex<Vec<Listed>>),
     /// A virtual file, as it was when it was opened.

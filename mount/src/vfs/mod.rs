@@ -10,6 +10,7 @@
 //! - [`control_dir`] the virtual `.scr`; [`alias`] renames that come after the commit
 //! - [`view`] sealed datasets of several nodes as a whole, and [`far`] the bytes of other nodes
 //! - [`triggers`] commits that no program asks for
+//! - [`pointers`] plain files at the top
 //! - [`gates`] and [`writers`] who changes a dataset now; [`requests`] what the coordinator must decide
 //!
 //! Lock order: names, then inodes, gate, requests or handles, each of which is a leaf. No lock is
@@ -29,6 +30,7 @@ pub mod gates;
 pub mod handle;
 pub mod inode;
 pub mod namespace;
+pub mod pointers;
 pub mod requests;
 pub mod triggers;
 pub mod view;
@@ -188,6 +190,8 @@ pub enum Node {
     Root,
     /// In `.scr`.
     Control(ControlNode),
+    /// A pointer file.
+    Pointer(Arc<pointers::PointerFile>),
     /// In a dataset.
     File(Arc<Inode>),
     /// In a sealed dataset, on other nodes.
@@ -203,6 +207,7 @@ pub struct Vfs {
     inodes: Inodes,
     descriptors: Arc<Descriptors>,
     handles: Handles,
+    pointers: pointers::PointerFiles,
     requests: Arc<Requests>,
     far: Arc<far::Far>,
     /// How the bytes travel, for people; set once when mounted.
@@ -232,6 +237,7 @@ impl Vfs {
             names: RwLock::default(),
             inodes: Inodes::default(),
             handles: Handles::default(),
+            pointers: pointers::PointerFiles::default(),
             requests,
             data_path: Mutex::default(),
             passthrough: std::sync::atomic::AtomicBool::new(false),
@@ -292,6 +298,13 @@ impl Vfs {
         if let Some(control) = ControlNode::of(ino) {
             return Ok(Node::Control(control));
         }
+        if pointers::is_pointer(ino) {
+            return self
+                .pointers
+                .get(ino)
+                .map(Node::Pointer)
+                .ok_or(FsError::Missing);
+        }
         if let Some(remote) = view::Remote::of(ino) {
             return Ok(Node::Remote(remote));
         }
@@ -308,12 +321,16 @@ impl Vfs {
         match self.node(ino)? {
             Node::File(inode) => Ok(inode),
             Node::Remote(_) => Err(FsError::Sealed),
+            Node::Pointer(_) => Err(FsError::NotSupported),
             Node::Root | Node::Control(_) => Err(FsError::NotPermitted),
         }
     }
 
     /// The kernel gave back references.
     pub fn forget(&self, ino: u64, lookups: u64) {
+        if pointers::is_pointer(ino) {
+            return self.pointers.forget(ino, lookups);
+        }
         self.inodes.forget(ino, lookups);
     }
 

@@ -145,6 +145,7 @@ impl Vfs {
                 Err(error) => tracing::error!(%error, "the epoch record cannot be believed"),
             }
         }
+        self.load_pointers()?;
         let entries = match std::fs::read_dir(cache.datasets()) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -403,6 +404,10 @@ impl Vfs {
                 let tree = names.get(*dataset)?.tree.clone()?;
                 drop(names);
                 super::dir::is_carried_out(&tree, change).then_some(Ok(()))
+            }
+            Request::Point { changes, .. } => {
+                drop(names);
+                came(self.has_pointed(changes))
             }
             // Waiting and flushing can be asked any number of times.
             Request::Wait { .. } | Request::Flush { .. } => None,

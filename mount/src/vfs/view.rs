@@ -42,7 +42,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 /// Set, with [`VIRTUAL_BIT`], in the numbers of remote inodes.
-const REMOTE_BIT: u64 = 1 << 62;
+pub(super) const REMOTE_BIT: u64 = 1 << 62;
 /// Below it the number within the dataset, above it the dataset's.
 const DATASET_SHIFT: u32 = 36;
 /// Manifests asked for at once.

@@ -40,6 +40,8 @@ pub enum Kind {
     Heartbeat = 6,
     /// An [`super::index::IndexEntry`].
     IndexEntry = 7,
+    /// All [`super::pointer::Pointers`].
+    Pointers = 8,
 }
 
 /// Why bytes are not the record that was asked for.

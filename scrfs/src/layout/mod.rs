@@ -9,4 +9,5 @@ pub mod index;
 pub mod manifest;
 pub mod merge;
 pub mod path;
+pub mod pointer;
 pub mod record;

@@ -6,6 +6,7 @@
 //!   daemon.json                     its pid, node name, mount point
 //!   control.sock                    where it answers
 //!   epoch                           EpochRecord
+//!   pointers                        Pointers
 //!   reserve                         space that records may use when the cache is full
 //!   trash/                          files on their way out
 //!   datasets/<id>/record            DatasetRecord
@@ -70,6 +71,11 @@ impl CachePaths {
     /// Facts about the daemon, for people and for `scrfs` commands.
     pub fn daemon(&self) -> PathBuf {
         self.root.join("daemon.json")
+    }
+
+    /// All pointer files.
+    pub fn pointers(&self) -> PathBuf {
+        self.root.join("pointers")
     }
 
     /// The daemon's log, when it runs in the background.
@@ -211,6 +217,16 @@ impl PrefixPaths {
     /// Where a flushed dataset is, for everybody to read.
     pub fn dataset(&self, name: &Name) -> PathBuf {
         self.root.join(name.as_os_str())
+    }
+
+    /// Which pointer files are there.
+    pub fn pointers(&self) -> PathBuf {
+        self.control().join("pointers")
+    }
+
+    /// A pointer file on its way in.
+    pub fn pointer_new(&self) -> PathBuf {
+        self.control().join("pointer.new")
     }
 
     /// All flushes that have not ended.

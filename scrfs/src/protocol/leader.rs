@@ -9,6 +9,7 @@
 mod agree;
 mod ask;
 mod begin;
+mod point;
 mod restart;
 mod room;
 mod work;
@@ -24,6 +25,7 @@ use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
 use agree::Proposal;
 use room::Room;
+use point::Pointing;
 use std::collections::{BTreeMap, BTreeSet};
 use work::{Retry, Working};
 
@@ -128,6 +130,8 @@ enum Purpose {
         dataset: DatasetId,
         asker: Option<Asker>,
     },
+    /// Pointer files changed.
+    Point { asker: Asker },
     /// All are frozen, or not.
     Confirm { dataset: DatasetId, proposal: u64 },
     /// A record that somebody may wait for is everywhere, and what it says is reached.
@@ -171,6 +175,7 @@ pub struct Leader {
     next_proposal: u64,
     last_dataset: u64,
     last_checkpoint: u64,
+    pointing: Pointing,
 }
 
 impl Leader {
@@ -199,6 +204,7 @@ impl Leader {
             next_proposal: 1,
             last_dataset: 0,
             last_checkpoint: 0,
+            pointing: Pointing::default(),
         }
     }
 
@@ -252,8 +258,16 @@ impl Leader {
         self.update(dataset, Purpose::Reached { dataset, level }, step);
     }
 
-    /// Whether another dataset has this name, or is being committed under it.
+    /// Whether a pointer file or another dataset has this name, or is being committed under it.
     fn is_taken(&self, name: &Name, by_other_than: DatasetId) -> bool {
+        self.pointing.known.live(name).is_some() || self.is_dataset_but(name, by_other_than)
+    }
+
+    fn is_dataset(&self, name: &Name) -> bool {
+        self.is_dataset_but(name, DatasetId(0))
+    }
+
+    fn is_dataset_but(&self, name: &Name, by_other_than: DatasetId) -> bool {
         self.datasets
             .iter()
             .filter(|(id, _)| **id != by_other_than)
@@ -320,8 +334,15 @@ impl Leader {
 
     /// Takes the outcome of an effect of the leader's.
     pub fn handle_outcome(&mut self, now: Now, outcome: Outcome, step: &mut Step) {
-        if let Outcome::FlushCompleted { dataset, result } = outcome {
-            self.flush_completed(now, dataset, result, step);
+        match outcome {
+            Outcome::FlushCompleted { dataset, result } => {
+                self.flush_completed(now, dataset, result, step);
+            }
+            Outcome::PointersWritten { due, result } => {
+                self.pointers_written(now, &due, &result, step);
+            }
+            // The member's business.
+            Outcome::Worked { .. } | Outcome::Scanned { .. } | Outcome::Advanced { .. } => {}
         }
     }
 
@@ -341,6 +362,7 @@ impl Leader {
         proposals
             .filter_map(Proposal::deadline)
             .chain(retries.filter_map(Retry::deadline))
+            .chain(self.pointing.deadline())
             .min()
     }
 
@@ -352,6 +374,7 @@ impl Leader {
                 .datasets
                 .values()
                 .all(|led| led.working.is_none() && led.proposal.is_none())
+            && !self.has_pointers_due()
             && !self.has_work(now)
     }
 
@@ -417,7 +440,9 @@ impl Leader {
                     step,
                 );
             }
-            Purpose::Rename { asker } => Self::reply(asker, first.map_or(Ok(()), Err), step),
+            Purpose::Rename { asker } | Purpose::Point { asker } => {
+                Self::reply(asker, first.map_or(Ok(()), Err), step)
+            }
             Purpose::Forget { dataset, asker } => {
                 if let Some(led) = self.datasets.remove(&dataset) {
                     let waiting = led.waiters.into_iter().map(|(_, asker)| asker);

@@ -11,6 +11,7 @@ use super::message::{Failure, Inventory, Message, Order};
 use super::step::{Effect, Outcome, Step, Write};
 use crate::control::{FromDaemon, Refusal, ToDaemon};
 use crate::id::{DatasetId, Epoch, Rank, Slot};
+use crate::layout::pointer::Pointers;
 use crate::layout::record::{DatasetRecord, EpochRecord, Phase};
 use begin::Beginning;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +60,8 @@ pub struct Member {
     catalog: BTreeMap<DatasetId, DatasetRecord>,
     /// Slots whose files were found here when the epoch began.
     found: BTreeMap<DatasetId, Vec<Slot>>,
+    /// All pointer files, as the leader last told.
+    pointers: Pointers,
     voting: BTreeMap<DatasetId, Voting>,
     /// Datasets being scanned. It outlives the voting it was begun for: two scans at once would
     /// leave the manifest of the slower one, whatever was voted.
@@ -99,6 +102,7 @@ impl Member {
                     )
                 })
                 .collect(),
+            pointers: Pointers::default(),
             voting: BTreeMap::new(),
             scanning: BTreeSet::new(),
             then: BTreeMap::new(),
@@ -168,8 +172,10 @@ impl Member {
                 keep,
                 last_dataset,
                 last_checkpoint,
+                pointers,
             } => {
                 (self.last_dataset, self.last_checkpoint) = (last_dataset, last_checkpoint);
+                self.pointers = pointers;
                 self.clear(records, keep, step);
             }
             Message::Reply { request, result } => step.daemon(ToDaemon::Reply { request, result }),
@@ -255,6 +261,20 @@ impl Member {
                 self.voting.remove(&dataset);
                 let sequence = self.sequence(Then::Forget { ticket, dataset });
                 step.daemon(ToDaemon::Forget { sequence, dataset });
+            }
+            Order::Point(records) => {
+                for (name, record) in &records {
+                    self.pointers.learn(name.clone(), record.clone());
+                }
+                if !self.leads {
+                    step.write(Write::Pointers(Box::new(self.pointers.clone())));
+                }
+                let sequence = self.sequence(Then::Answer(ticket));
+                step.daemon(ToDaemon::Pointers {
+                    sequence,
+                    all: false,
+                    records,
+                });
             }
             Order::Change { dataset, change } => {
                 let sequence = self.sequence(Then::Answer(ticket));
@@ -448,7 +468,7 @@ impl Member {
                 );
             }
             // The leader's business.
-            Outcome::FlushCompleted { .. } => {}
+            Outcome::FlushCompleted { .. } | Outcome::PointersWritten { .. } => {}
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::control::{
 };
 use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::envelope::{self, EnvelopeError, Kind};
+use crate::layout::pointer::{PointerRecord, Pointers};
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
 use crate::name::Name;
 use bytes::Bytes;
@@ -78,6 +79,8 @@ pub struct Inventory {
     pub epoch: EpochRecord,
     /// Its datasets.
     pub datasets: Vec<InventoryEntry>,
+    /// Its pointer files.
+    pub pointers: Pointers,
 }
 
 /// What the leader tells every member to do. Answered by [`Message::Done`] with its ticket, when
@@ -90,6 +93,8 @@ pub enum Order {
     Update(Box<DatasetRecord>),
     /// The dataset is no more.
     Forget(DatasetId),
+    /// These pointer files are now as the records say.
+    Point(Vec<(Name, PointerRecord)>),
     /// Change directories of an open dataset.
     Change {
         /// Of which dataset.
@@ -168,6 +173,8 @@ pub enum Message {
         last_dataset: u64,
         /// Highest checkpoint number given out.
         last_checkpoint: u64,
+        /// All pointer files, and the leader's term.
+        pointers: Pointers,
     },
     /// Member to leader: begun, durable, and shown to programs.
     Begun,
@@ -332,6 +339,8 @@ impl Packet {
 pub struct PrefixView {
     /// Complete datasets, by their records.
     pub complete: Vec<DatasetRecord>,
+    /// The pointer files that were written there.
+    pub pointers: Pointers,
     /// The dataset the user wants to restart from, by name; newest when none.
     pub current: Option<Name>,
 }

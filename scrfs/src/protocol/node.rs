@@ -100,7 +100,7 @@ impl Node {
     pub fn handle_outcome(&mut self, now: Now, outcome: Outcome) -> Step {
         let mut step = Step::default();
         match (&mut self.leader, &outcome) {
-            (Some(leader), Outcome::FlushCompleted { .. }) => {
+            (Some(leader), Outcome::FlushCompleted { .. } | Outcome::PointersWritten { .. }) => {
                 leader.handle_outcome(now, outcome, &mut step);
             }
             _ => self.member.handle_outcome(outcome, &mut step),

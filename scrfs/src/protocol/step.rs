@@ -6,6 +6,7 @@
 use super::message::{Failure, Message, Order};
 use crate::control::ToDaemon;
 use crate::id::{DatasetId, Rank};
+use crate::layout::pointer::Pointers;
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
 
 /// A record to put down.
@@ -15,6 +16,8 @@ pub enum Write {
     Dataset(Box<DatasetRecord>),
     /// The dataset is no more: its record goes first, its files follow.
     Forget(DatasetId),
+    /// All pointer files.
+    Pointers(Box<Pointers>),
     /// The epoch record.
     Epoch(EpochRecord),
 }
@@ -58,6 +61,11 @@ pub enum Effect {
         /// Of which dataset.
         record: Box<DatasetRecord>,
     },
+    /// Write pointer files to the prefix; answered by [`Outcome::PointersWritten`].
+    WritePointers {
+        /// Those that changed.
+        due: Box<Pointers>,
+    },
     /// Remove the files of a dataset; its record may stay. Not answered.
     DropData {
         /// Of which dataset.
@@ -90,6 +98,13 @@ pub enum Outcome {
     FlushCompleted {
         /// Which.
         dataset: DatasetId,
+        /// How it went.
+        result: Result<(), Failure>,
+    },
+    /// The prefix has the pointer files, or not.
+    PointersWritten {
+        /// Which.
+        due: Box<Pointers>,
         /// How it went.
         result: Result<(), Failure>,
     },

@@ -10,6 +10,7 @@ use crate::world::World;
 use scrfs::config::Class;
 use scrfs::control::{Level, Refusal, Request};
 use scrfs::id::{DatasetId, Epoch, Slot};
+use scrfs::layout::pointer::Version;
 use scrfs::layout::record::{DatasetRecord, Phase, Seal};
 use scrfs::protocol::message::{Message, Order};
 use scrfs::protocol::step::Write;
@@ -60,6 +61,12 @@ pub struct Checker {
     pub urgent: bool,
     /// Datasets that had to make room, for statistics.
     pub evicted: u64,
+    /// The highest term of pointer files that a member brought into this epoch.
+    pub term: u64,
+    /// The last version of a pointer file that was given out in this epoch.
+    pub pointed: Version,
+    /// Pointer files that were answered Ok, for statistics.
+    pub points: u64,
     /// Commits that were answered Ok, for statistics.
     pub commits: u64,
 }
@@ -145,7 +152,7 @@ impl World {
                     self.checker.gone.insert(*dataset, self.epoch);
                 }
             }
-            Write::Epoch(_) => {}
+            Write::Epoch(_) | Write::Pointers(_) => {}
         }
     }
 
@@ -406,6 +413,10 @@ impl World {
             } => {
                 self.checker.leaving.insert(*dataset);
             }
+            Message::Order {
+                order: Order::Point(records),
+                ..
+            } if to == 0 => self.invariant_versions_are_given_out_once(records),
             Message::Begun => drop(self.checker.begun.insert(at)),
             Message::Ready { restart } if to == 0 => {
                 self.ready = true;
@@ -425,6 +436,9 @@ impl World {
                         self.checker.commits += 1;
                         self.checker.acked.insert(dataset);
                         self.invariant_answered_means_durable(dataset, Level::Sealed);
+                    }
+                    Some(Request::Point { changes, .. }) => {
+                        self.invariant_pointers_are_everywhere(&changes);
                     }
                     Some(Request::Wait { dataset, level }) => {
                         self.invariant_answered_means_durable(dataset, level);

@@ -6,7 +6,9 @@
 use crate::disk::Disk;
 use scrfs::control::{DirectoryChange, FromDaemon, Pressure, Refusal, Request, ToDaemon};
 use scrfs::id::{DatasetId, Slot};
+use scrfs::layout::pointer::PointerRecord;
 use scrfs::layout::record::{DatasetRecord, Phase};
+use scrfs::name::Name;
 use std::collections::{BTreeMap, VecDeque};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +45,8 @@ pub struct Daemon {
     /// Which slot's tree programs are given.
     pub trees: BTreeMap<DatasetId, Slot>,
     pub pending: BTreeMap<u64, Pending>,
+    /// Pointer files that programs see.
+    pub pointers: BTreeMap<Name, PointerRecord>,
     next_request: u64,
     slot: Option<Slot>,
     pub connected: bool,
@@ -68,6 +72,7 @@ impl Daemon {
         for record in disk.records.values() {
             daemon.show(record.clone(), disk);
         }
+        daemon.pointers = disk.pointers.all.clone();
         // It cannot know what it had frozen, nor whether it is sealed on other nodes by now.
         for gate in daemon
             .gates
@@ -179,7 +184,10 @@ impl Daemon {
                     .and_then(|slot| disk.parts.get(&(*dataset, *slot)));
                 part.is_some_and(|part| part.tree.contains_key(&format!("{path}/")))
             }
-            Request::Change { .. } | Request::Wait { .. } | Request::Flush { .. } => false,
+            Request::Change { .. }
+            | Request::Wait { .. }
+            | Request::Flush { .. }
+            | Request::Point { .. } => false,
         }
     }
 
@@ -320,6 +328,20 @@ impl Daemon {
                 self.shown.remove(&dataset);
                 self.gates.remove(&dataset);
                 self.trees.remove(&dataset);
+                self.say(FromDaemon::Done {
+                    sequence,
+                    result: Ok(()),
+                });
+            }
+            ToDaemon::Pointers {
+                sequence,
+                all,
+                records,
+            } => {
+                if all {
+                    self.pointers.clear();
+                }
+                self.pointers.extend(records);
                 self.say(FromDaemon::Done {
                     sequence,
                     result: Ok(()),

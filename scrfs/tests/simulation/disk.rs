@@ -5,6 +5,7 @@
 //! as the manifest says, sealed or not.
 
 use scrfs::id::{DatasetId, Epoch, Slot};
+use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::{DatasetRecord, EpochRecord, PartSummary};
 use scrfs::protocol::message::{Inventory, InventoryEntry, PartState};
 use scrfs::protocol::step::Write;
@@ -45,6 +46,7 @@ pub struct Disk {
     pub records: BTreeMap<DatasetId, DatasetRecord>,
     pub parts: BTreeMap<(DatasetId, Slot), Part>,
     pub copies: BTreeSet<(DatasetId, Slot)>,
+    pub pointers: Pointers,
     /// Highest dataset and checkpoint that were ever durable here: for the checker only.
     pub seen: (u64, u64),
 }
@@ -58,6 +60,7 @@ impl Disk {
                 self.records.insert(record.id, (**record).clone());
             }
             Write::Forget(dataset) => drop(self.records.remove(dataset)),
+            Write::Pointers(pointers) => self.pointers = (**pointers).clone(),
             Write::Epoch(record) => {
                 self.seen.0 = self.seen.0.max(record.last_dataset);
                 self.seen.1 = self.seen.1.max(record.last_checkpoint);
@@ -101,6 +104,7 @@ impl Disk {
             free_bytes: 1 << 30,
             epoch: self.epoch.clone(),
             datasets,
+            pointers: self.pointers.clone(),
         }
     }
 
@@ -146,6 +150,7 @@ pub struct Prefix {
     pub complete: BTreeMap<DatasetId, (DatasetRecord, Vec<Content>)>,
     /// All that ever were complete, also those whose name another took.
     pub ever: BTreeSet<DatasetId>,
+    pub pointers: Pointers,
 }
 
 impl Prefix {

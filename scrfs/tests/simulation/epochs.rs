@@ -48,6 +48,7 @@ impl World {
                         .values()
                         .map(|(record, _)| record.clone())
                         .collect(),
+                    pointers: prefix.pointers.clone(),
                     current: None,
                 });
             let start = Start {

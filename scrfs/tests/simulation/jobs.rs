@@ -9,6 +9,7 @@ use crate::world::World;
 use rand::Rng;
 use scrfs::control::Refusal;
 use scrfs::id::{DatasetId, Slot};
+use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::DatasetRecord;
 use scrfs::protocol::message::{Failure, Order};
 use scrfs::protocol::step::Outcome;
@@ -37,6 +38,9 @@ pub enum Kind {
     },
     CompleteFlush {
         record: Box<DatasetRecord>,
+    },
+    WritePointers {
+        due: Box<Pointers>,
     },
 }
 
@@ -87,6 +91,10 @@ impl World {
                     result,
                 }
             }
+            Kind::WritePointers { due } => Outcome::PointersWritten {
+                due,
+                result: result.map(drop),
+            },
             Kind::CompleteFlush { record } => Outcome::FlushCompleted {
                 dataset: record.id,
                 result: result.map(drop),
@@ -158,6 +166,12 @@ impl World {
                     part.manifest = Some(found.clone());
                 }
                 Ok(Some(found))
+            }
+            Kind::WritePointers { due } => {
+                if let Some(prefix) = &mut self.prefix {
+                    prefix.pointers.merge(due);
+                }
+                Ok(None)
             }
             Kind::Work { order, .. } => self.work(at, order).map(|()| None),
             Kind::CompleteFlush { record } => {

@@ -5,6 +5,7 @@ use crate::world::World;
 use scrfs::config::Class;
 use scrfs::control::Request;
 use scrfs::id::{DatasetId, Slot};
+use scrfs::layout::pointer::Version;
 use scrfs::layout::record::{DatasetRecord, Phase, Seal};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,10 +73,13 @@ impl World {
             .collect();
         let stale = (0..self.coords.len()).filter(|at| self.disk_of(*at).epoch.epoch < newest);
         let stale = stale.collect();
+        let terms = self.members().map(|disk| disk.pointers.term);
+        let term = terms.max().unwrap_or(0);
         let checker = &mut self.checker;
         (checker.newest, checker.floor, checker.new_run) = (newest, floor, new_run);
         (checker.stale, checker.expected, checker.seals_found) = (stale, expected, seals_found);
         checker.brought = brought;
+        (checker.term, checker.pointed) = (term, Version::default());
         checker.failed_recovery.clear();
         checker.urgent = false;
         checker.born_now.clear();

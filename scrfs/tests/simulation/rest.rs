@@ -52,6 +52,7 @@ impl World {
                 return self.violate("invariant_all_agree_at_rest", text);
             }
         }
+        self.check_pointers_at_rest();
         self.invariant_all_is_safe_at_rest(&catalog);
     }
 

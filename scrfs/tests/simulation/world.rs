@@ -8,6 +8,7 @@ use crate::checker::Checker;
 use crate::daemon::{Daemon, Seen};
 use crate::disk::{Disk, Prefix};
 use crate::jobs::{Job, Kind};
+use crate::pointers::setback;
 use crate::programs::Programs;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -144,6 +145,7 @@ impl World {
     /// Puts the records of a step down, then does what it says; the fuse may end it anywhere.
     pub fn carry_out(&mut self, at: usize, step: Step) {
         let mut written: Vec<(Write, Option<DatasetRecord>)> = Vec::new();
+        let mut setbacks = Vec::new();
         let machine = self.coords[at].machine;
         let (operations, fuse) = (&mut self.operations, &mut self.fuse);
         let disk = &mut self.machines[machine].disk;
@@ -155,11 +157,18 @@ impl World {
                 Write::Forget(dataset) => disk.records.get(dataset).cloned(),
                 Write::Dataset(record) => disk.records.get(&record.id).cloned(),
                 Write::Epoch(_) => None,
+                Write::Pointers(pointers) => {
+                    setbacks.extend(setback(&disk.pointers, pointers));
+                    None
+                }
             };
             disk.put(write);
             written.push((write.clone(), before));
             Ok(())
         });
+        for setback in setbacks {
+            self.violate("invariant_pointers_never_go_back", setback);
+        }
         for (write, before) in written {
             self.note(|| format!("  {at} persists {write:?}"));
             self.check_write(at, &write, before.as_ref());
@@ -229,6 +238,13 @@ impl World {
                 self.jobs.push(Job {
                     at,
                     kind: Kind::CompleteFlush { record },
+                });
+            }
+            Effect::WritePointers { due } => {
+                self.invariant_pointers_reach_the_prefix_in_order(&due);
+                self.jobs.push(Job {
+                    at,
+                    kind: Kind::WritePointers { due },
                 });
             }
             Effect::DropData { dataset, slots } => {

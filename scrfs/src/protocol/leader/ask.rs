@@ -23,7 +23,7 @@ impl Leader {
             return;
         }
         let about = match &what {
-            Request::Create { .. } => None,
+            Request::Create { .. } | Request::Point { .. } => None,
             Request::Change { dataset, .. }
             | Request::Rename { dataset, .. }
             | Request::Commit { dataset, .. }
@@ -68,6 +68,9 @@ impl Leader {
                     }
                     _ => self.forget(dataset, Some(asker), step),
                 }
+            }
+            Request::Point { changes, absent } => {
+                self.point(asker, changes, absent.as_ref(), step);
             }
             Request::Wait { dataset, level } => self.wait(asker, dataset, level, step),
             Request::Flush { dataset } => {

@@ -1,5 +1,6 @@
 //! The beginning of an epoch: hear everyone, decide what there is, say it, then recover.
 
+use super::point::Pointing;
 use super::{Leader, Led};
 use crate::control::NodeStatus;
 use crate::id::{DatasetId, Rank, Slot};
@@ -40,6 +41,9 @@ impl Leader {
             (led.holders, led.lost, led.unguarded) = (holders, lost, unguarded);
             self.datasets.insert(id, led);
         }
+        let written = self.prefix.as_ref().map(|prefix| prefix.pointers.clone());
+        let found = self.hellos.values().map(|hello| &hello.pointers);
+        self.pointing = Pointing::begin(found, written.unwrap_or_default());
         let records: Vec<_> = self
             .datasets
             .values()
@@ -51,6 +55,7 @@ impl Leader {
                 keep: self.kept_by(rank),
                 last_dataset,
                 last_checkpoint,
+                pointers: self.pointing.known.clone(),
             };
             step.send(rank, message);
         }

@@ -51,6 +51,23 @@ pub(super) struct Retry {
 }
 
 impl Retry {
+    /// After another failure.
+    pub(super) fn after(last: Option<&Self>, now: Now) -> Self {
+        let times = last.map_or(0, |last| last.times);
+        let pause = (RETRY_MS << times.min(10)).min(RETRY_MS_MAX);
+        Self {
+            at: now.tick.saturating_add(pause),
+            times: times.saturating_add(1),
+            due: false,
+        }
+    }
+
+    /// Whether the pause is over.
+    pub(super) fn is_due(&mut self, now: Now) -> bool {
+        self.due |= self.at <= now.tick;
+        self.due
+    }
+
     /// When the pause ends.
     pub(super) fn deadline(&self) -> Option<u64> {
         (!self.due).then_some(self.at)
@@ -85,7 +102,7 @@ impl Led {
 }
 
 impl Leader {
-    fn wants_flush(&self, led: &Led) -> bool {
+    pub(super) fn wants_flush(&self, led: &Led) -> bool {
         led.record.phase == Phase::Sealed
             && led.record.flushed.is_none()
             && led.lost.is_empty()
@@ -121,11 +138,12 @@ impl Leader {
             .values_mut()
             .flat_map(|led| led.retry.values_mut())
         {
-            retry.due |= retry.at <= now.tick;
+            retry.is_due(now);
         }
         if !self.ready {
             return self.recover(now, step);
         }
+        self.schedule_pointers(now, step);
         self.make_room(step);
         let busy = |led: &Led| {
             led.working
@@ -332,14 +350,7 @@ impl Leader {
         let Some(led) = self.datasets.get_mut(&dataset) else {
             return;
         };
-        let times = led.retry.get(&activity).map_or(0, |retry| retry.times);
-        let pause = (RETRY_MS << times.min(10)).min(RETRY_MS_MAX);
-        let at = now.tick.saturating_add(pause);
-        let retry = Retry {
-            at,
-            times: times.saturating_add(1),
-            due: false,
-        };
+        let retry = Retry::after(led.retry.get(&activity), now);
         led.retry.insert(activity, retry);
         let verb = match activity {
             Activity::Encode => "encode",

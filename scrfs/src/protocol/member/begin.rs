@@ -74,6 +74,7 @@ impl Member {
         for record in &records {
             step.write(Write::Dataset(Box::new(record.clone())));
         }
+        step.write(Write::Pointers(Box::new(self.pointers.clone())));
         // Last: a node whose epoch record says so has everything this epoch began with.
         self.begun = EpochRecord {
             epoch: self.epoch,
@@ -82,7 +83,16 @@ impl Member {
             last_checkpoint: self.last_checkpoint,
         };
         step.write(Write::Epoch(self.begun.clone()));
-        self.to_show = Some(records.len());
+        self.to_show = Some(records.len() + 1);
+        let sequence = self.sequence(Then::Begin);
+        let pointers = self.pointers.all.iter();
+        step.daemon(ToDaemon::Pointers {
+            sequence,
+            all: true,
+            records: pointers
+                .map(|(name, record)| (name.clone(), record.clone()))
+                .collect(),
+        });
         for record in records {
             let held = self.found.get(&record.id).cloned().unwrap_or_default();
             let spare: Vec<Slot> = held
