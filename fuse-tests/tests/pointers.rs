@@ -110,7 +110,8 @@ fn what_is_not_closed_is_this_nodes_own() {
 fn closing_waits_for_the_coordinators_and_says_so_when_there_is_none() {
     let place = Place::new(64 * MIB);
     place.mount(&[]);
-    let file = File::create(place.mnt().join("latest")).unwrap();
+    let mut file = File::create(place.mnt().join("latest")).unwrap();
+    file.write_all(b"early").unwrap();
     // The grace time of these tests is three seconds.
     let refused = nix::unistd::close(file).unwrap_err();
     assert_eq!(refused, Errno::EBUSY);

@@ -165,7 +165,7 @@ fn kept() -> FopenFlags {
     FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
 }
 
-fn answer_open(vfs: &Vfs, reply: ReplyOpen, handle: u64) {
+fn answer_open(vfs: &Arc<Vfs>, reply: ReplyOpen, handle: u64) {
     match vfs.attach(handle, register(|fd| reply.open_backing(fd))) {
         Ok(backing) => match backing
             .as_ref()
@@ -185,7 +185,7 @@ fn answer_open(vfs: &Vfs, reply: ReplyOpen, handle: u64) {
     }
 }
 
-fn answer_create(vfs: &Vfs, reply: ReplyCreate, entry: &Entry, handle: u64) {
+fn answer_create(vfs: &Arc<Vfs>, reply: ReplyCreate, entry: &Entry, handle: u64) {
     let attr = file_attr(&entry.attr);
     let (number, generation) = (FileHandle(handle), Generation(entry.generation));
     let ttl = &entry.entry_ttl;

@@ -116,6 +116,13 @@ impl Alone {
         })
     }
 
+    /// Waits until a script succeeds.
+    fn wait_for(&self, script: &str) -> Result<()> {
+        wait_until(SOON, script, || {
+            Ok(self.try_sh(script)?.status.success().then_some(()))
+        })
+    }
+
     fn wait_error(&self, name: &str, words: &str) -> Result<()> {
         wait_until(
             SOON,
@@ -465,7 +472,7 @@ fn odd_names_reach_the_prefix_and_come_back_and_swapped_files_do_not() -> Result
     // Everything here is lost, and comes back from the prefix.
     node.sh("$SCRFS unmount /scr --purge")?;
     node.mount()?;
-    node.sh("until [ -e /scr/odd ]; do sleep 0.05; done")?;
+    node.wait_for("[ -e /scr/odd ]")?;
     ensure!(sum("/scr/odd")? == written, "other names after a fetch");
 
     // Whoever can write to the cache puts a link to a secret in the place of a file.
@@ -479,4 +486,33 @@ fn odd_names_reach_the_prefix_and_come_back_and_swapped_files_do_not() -> Result
         node.sh("find $P -type f -not -name secret -exec cat {} + | grep -c classified; true")?;
     ensure!(found == "0", "the secret was followed into the prefix");
     Ok(())
+}
+
+#[test]
+fn pointer_files_reach_the_prefix_after_what_they_name_and_come_back() -> Result<()> {
+    let node = Alone::new(256 << 20)?;
+    // Of these, every second checkpoint is flushed.
+    let mount = "SCR_FLUSH=2 $MOUNT $P";
+    node.sh(mount)?;
+    node.sh("echo before > /scr/notes")?;
+    node.wait_for("[ \"$(cat $P/notes)\" = before ]")?;
+    for step in 1..=4 {
+        node.commit(&format!("ckpt.{step}"), 20_000)?;
+        node.sh(&format!("echo ckpt.{step} > /scr/latest"))?;
+    }
+    node.wait_state("ckpt.4", "flushed")?;
+    node.wait_for("[ \"$(cat $P/latest)\" = ckpt.4 ]")?;
+    // One that will never be there is never named there.
+    node.commit("ckpt.5", 100)?;
+    node.sh("echo ckpt.5 > /scr/latest && chmod 640 /scr/latest")?;
+    node.sh("$SCRFS unmount /scr --purge")?;
+    ensure!(node.sh("cat $P/latest; ls $P")? == "ckpt.4\nckpt.2\nckpt.4\nlatest\nnotes");
+    // A new job finds them.
+    node.sh(mount)?;
+    ensure!(node.sh("cat /scr/latest /scr/notes")? == "ckpt.4\nbefore");
+    node.sh("rm /scr/notes && echo theirs > $P/mine && echo ours > /scr/mine")?;
+    node.wait_for("! [ -e $P/notes ]")?;
+    node.wait_for("grep -q 'mine.*not ours' $C/daemon.log")?;
+    ensure!(node.sh("cat $P/mine")? == "theirs");
+    node.sh("$SCRFS unmount /scr --now").map(drop)
 }

@@ -135,3 +135,23 @@ must on 1 test -e /scr/a/of.1
 "#
     .replace("RENAME", &rename))
 }
+
+#[test]
+fn a_pointer_file_is_the_same_on_all_nodes_after_close() -> Result<()> {
+    job(r#"
+must on 1 "echo step_1 > /scr/latest"
+for node in 1 2 3; do must on $node "test \"\$(cat /scr/latest)\" = step_1"; done
+must on 2 "echo step_2 > /scr/latest.tmp && mv /scr/latest.tmp /scr/latest"
+must on 3 "ln -s step_2 /scr/best.tmp && mv -T /scr/best.tmp /scr/best"
+for node in 1 2 3; do
+    must on $node "test \"\$(cat /scr/latest)\" = step_2"
+    must on $node "test \"\$(readlink /scr/best)\" = step_2"
+    must_not on $node test -e /scr/latest.tmp
+    must_not on $node "mkdir /scr/latest 2>/dev/null"
+done
+must on 3 rm /scr/latest
+for node in 1 2 3; do must_not on $node test -e /scr/latest; done
+must on 1 "chmod 600 /scr/best 2>/dev/null; mkdir /scr/latest"
+must_not on 2 "echo x > /scr/latest 2>/dev/null"
+"#)
+}

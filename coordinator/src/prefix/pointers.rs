@@ -166,6 +166,7 @@ fn system_time((seconds, nanos): (i64, u32)) -> SystemTime {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

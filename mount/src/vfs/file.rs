@@ -210,12 +210,12 @@ impl Vfs {
     }
 
     /// A handle is gone.
-    pub fn release(&self, handle: u64) {
+    pub fn release(self: &Arc<Self>, handle: u64) {
         let Some(open) = self.handles.remove(handle) else {
             return;
         };
         if let Open::Pointer { file, writable, .. } = &*open {
-            Self::release_pointer(file, *writable);
+            self.release_pointer(file, *writable);
         }
         if let Open::File {
             inode,

@@ -1,7 +1,10 @@
 //! Pointer files: plain files and symbolic links at the top, the same on every node.
 //!
 //! One is held in memory and replaced as a whole. While a program writes it, the change is this node's
-//! own; when the handle is closed or synced, every node gets it, and the close returns after that.
+//! own; when the handle is closed or synced, every node gets it, and the close returns after that. Of
+//! several who write at once, the one who closes last has the last word. A file that was only made or
+//! emptied is given out when its last handle is gone, and nobody waits: a shell closes a copy of its
+//! handle before it writes, and nobody shall read the empty file in between.
 //! A new content that comes from elsewhere, or by a rename, gets a new inode, as a file that is
 //! replaced does: who has the old one open goes on with the old one.
 //!
@@ -41,10 +44,29 @@ struct State {
     pointer: Pointer,
     atime: (i64, u32),
     ctime: (i64, u32),
-    /// Other nodes do not have this content yet.
-    dirty: bool,
+    /// What other nodes do not have yet.
+    change: Change,
+    /// Requests under way that give it to them.
+    asked: u32,
     /// Handles that may write.
     writers: u32,
+}
+
+/// How far the content here is ahead.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Change {
+    None,
+    /// Made, or emptied.
+    Emptied,
+    /// Anything else.
+    Written,
+}
+
+impl State {
+    /// Whether a program of this node is not done with it.
+    fn is_held(&self) -> bool {
+        self.change > Change::None || self.asked > 0 || self.writers > 0
+    }
 }
 
 impl PointerFile {
@@ -96,7 +118,7 @@ struct Table {
 }
 
 impl Table {
-    fn make(&mut self, name: &Name, pointer: Pointer, dirty: bool) -> Arc<PointerFile> {
+    fn make(&mut self, name: &Name, pointer: Pointer, change: Change) -> Arc<PointerFile> {
         self.next += 1;
         let file = Arc::new(PointerFile {
             ino: VIRTUAL_BIT | POINTER_BIT | self.next,
@@ -105,7 +127,8 @@ impl Table {
                 atime: pointer.mtime,
                 ctime: now(),
                 pointer,
-                dirty,
+                change,
+                asked: 0,
                 writers: 0,
             }),
         });
@@ -113,12 +136,12 @@ impl Table {
         file
     }
 
-    /// Another file takes the name, or none. A writer that has not closed yet keeps it, and will
-    /// replace what is there now.
+    /// Another file takes the name, or none. Who writes the old one keeps it, and will replace what
+    /// is there then.
     fn unbind(&mut self, name: &Name) -> Option<Arc<PointerFile>> {
         let file = self.by_name.remove(name)?;
         let mut state = file.lock();
-        if !state.dirty {
+        if !state.is_held() {
             state.name = None;
         }
         drop(state);
@@ -235,8 +258,8 @@ impl Vfs {
         if all {
             let listed = |name: &Name| records.iter().any(|(known, _)| known == name);
             let strange = table.by_name.iter().filter(|(name, file)| {
-                // What was never closed is nobody else's business yet.
-                !listed(name) && !file.lock().dirty
+                // What nobody has been given yet is nobody else's business.
+                !listed(name) && !file.lock().is_held()
             });
             gone.extend(strange.map(|(name, _)| name.clone()));
         }
@@ -267,7 +290,7 @@ impl Vfs {
                     drop(state);
                     table.by_name.insert(name, file);
                 }
-                None => drop(table.make(&name, pointer, false)),
+                None => drop(table.make(&name, pointer, Change::None)),
             }
         }
     }
@@ -277,7 +300,9 @@ impl Vfs {
         changes.iter().all(|PointerChange { name, pointer }| {
             match (self.pointers.find(name), pointer) {
                 (None, None) => true,
-                (Some(file), Some(pointer)) => file.holds(pointer) && !file.lock().dirty,
+                (Some(file), Some(pointer)) => {
+                    file.holds(pointer) && file.lock().change == Change::None
+                }
                 _ => false,
             }
         })
@@ -309,7 +334,11 @@ impl Vfs {
     /// Opens one.
     pub(super) fn open_pointer(&self, file: Arc<PointerFile>, flags: i32) -> FsResult<u64> {
         if flags & libc::O_TRUNC != 0 {
-            resize(&mut file.lock(), 0)?;
+            let mut state = file.lock();
+            let before = state.change;
+            resize(&mut state, 0)?;
+            state.change = before.max(Change::Emptied);
+            state.pointer.mtime = now();
         }
         Ok(self.pointer_handle(file, flags))
     }
@@ -348,7 +377,7 @@ impl Vfs {
         let mut table = self.pointers.lock();
         let file = match table.by_name.get(&name) {
             Some(file) => Arc::clone(file),
-            None => table.make(&name, pointer, true),
+            None => table.make(&name, pointer, Change::Emptied),
         };
         drop(table);
         let opened = self
@@ -445,7 +474,7 @@ impl Vfs {
         };
         bytes[start..end].copy_from_slice(data);
         state.pointer.mtime = now();
-        state.dirty = true;
+        state.change = Change::Written;
         Ok(data.len())
     }
 
@@ -456,11 +485,13 @@ impl Vfs {
         answer: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         let mut state = file.lock();
-        let Some(name) = state.name.clone().filter(|_| state.dirty) else {
+        let changed = state.change;
+        let Some(name) = state.name.clone().filter(|_| changed > Change::None) else {
             drop(state);
             return answer(Ok(()));
         };
-        state.dirty = false;
+        state.change = Change::None;
+        state.asked += 1;
         let pointer = state.pointer.clone();
         drop(state);
         let what = Request::Point {
@@ -469,9 +500,12 @@ impl Vfs {
         };
         let file = Arc::clone(file);
         self.ask(what, move |result| {
+            let mut state = file.lock();
+            state.asked = state.asked.saturating_sub(1);
             if result.is_err() {
-                file.lock().dirty = true;
+                state.change = state.change.max(changed);
             }
+            drop(state);
             answer(result);
         });
     }
@@ -487,15 +521,22 @@ impl Vfs {
                 file,
                 writable: true,
                 ..
-            }) => self.commit_pointer(file, answer),
+            }) if file.lock().change == Change::Written => self.commit_pointer(file, answer),
             _ => answer(Ok(())),
         }
     }
 
-    pub(super) fn release_pointer(file: &PointerFile, writable: bool) {
+    /// The last copy of a handle is gone.
+    pub(super) fn release_pointer(self: &Arc<Self>, file: &Arc<PointerFile>, writable: bool) {
         if writable {
             let mut state = file.lock();
             state.writers = state.writers.saturating_sub(1);
+            drop(state);
+            self.commit_pointer(file, |result| {
+                if let Err(error) = result {
+                    tracing::error!(%error, "a file at the top was made or emptied on this node only");
+                }
+            });
         }
     }
 
@@ -528,7 +569,7 @@ impl Vfs {
         pointer.mtime = time(pointer.mtime, wanted.mtime);
         state.atime = time(state.atime, wanted.atime);
         state.ctime = now();
-        state.dirty = true;
+        state.change = Change::Written;
         let later = state.writers > 0;
         drop(state);
         let attr = file.attr();
@@ -630,6 +671,6 @@ fn resize(state: &mut State, size: u64) -> FsResult<()> {
         return Err(FsError::Invalid);
     };
     bytes.resize(size, 0);
-    state.dirty = true;
+    state.change = Change::Written;
     Ok(())
 }
