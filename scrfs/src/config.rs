@@ -175,7 +175,12 @@ impl CommitConfig {
     /// it looks temporary.
     pub fn triggers_of(&self, name: &[u8]) -> impl Iterator<Item = &Trigger> {
         let matching = move |trigger: &&Trigger| trigger.pattern.matches(name);
-        let first = self.triggers.iter().filter(matching).map(|it| it.tier).min();
+        let first = self
+            .triggers
+            .iter()
+            .filter(matching)
+            .map(|it| it.tier)
+            .min();
         let first = first.filter(|_| !self.is_temporary(name));
         let all = self.triggers.iter().filter(matching);
         all.filter(move |trigger| Some(trigger.tier) == first)

@@ -6,7 +6,7 @@
 //! ([`Vfs::publish`]).
 //!
 //! - [`namespace`] datasets by name, and what the coordinator says of them
-//! - [`dir`] names inside datasets and at the top; `file` bytes; [`attr`] attributes
+//! - [`dir`] names inside datasets and at the top, [`rename`] their renames; `file` bytes; [`attr`] attributes
 //! - [`control_dir`] the virtual `.scr`; [`alias`] renames that come after the commit
 //! - [`view`] sealed datasets of several nodes as a whole, and [`far`] the bytes of other nodes
 //! - [`triggers`] commits that no program asks for
@@ -31,6 +31,7 @@ pub mod handle;
 pub mod inode;
 pub mod namespace;
 pub mod pointers;
+pub mod rename;
 pub mod requests;
 pub mod triggers;
 pub mod view;

@@ -10,8 +10,8 @@ mod stores;
 use crate::config::document::{Document, KEYS, Table, unknown_key};
 use crate::config::value::{self, ConfigError, Origin, Raw, Read, Setting};
 use crate::config::{
-    AdviceConfig, Config, DatasetRule, FlushConfig, Known, LogConfig, Pattern,
-    Provenance, RestartConfig, Sources,
+    AdviceConfig, Config, DatasetRule, FlushConfig, Known, LogConfig, Pattern, Provenance,
+    RestartConfig, Sources,
 };
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
