@@ -141,7 +141,10 @@ impl Handles {
         let of = |open: &Arc<Open>| match &**open {
             Open::File { inode, .. } | Open::Directory { inode, .. } => Some(inode.dataset),
             Open::Far(reader) => Some(reader.file.dataset),
-            Open::RemoteDirectory { .. } | Open::Listing(_) | Open::Content(_) => None,
+            Open::RemoteDirectory { .. }
+            | Open::Listing(_)
+            | Open::Content(_)
+            | Open::Pointer { .. } => None,
         };
         table.values().filter_map(of).collect()
     }

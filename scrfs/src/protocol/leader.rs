@@ -24,8 +24,8 @@ use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
 use agree::Proposal;
-use room::Room;
 use point::Pointing;
+use room::Room;
 use std::collections::{BTreeMap, BTreeSet};
 use work::{Retry, Working};
 

@@ -93,8 +93,7 @@ pub fn decide(
         if let (Some(complete), true) = (complete, record.seal.is_some()) {
             // One that somebody has taken out of the prefix is not safe there any more.
             let flushed = complete.iter().find(same);
-            record.flushed =
-                flushed.map(|flushed| record.flushed.or(flushed.flushed).unwrap_or(0));
+            record.flushed = flushed.map(|flushed| record.flushed.or(flushed.flushed).unwrap_or(0));
         }
         record.flushing = false;
         let found = match record.seal.clone() {
