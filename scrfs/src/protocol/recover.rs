@@ -289,3 +289,73 @@ pub fn assign(
     }
     assigned
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Class;
+    use crate::layout::record::PartSummary;
+    use crate::protocol::message::InventoryEntry;
+    use crate::redundancy::Scheme;
+
+    /// A dataset that was flushed, then evicted on its only node.
+    fn evicted() -> DatasetRecord {
+        DatasetRecord {
+            id: DatasetId(1),
+            name: Name::new(b"ckpt.1").expect("a name"),
+            committed_from: None,
+            class: Class::Checkpoint,
+            checkpoint: Some(1),
+            phase: Phase::Evicted,
+            epoch: Epoch(1),
+            created: 1,
+            sealed: Some(2),
+            protected: Some(3),
+            flushing: false,
+            flushed: Some(4),
+            seal: Some(Seal {
+                epoch: Epoch(1),
+                scheme: Scheme::Single,
+                chunk_bytes: 4096,
+                unit_bytes: 4096,
+                sets: vec![vec![Slot(0)]],
+                parts: vec![PartSummary {
+                    log_bytes: 1,
+                    files: 1,
+                    manifest_crc: 7,
+                }],
+            }),
+            error: None,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        }
+    }
+
+    fn begun_with(complete: Option<&[DatasetRecord]>) -> DatasetRecord {
+        let entry = InventoryEntry {
+            record: evicted(),
+            parts: Vec::new(),
+            copies: Vec::new(),
+        };
+        let inventory = Inventory {
+            datasets: vec![entry],
+            ..Inventory::default()
+        };
+        let all = BTreeMap::from([(Rank(0), inventory)]);
+        let mut beginning = decide(&all, complete, Epoch(2), false);
+        let found = beginning.datasets.remove(&DatasetId(1)).expect("known");
+        found.record
+    }
+
+    #[test]
+    fn what_was_taken_out_of_the_prefix_is_not_safe_there_any_more() {
+        let kept = begun_with(Some(&[evicted()]));
+        assert_eq!((kept.phase, kept.flushed), (Phase::Evicted, Some(4)));
+        let removed = begun_with(Some(&[]));
+        assert_eq!((removed.phase, removed.flushed), (Phase::Lost, None));
+        // A prefix that cannot be read says nothing.
+        let unknown = begun_with(None);
+        assert_eq!((unknown.phase, unknown.flushed), (Phase::Evicted, Some(4)));
+    }
+}
