@@ -407,13 +407,6 @@ fn serve_inner(
     std::fs::write(cache.daemon(), &daemon_text)
         .with_context(|| format!("cannot write {}", cache.daemon().display()))?;
     let commit = plan.config.commit.clone();
-    for trigger in commit.triggers.iter().filter(|it| it.when.needs_top_file()) {
-        tracing::warn!(
-            %trigger,
-            "this trigger never comes: programs cannot make plain files at the top of the mount \
-             yet; use `scrfs commit NAME`"
-        );
-    }
     let grace = Duration::from_secs(commit.grace_seconds);
     let (uid, gid) = (
         nix::unistd::geteuid().as_raw(),

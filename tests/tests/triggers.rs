@@ -216,3 +216,67 @@ must_not on 1 "touch /scr/final/more 2>/dev/null"
 "#,
     )
 }
+
+#[test]
+fn megatron_commits_what_the_tracker_names_and_keeps_the_tracker() -> Result<()> {
+    job(
+        "megatron",
+        "1",
+        &[],
+        r#"
+for step in 0000010 0000020; do
+    d=/scr/iter_$step
+    must on 1 "mkdir -p $d/mp_rank_00 $d/mp_rank_01"
+    for node in 1 2; do must on $node "echo $node > $d/mp_rank_0$((node - 1))/model_optim_rng.pt"; done
+    stays_open iter_$step
+    must on 1 "echo $step | sed 's/^0*//' | tr -d '\\n' > /scr/latest_checkpointed_iteration.txt"
+    seals iter_$step
+    for node in 1 2; do
+        says $node $d/mp_rank_00/model_optim_rng.pt 1
+        says $node $d/mp_rank_01/model_optim_rng.pt 2
+    done
+done
+for node in 1 2; do says $node /scr/latest_checkpointed_iteration.txt 20; done
+"#,
+    )
+}
+
+#[test]
+fn deepspeed_waits_for_ranks_that_write_after_latest() -> Result<()> {
+    job(
+        "deepspeed",
+        "2",
+        &[],
+        r#"
+d=/scr/global_step8
+must on 1 "mkdir $d && echo 0 > $d/mp_rank_00_model_states.pt"
+slowly 2 $d/zero_pp_rank_1_mp_rank_00_optim_states.pt late
+must on 1 "echo 0 > $d/zero_pp_rank_0_mp_rank_00_optim_states.pt && printf global_step8 > /scr/latest"
+stays_open global_step8
+go_on 2 late
+seals global_step8
+for node in 1 2; do
+    says $node $d/zero_pp_rank_1_mp_rank_00_optim_states.pt 'half\nrest'
+    says $node /scr/latest global_step8
+done
+"#,
+    )
+}
+
+#[test]
+fn nemo_commits_when_the_mark_beside_the_checkpoint_is_removed() -> Result<()> {
+    job(
+        "nemo",
+        "1",
+        &[],
+        r#"
+d=/scr/model--step=5
+must on 1 "touch /scr/model--step=5-unfinished && mkdir $d && echo 1 > $d/common.pt"
+must on 2 "test -e /scr/model--step=5-unfinished && echo 2 > $d/__1_0.distcp"
+stays_open model--step=5
+must on 1 rm /scr/model--step=5-unfinished
+seals model--step=5
+for node in 1 2; do says $node $d/__1_0.distcp 2; must_not on $node test -e $d-unfinished; done
+"#,
+    )
+}

@@ -253,6 +253,19 @@ impl Vfs {
 
     /// They are now as the records say; if `all`, there are no others.
     pub fn publish_pointers(&self, all: bool, records: Vec<(Name, PointerRecord)>) {
+        let news = if all { Vec::new() } else { records.clone() };
+        self.show_pointers(all, records);
+        for (name, record) in news {
+            match record.pointer.map(|pointer| pointer.content) {
+                Some(Content::File(bytes) | Content::Link(bytes)) => {
+                    self.tell_pointer_written(&name, &bytes);
+                }
+                None => self.tell_pointer_removed(&name),
+            }
+        }
+    }
+
+    fn show_pointers(&self, all: bool, records: Vec<(Name, PointerRecord)>) {
         let mut table = self.pointers.lock();
         let mut gone: Vec<Name> = Vec::new();
         if all {

@@ -106,17 +106,6 @@ impl Trigger {
     }
 }
 
-impl When {
-    /// Whether it goes by a plain file at the top.
-    #[must_use]
-    pub fn needs_top_file(&self) -> bool {
-        matches!(
-            self,
-            Self::Pointer { .. } | Self::Removed(RemovedMarker::Beside { .. })
-        )
-    }
-}
-
 impl fmt::Display for Trigger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} when ", self.pattern.as_str())?;
