@@ -18,7 +18,7 @@ use crate::part::{Part, SealedPart, records};
 use crate::parts::Parts;
 use crate::transfer::source::Loan;
 use bytes::Bytes;
-use scrfs::control::{PIECE_BYTES_MAX, Piece, Refusal};
+use scrfs::control::{FRAME_BYTES_MAX, PIECE_BYTES_MAX, Piece, Refusal};
 use scrfs::id::{DatasetId, Rank, Slot};
 use scrfs::layout::envelope::crc32c;
 use scrfs::layout::path::{CachePaths, Keep};
@@ -210,7 +210,7 @@ impl Pieces {
             return;
         };
         let fits = |bytes: &[u8]| match asked.wanted.piece {
-            Piece::Manifest => true,
+            Piece::Manifest => bytes.len() <= MANIFEST_BYTES_MAX,
             Piece::Log { len, .. } => bytes.len() == len as usize,
         };
         match result {
@@ -254,9 +254,13 @@ impl Pieces {
         tasks: &Tasks,
         todo: &mut Todo,
     ) {
-        let here = match check(parts.record(wanted.dataset), &wanted) {
+        let record = parts.record(wanted.dataset);
+        // The asker has been told of the seal; the same order may still be on its way to here.
+        let is_early = record.is_none_or(|record| record.phase == Phase::Open);
+        let here = match check(record, &wanted) {
             Ok(()) if is_here(parts.paths(), &wanted) => Ok(()),
             Ok(()) => Err(Refusal::Missing),
+            Err(_) if is_early => Err(Refusal::Again),
             Err(refusal) => Err(refusal),
         };
         match here {
@@ -310,6 +314,10 @@ impl Pieces {
         Bytes::from_owner(Loan::new(bytes.into(), &self.lent))
     }
 }
+
+/// Longest manifest that is passed to a daemon: it has to fit into one frame. Enough for some
+/// hundred thousand files a node.
+const MANIFEST_BYTES_MAX: usize = FRAME_BYTES_MAX - (1 << 20);
 
 /// What a piece weighs while it is read.
 fn bytes_of(wanted: &Wanted) -> u64 {
@@ -424,6 +432,16 @@ fn read_manifest(
         let bytes = PosixStore::new().get(&path).ok().flatten()?;
         let stored = records::decode_manifest(sealed.part, &path, &bytes);
         match stored.and_then(|stored| sealed.check_manifest(&path, &stored)) {
+            Ok(()) if bytes.len() > MANIFEST_BYTES_MAX => {
+                let length = bytes.len();
+                tracing::error!(
+                    ?path,
+                    length,
+                    most = MANIFEST_BYTES_MAX,
+                    "too long to be served"
+                );
+                None
+            }
             Ok(()) => Some(Bytes::from(bytes)),
             Err(error) => {
                 tracing::error!(%error, "a manifest that is not served");

@@ -21,7 +21,7 @@ const COMMITS: u32 = 20;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct BenchArgs {
-    /// The store to measure on
+    /// The store to measure on; `tmpfs` is a private one, beside plain /dev/shm
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     store: PathBuf,
     /// MiB of the files that are written and read, a multiple of 16
@@ -59,7 +59,17 @@ struct Bench {
 
 impl Bench {
     fn mount(store: &Path, served: bool) -> Result<Self> {
-        let root = store.join(format!("scrfs-bench.{}", std::process::id()));
+        let private = store == Path::new("tmpfs");
+        let beside = if private {
+            Path::new("/dev/shm")
+        } else {
+            store
+        };
+        let root = beside.join(format!("scrfs-bench.{}", std::process::id()));
+        let cache = match private {
+            true => store.to_owned(),
+            false => root.join("cache"),
+        };
         for name in ["mnt", "raw", "cache", "prefix"] {
             let path = root.join(name);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -69,7 +79,7 @@ impl Bench {
             .arg("mount")
             .arg(bench.mountpoint())
             .arg("--cache")
-            .arg(bench.root.join("cache"))
+            .arg(cache)
             .arg("--prefix")
             .arg(bench.root.join("prefix"))
             .args(["--job", "bench"])
@@ -233,7 +243,10 @@ fn measure(args: &BenchArgs) -> Result<Vec<Figure>> {
             figures.push(commits(&bench.mountpoint())?);
         }
     }
-    let store = args.store.to_string_lossy().into_owned();
+    let store = match args.store.to_string_lossy().into_owned() {
+        private if private == "tmpfs" => "/dev/shm".to_owned(),
+        store => store,
+    };
     progress("four nodes", "encode");
     figures.extend(coordinator(&["bench", "--directory", &store], args)?);
     Ok(figures)
