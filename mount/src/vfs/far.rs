@@ -8,7 +8,7 @@
 //!
 //! Invariants: a read is answered once, with exactly the bytes of the file, or with an error; holes are
 //! zeros and are never fetched. A block is fetched once at a time, however many wait for it. Memory is
-//! bounded: [`KEPT`] blocks kept, [`IN_FLIGHT_MAX`] on their way, and what each waiting read asked for.
+//! bounded: `KEPT` blocks kept, `IN_FLIGHT_MAX` on their way, and what each waiting read asked for.
 //!
 //! What it does not do: checksums. The coordinator has checked what it brings against those of the
 //! seal; here only its length is.
