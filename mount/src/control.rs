@@ -83,7 +83,8 @@ pub struct Server {
     facts: Facts,
     process: Sender<ProcessCommand>,
     inner: Mutex<Inner>,
-    gone: Condvar,
+    /// A coordinator has gone, or its recovery has ended.
+    changed: Condvar,
 }
 
 /// An address that is short enough, for a socket whose path may not be. The descriptor must live
@@ -136,7 +137,7 @@ impl Server {
             facts,
             process,
             inner,
-            gone: Condvar::new(),
+            changed: Condvar::new(),
         })
     }
 
@@ -180,6 +181,17 @@ impl Server {
             .map(|link| (link.epoch, link.ready))
     }
 
+    /// Waits until recovery has ended, so that programs find what was there before; `false` when it
+    /// takes longer than that.
+    pub fn wait_ready(&self, patience: Duration) -> bool {
+        let is_ready = |inner: &mut Inner| inner.link.as_ref().is_some_and(|link| link.ready);
+        let (inner, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), patience, |inner| !is_ready(inner))
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.link.as_ref().is_some_and(|link| link.ready)
+    }
+
     /// The supervisor's order: no epoch below this. Kills the coordinator of one.
     pub fn require_epoch(&self, epoch_min: Epoch) {
         let mut inner = self.lock();
@@ -192,7 +204,7 @@ impl Server {
         kill(&link);
         let _ = link.stream.shutdown(Shutdown::Both);
         self.vfs.coordinator_gone();
-        self.gone.notify_all();
+        self.changed.notify_all();
     }
 
     /// Tells the coordinator to finish and waits until it has gone; `true` when it has.
@@ -208,7 +220,7 @@ impl Server {
                 return false;
             }
             inner = self
-                .gone
+                .changed
                 .wait_timeout(inner, step)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
@@ -307,7 +319,7 @@ impl Server {
         drop(inner);
         if mine {
             self.vfs.coordinator_gone();
-            self.gone.notify_all();
+            self.changed.notify_all();
         }
     }
 
@@ -395,6 +407,7 @@ impl Server {
                 if let Some(link) = &mut self.lock().link {
                     link.ready = true;
                 }
+                self.changed.notify_all();
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! What can fail for a reason the user can mend is checked before the process splits in two, while
 //! stderr is still theirs; after that the ready pipe carries the error. The parent returns only when the
-//! mount answers.
+//! mount answers; with a coordinator of our own, only when programs find all that was there before.
 //!
 //! Invariants: one daemon a cache (a lock on `daemon.lock` that dies with the process); nothing in
 //! the cache is changed but by the coordinator, except by `--purge` after the unmount; the daemon is never
@@ -16,7 +16,7 @@ use crate::space::Space;
 use crate::store::{self, Place};
 use crate::vfs::{Settings, Vfs, alias};
 use crate::{mountpoint, sys};
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
@@ -37,6 +37,8 @@ use std::time::{Duration, Instant};
 
 /// How long the mount may take to answer.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a coordinator of our own may take to learn what there was before.
+const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest pause before a solo coordinator that died is started again.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
@@ -491,9 +493,26 @@ fn serve_inner(
     };
     thread("ready", {
         let (ready, mountpoint) = (Arc::clone(ready), plan.mountpoint.clone());
+        let (server, is_solo) = (Arc::clone(&server), plan.solo);
+        let cache_root = cache.root().to_owned();
         move || {
             // Answered by the mount itself: so it is served.
-            let answered = std::fs::metadata(mountpoint.join(".scr"));
+            let answered = std::fs::metadata(mountpoint.join(".scr"))
+                .map(drop)
+                .with_context(|| format!("the mount {} does not answer", mountpoint.display()))
+                .and_then(|()| {
+                    // A program that sees no checkpoint starts from nothing: so what there is comes
+                    // first. With others, the launcher of the coordinators waits for that.
+                    ensure!(
+                        !is_solo || server.wait_ready(RECOVERY_PATIENCE),
+                        "{} is mounted, but after {} s it is not known what it holds; daemon.log \
+                         in {} tells why",
+                        mountpoint.display(),
+                        RECOVERY_PATIENCE.as_secs(),
+                        cache_root.display()
+                    );
+                    Ok(())
+                });
             if answered.is_ok() {
                 notify(sd_notify::NotifyState::Ready);
             }
@@ -501,7 +520,7 @@ fn serve_inner(
             if let Some(mut ready) = ready.take() {
                 let _ = match answered {
                     Ok(_) => write!(ready, "ready\n{daemon_text}"),
-                    Err(error) => writeln!(ready, "the mount does not answer: {error}"),
+                    Err(error) => writeln!(ready, "{error:#}"),
                 };
             }
         }
