@@ -17,6 +17,16 @@ pub mod tools;
 
 use std::time::{Duration, Instant};
 
+/// Leaves a test out, or a part of one, that this machine cannot do: says so, and fails where nothing
+/// may be left out (`SCRFS_REQUIRE_ALL`).
+pub fn leave_out(why: &str) {
+    assert!(
+        std::env::var_os("SCRFS_REQUIRE_ALL").is_none(),
+        "SCRFS_REQUIRE_ALL is set, but {why}"
+    );
+    eprintln!("left out: {why}");
+}
+
 /// Longest wait for a condition.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 

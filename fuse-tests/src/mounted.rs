@@ -42,7 +42,27 @@ pub struct Place {
     private: Option<String>,
 }
 
+/// A way to the bytes, with the options that choose it.
+pub type DataPath = (&'static str, &'static [&'static str]);
+
+/// Both: through the kernel, and through the daemon.
+pub const DATA_PATHS: [DataPath; 2] = [("passthrough", &[]), ("served", &["-o", "no_passthrough"])];
+
 impl Place {
+    /// Mounted, with one way to the bytes, for all users; `None` where the machine has not that way.
+    pub fn on_path(cache_bytes: u64, (name, options): DataPath) -> Option<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let place = Self::new(cache_bytes);
+        let everybody = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(place.root.path(), everybody).expect("its own directory");
+        place.mount(options);
+        let is_it = (place.status()["passthrough"] == true) == (name == "passthrough");
+        if !is_it {
+            crate::leave_out("this machine has no passthrough (Linux 6.9, and root)");
+        }
+        is_it.then_some(place)
+    }
+
     /// With a private tmpfs that the daemon mounts itself, where it may.
     pub fn private() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);

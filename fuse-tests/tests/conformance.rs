@@ -6,8 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it breaks")]
 
 use scrfs_fuse_tests::coordinator::{Coordinator, Manners};
-use scrfs_fuse_tests::mounted::{Place, text};
-use scrfs_fuse_tests::tools;
+use scrfs_fuse_tests::mounted::{DATA_PATHS, DataPath, Place, text};
+use scrfs_fuse_tests::{leave_out, tools};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,9 +17,6 @@ use std::process::Command;
 
 const MIB: u64 = 1 << 20;
 
-/// Both ways to the bytes.
-const PATHS: [(&str, &[&str]); 2] = [("passthrough", &[]), ("served", &["-o", "no_passthrough"])];
-
 /// A mount with an open dataset that everybody may use.
 struct Site {
     place: Place,
@@ -27,19 +24,8 @@ struct Site {
 }
 
 impl Site {
-    fn new(path_name: &str, options: &[&str]) -> Option<Self> {
-        let place = Place::new(2048 * MIB);
-        fs::set_permissions(
-            place.mnt().parent().unwrap(),
-            fs::Permissions::from_mode(0o755),
-        )
-        .unwrap();
-        place.mount(options);
-        let passthrough = place.status()["passthrough"] == true;
-        if (path_name == "passthrough") != passthrough {
-            eprintln!("skipped: this machine has no passthrough");
-            return None;
-        }
+    fn new(path: DataPath) -> Option<Self> {
+        let place = Place::on_path(2048 * MIB, path)?;
         let coordinator = place.coordinator(1, Manners::default());
         let site = Self {
             place,
@@ -110,7 +96,7 @@ fn pjdfstest(directory: &Path, config: &Path) -> BTreeMap<String, String> {
 #[test]
 fn pjdfstest_passes_wherever_it_passes_on_tmpfs() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: it changes users");
+        leave_out("only root may become other users");
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
@@ -141,8 +127,9 @@ fn pjdfstest_passes_wherever_it_passes_on_tmpfs() {
         assert!(!reason.trim().is_empty(), "{test} has no reason");
         assert!(raw.contains_key(test), "there is no {test}");
     }
-    for (path_name, options) in PATHS {
-        let Some(site) = Site::new(path_name, options) else {
+    for path in DATA_PATHS {
+        let path_name = path.0;
+        let Some(site) = Site::new(path) else {
             continue;
         };
         let ours = pjdfstest(&site.dataset(), &config);
@@ -181,8 +168,9 @@ fn fsx_finds_every_byte_where_it_wrote_it() {
     println!("SCRFS_SEED={seed}");
     let scratch = tempfile::tempdir().unwrap();
     let config = scratch.path().join("fsx.toml");
-    for (path_name, options) in PATHS {
-        let Some(site) = Site::new(path_name, options) else {
+    for path in DATA_PATHS {
+        let path_name = path.0;
+        let Some(site) = Site::new(path) else {
             continue;
         };
         for maps in [true, false] {
