@@ -671,7 +671,7 @@ impl Filesystem for Kernel {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -679,8 +679,9 @@ impl Filesystem for Kernel {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let (file, answer) = ((ino.0, fh.0), answer_empty(reply));
         self.vfs
-            .fallocate(ino.0, fh.0, mode, offset, length, answer_empty(reply));
+            .fallocate(caller(request), file, mode, offset, length, answer);
     }
 
     fn lseek(
@@ -700,7 +701,7 @@ impl Filesystem for Kernel {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -712,8 +713,9 @@ impl Filesystem for Kernel {
         reply: ReplyWrite,
     ) {
         let to = (ino_out.0, fh_out.0, offset_out);
+        let from = (fh_in.0, offset_in);
         self.vfs
-            .copy_range((fh_in.0, offset_in), to, len, move |result| match result {
+            .copy_range(caller(request), from, to, len, move |result| match result {
                 Ok(copied) => reply.written(copied as u32),
                 Err(error) => reply.error(errno(error)),
             });

@@ -353,8 +353,8 @@ impl Vfs {
     /// Reserves or punches.
     pub fn fallocate(
         self: &Arc<Self>,
-        ino: u64,
-        handle: u64,
+        caller: Caller,
+        (ino, handle): (u64, u64),
         mode: i32,
         offset: u64,
         length: u64,
@@ -362,7 +362,9 @@ impl Vfs {
     ) {
         let open = self.handles.get(handle);
         self.change_in(ino, answer, move |_, _| {
-            Ok(sys::fallocate(open?.file()?.as_fd(), mode, offset, length)?)
+            let open = open?;
+            let fd = open.file()?.as_fd();
+            Ok(caller.change_bytes(|| sys::fallocate(fd, mode, offset, length))?)
         });
     }
 
@@ -384,6 +386,7 @@ impl Vfs {
     /// Copies inside the cache.
     pub fn copy_range(
         self: &Arc<Self>,
+        caller: Caller,
         (from, from_offset): (u64, u64),
         (to_ino, to, to_offset): (u64, u64, u64),
         length: u64,
@@ -397,7 +400,8 @@ impl Vfs {
             let (from, to) = opens?;
             let length = usize::try_from(length.min(COPY_BYTES_MAX)).unwrap_or(usize::MAX);
             let (from, to) = (from.file()?.as_fd(), to.file()?.as_fd());
-            Ok(sys::copy_range(from, from_offset, to, to_offset, length)?)
+            let copy = || sys::copy_range(from, from_offset, to, to_offset, length);
+            Ok(caller.change_bytes(copy)?)
         });
     }
 
