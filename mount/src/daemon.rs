@@ -15,7 +15,7 @@ use crate::heartbeat::{Heartbeat, Pulse};
 use crate::space::Space;
 use crate::store::{self, Place};
 use crate::vfs::{Settings, Vfs, alias};
-use crate::{mountpoint, sys};
+use crate::{halt, mountpoint, sys};
 use anyhow::{Context, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -481,6 +481,15 @@ fn serve_inner(
         let running = Arc::clone(&running);
         move || space.run(&running.vfs, || running.ending.load(Ordering::Relaxed))
     })?;
+    if plan.solo {
+        let running = Arc::clone(&running);
+        let prefix = plan.config.prefix.clone();
+        thread("halt", move || {
+            halt::watch(&running.vfs, &prefix, || {
+                running.ending.load(Ordering::Relaxed)
+            });
+        })?;
+    }
     let solo = if plan.solo {
         let running = Arc::clone(&running);
         Some(

@@ -6,10 +6,12 @@
 
 use crate::control::Server;
 use crate::vfs::Vfs;
+use crate::vfs::namespace::Names;
 use scrfs::control::{Beat, Order};
 use scrfs::id::Epoch;
 use scrfs::layout::envelope::{self, Kind};
-use scrfs::layout::record::{EpochRecord, Phase};
+use scrfs::layout::record::{EpochRecord, Phase, State};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
@@ -108,8 +110,25 @@ impl Pulse {
             newest_sealed: sealed().map(|dataset| dataset.record.id).max(),
             pending: u32::try_from(pending.count()).unwrap_or(u32::MAX),
             lost: lost.map(|dataset| dataset.record.name.clone()),
+            checkpoint: names.newest_checkpoint(),
+            activity: self.activity(&names),
+            flushing: names
+                .iter()
+                .any(|dataset| dataset.record.state() == State::Flushing),
             clock: now_millis(),
         }
+    }
+
+    /// A number that changes with everything that shows that the job moves on.
+    fn activity(&self, names: &Names) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for dataset in names.iter() {
+            let record = &dataset.record;
+            (record.id.0, std::mem::discriminant(&record.state())).hash(&mut hasher);
+        }
+        self.vfs.settings().space.held_bytes().hash(&mut hasher);
+        self.vfs.signs().beats().hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Reads orders until `until`.
@@ -122,7 +141,10 @@ impl Pulse {
             }
             match socket.recv(&mut buffer) {
                 Ok(length) => match envelope::open::<Order>(Kind::Heartbeat, &buffer[..length]) {
-                    Ok(order) if order.token == token => self.server.require_epoch(order.epoch_min),
+                    Ok(order) if order.token == token => {
+                        self.vfs.signs().tell_exit(order.halt);
+                        self.server.require_epoch(order.epoch_min);
+                    }
                     Ok(_) => tracing::debug!("an order of another run"),
                     Err(error) => tracing::debug!(%error, "not an order"),
                 },

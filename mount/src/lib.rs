@@ -8,7 +8,7 @@
 //! - [`fuse`] the kernel's side; [`errno`] what programs see of an error; [`sys`] system calls
 //! - [`control`] the socket; [`daemon`] the process; [`mountpoint`] what lies under it
 //! - [`store`] where the cache lies; [`space`] how much of it may be used
-//! - [`heartbeat`] signs of life; [`cli`] commands
+//! - [`heartbeat`] signs of life; [`halt`] when programs are to end; [`cli`] commands
 //!
 //! Absent on purpose: MPI, redundancy, the prefix.
 
@@ -18,6 +18,7 @@ pub mod daemon;
 pub mod errno;
 pub mod fuse;
 pub mod gate;
+pub mod halt;
 pub mod heartbeat;
 pub mod mountpoint;
 pub mod space;

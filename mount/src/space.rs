@@ -343,6 +343,15 @@ impl Space {
         })
     }
 
+    /// Bytes of the store that are ours, as they were last measured: they change while programs write,
+    /// also by passthrough.
+    pub fn held_bytes(&self) -> u64 {
+        if self.is_private {
+            return self.device().map_or(0, |(_, used, _)| used);
+        }
+        self.lock().measured
+    }
+
     /// Whether a program may write now; always where the device itself holds the bound.
     pub fn is_full(&self) -> bool {
         !self.is_private

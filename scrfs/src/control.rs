@@ -489,6 +489,13 @@ pub struct Beat {
     /// The newest dataset that is lost, by name: more of it is gone than its scheme tolerates, and
     /// the prefix has none of it.
     pub lost: Option<Name>,
+    /// The number of the newest sealed checkpoint known here; 0 when there is none.
+    pub checkpoint: u64,
+    /// Another one whenever something has moved on: the state of a dataset, bytes in the cache, a
+    /// sign of life of the application's own.
+    pub activity: u64,
+    /// A dataset is on its way to the prefix.
+    pub flushing: bool,
     /// Milliseconds since the Unix epoch on this node's clock.
     pub clock: UnixMillis,
 }
@@ -502,6 +509,8 @@ pub struct Order {
     pub sequence: u64,
     /// Kill the coordinator of any epoch below this, and refuse its return.
     pub epoch_min: Epoch,
+    /// Programs are to end: what `.scr/should_exit` says.
+    pub halt: bool,
 }
 
 /// Writes one frame.

@@ -18,6 +18,7 @@ pub mod codec;
 pub mod config;
 pub mod control;
 pub mod fabric;
+pub mod halt;
 pub mod id;
 pub mod layout;
 pub mod name;

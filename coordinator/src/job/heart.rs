@@ -23,6 +23,7 @@ pub struct Heart {
     address: SocketAddr,
     token: u64,
     epoch_min: Epoch,
+    halt: bool,
     /// Who lives.
     pub members: Membership,
 }
@@ -57,6 +58,7 @@ impl Heart {
             address,
             token: random()?,
             epoch_min: Epoch(0),
+            halt: false,
             members,
         })
     }
@@ -83,6 +85,11 @@ impl Heart {
         for (to, sequence) in lives {
             self.order(to, sequence, epoch_min);
         }
+    }
+
+    /// What programs find in `.scr/should_exit`, from the next beats on.
+    pub fn halt(&mut self, halt: bool) {
+        self.halt = halt;
     }
 
     /// Takes in everything that has come.
@@ -138,6 +145,7 @@ impl Heart {
             token: self.token,
             sequence,
             epoch_min,
+            halt: self.halt,
         };
         // Lost or refused: the next beat is answered as well.
         let _ = self
@@ -209,6 +217,9 @@ mod tests {
                 newest_sealed: None,
                 pending: 0,
                 lost: None,
+                checkpoint: 0,
+                activity: 0,
+                flushing: false,
                 clock: 0,
             };
             Self { socket, beat }
@@ -273,6 +284,24 @@ mod tests {
         };
         let order: Order = envelope::open(Kind::Heartbeat, &buffer[..length]).expect("ours");
         assert_eq!(order.epoch_min, Epoch(u64::MAX));
+    }
+
+    #[test]
+    fn a_halt_goes_out_with_every_order() {
+        let mut heart = heart(Duration::from_secs(5));
+        let mut node = Fake::new(&heart, "a");
+        node.beat();
+        listen_until(&mut heart, |heart, _| heart.members.life("a").is_some());
+        assert!(!node.order().halt);
+        heart.halt(true);
+        node.beat();
+        listen_until(&mut heart, |heart, _| {
+            heart
+                .members
+                .life("a")
+                .is_some_and(|life| life.beat.sequence == 2)
+        });
+        assert!(node.order().halt);
     }
 
     #[test]

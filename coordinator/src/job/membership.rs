@@ -207,6 +207,9 @@ mod tests {
             newest_sealed: None,
             pending: 0,
             lost: None,
+            checkpoint: 0,
+            activity: 0,
+            flushing: false,
             clock: 1_000_000 + sequence * 100,
         }
     }

@@ -55,6 +55,12 @@ fn read(path: &Path, must_exist: bool) -> Result<Option<(PathBuf, String)>, Fail
 }
 
 impl ConfigOptions {
+    /// Whether the prefix was named, and is not just the current directory.
+    pub(super) fn names_prefix(&self) -> bool {
+        let set = |name| environment(name).is_some_and(|value| !value.is_empty());
+        self.prefix.is_some() || set("SCR_PREFIX") || set("SCRFS_PREFIX")
+    }
+
     /// The effective configuration. Everything wrong with it is wrong usage.
     pub(super) fn load(&self) -> Result<(Config, Provenance), Failure> {
         let mut cli = Vec::new();

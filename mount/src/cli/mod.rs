@@ -6,6 +6,7 @@
 mod bench;
 mod config;
 mod dataset;
+mod halt;
 mod mount;
 mod status;
 mod unmount;
@@ -88,6 +89,8 @@ enum Verb {
     Wait(dataset::WaitArgs),
     /// Copy datasets to the prefix now, and wait for it
     Flush(dataset::FlushArgs),
+    /// End the job by itself: now, soon, after so many checkpoints, in time
+    Halt(halt::HaltArgs),
     /// The effective configuration, and where each value came from
     Config(config::ConfigArgs),
     /// This machine's figures, each beside its limit, in one run
@@ -95,6 +98,12 @@ enum Verb {
     /// The whole life of a job; see `scrfs run --help`
     #[command(disable_help_flag = true)]
     Run {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Which nodes are fit for use, and why the others are not; see `scrfs nodes --help`
+    #[command(disable_help_flag = true)]
+    Nodes {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<std::ffi::OsString>,
     },
@@ -122,9 +131,11 @@ pub fn main() -> ExitCode {
         Verb::Commit(args) => dataset::commit(&args),
         Verb::Wait(args) => dataset::wait(&args),
         Verb::Flush(args) => dataset::flush(&args),
+        Verb::Halt(args) => halt::run(&args),
         Verb::Config(args) => config::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Run { args } => exec_program("scrfs-coordinator", "run", &args),
+        Verb::Nodes { args } => exec_program("scrfs-coordinator", "nodes", &args),
         Verb::Completions { shell } => completions(&shell),
     };
     match result {

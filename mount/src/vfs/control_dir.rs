@@ -1,12 +1,15 @@
 //! The virtual directory `.scr`: what scrfs knows, readable from any language.
 //!
 //! Everything is made anew at each lookup, listing or open, and the kernel may keep none of it (all
-//! lifetimes are zero, files are read past the page cache), so that it is never stale. Read-only.
+//! lifetimes are zero, files are read past the page cache), so that it is never stale. Read-only, but for
+//! the heartbeat.
 //!
 //! ```text
 //! status/<name>.<state>   JSON of a dataset      restart      link to the dataset to restart from
 //! nodes/<name>            JSON of a node         incomplete/  datasets left unsealed by earlier runs
 //! config                  effective settings     daemon       this daemon: pid, socket, how data goes
+//! should_exit             1 when programs are to end, else 0
+//! heartbeat               written or touched by a program that wants to be known to live
 //! ```
 
 use super::attr::Attr;
@@ -40,6 +43,10 @@ pub enum ControlNode {
     Config,
     /// `daemon`
     Daemon,
+    /// `should_exit`
+    ShouldExit,
+    /// `heartbeat`
+    Heartbeat,
     /// One file of `status/`.
     DatasetFile(DatasetId),
     /// One file of `nodes/`, by rank.
@@ -47,7 +54,7 @@ pub enum ControlNode {
 }
 
 const KIND_SHIFT: u32 = 48;
-const FIXED: [(ControlNode, &[u8]); 7] = [
+const FIXED: [(ControlNode, &[u8]); 9] = [
     (ControlNode::Top, b".scr"),
     (ControlNode::Status, b"status"),
     (ControlNode::Nodes, b"nodes"),
@@ -55,6 +62,8 @@ const FIXED: [(ControlNode, &[u8]); 7] = [
     (ControlNode::Restart, b"restart"),
     (ControlNode::Config, b"config"),
     (ControlNode::Daemon, b"daemon"),
+    (ControlNode::ShouldExit, b"should_exit"),
+    (ControlNode::Heartbeat, b"heartbeat"),
 ];
 
 impl ControlNode {
@@ -94,7 +103,12 @@ impl ControlNode {
         match self {
             Self::Top | Self::Status | Self::Nodes | Self::Incomplete => libc::S_IFDIR,
             Self::Restart => libc::S_IFLNK,
-            Self::Config | Self::Daemon | Self::DatasetFile(_) | Self::NodeFile(_) => libc::S_IFREG,
+            Self::Config
+            | Self::Daemon
+            | Self::ShouldExit
+            | Self::Heartbeat
+            | Self::DatasetFile(_)
+            | Self::NodeFile(_) => libc::S_IFREG,
         }
     }
 }
@@ -299,6 +313,7 @@ impl Vfs {
         let mode = match kind {
             libc::S_IFDIR => 0o555,
             libc::S_IFLNK => 0o777,
+            _ if control == ControlNode::Heartbeat => 0o666,
             _ => 0o444,
         };
         let time = match control {
@@ -344,6 +359,15 @@ impl Vfs {
         match control {
             ControlNode::Config => Ok(self.settings().config_text.clone().into_bytes()),
             ControlNode::Daemon => Ok(self.settings().daemon_text.clone().into_bytes()),
+            ControlNode::ShouldExit => {
+                let text: &[u8] = if self.signs().should_exit() {
+                    b"1\n"
+                } else {
+                    b"0\n"
+                };
+                Ok(text.to_vec())
+            }
+            ControlNode::Heartbeat => Ok(format!("{}\n", self.signs().beats()).into_bytes()),
             ControlNode::DatasetFile(id) => {
                 let names = self.read_names();
                 let current = names.restart().map(|dataset| dataset.record.id);
@@ -409,6 +433,8 @@ impl Vfs {
             ControlNode::Restart
             | ControlNode::Config
             | ControlNode::Daemon
+            | ControlNode::ShouldExit
+            | ControlNode::Heartbeat
             | ControlNode::DatasetFile(_)
             | ControlNode::NodeFile(_) => return Err(FsError::NotDirectory),
         }

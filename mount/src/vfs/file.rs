@@ -7,6 +7,7 @@
 //! Invariant: a writable handle is counted in the gate before the program knows its open has succeeded,
 //! and is counted out exactly once, at the kernel's release.
 
+use super::control_dir::ControlNode;
 use super::far::Reader;
 use super::handle::{Listed, Open, Whole, WholeListing};
 use super::inode::{Backing, Inode, ROOT};
@@ -76,6 +77,9 @@ impl Vfs {
     ) {
         let inode = match self.node(ino) {
             Ok(Node::File(inode)) => inode,
+            Ok(Node::Control(ControlNode::Heartbeat)) if is_writable(flags) => {
+                return answer(Ok(self.handles.insert(Open::Heartbeat).0));
+            }
             Ok(Node::Control(_)) if is_writable(flags) => {
                 return answer(Err(FsError::NotPermitted));
             }
@@ -281,6 +285,10 @@ impl Vfs {
         privileged: bool,
     ) -> FsResult<usize> {
         let open = self.handles.get(handle)?;
+        if matches!(&*open, Open::Heartbeat) {
+            self.signs().beat();
+            return Ok(data.len());
+        }
         if let Open::Pointer { file, append, .. } = &*open {
             return Self::write_pointer(file, offset, data, *append);
         }
@@ -336,6 +344,11 @@ impl Vfs {
         wanted: SetAttr,
         answer: impl FnOnce(FsResult<Attr>) + Send + 'static,
     ) {
+        if let Ok(Node::Control(heartbeat @ ControlNode::Heartbeat)) = self.node(ino) {
+            // Emptied before it is written, or touched. It keeps its mode and owner.
+            self.signs().beat();
+            return answer(self.control_attr(heartbeat));
+        }
         if let Ok(Node::Pointer(file)) = self.node(ino) {
             return self.set_pointer_attr(&file, &wanted, answer);
         }
@@ -448,6 +461,7 @@ impl Vfs {
             | Open::File { .. }
             | Open::Content(_)
             | Open::Far(_)
+            | Open::Heartbeat
             | Open::Pointer { .. } => {
                 return answer(self.readdir_here(ino, &open, offset));
             }
@@ -526,9 +540,11 @@ impl Vfs {
                 let whole = begun(whole).ok_or(FsError::Invalid)?;
                 Ok(items(&whole.listed, offset))
             }
-            Open::File { .. } | Open::Content(_) | Open::Far(_) | Open::Pointer { .. } => {
-                Err(FsError::NotDirectory)
-            }
+            Open::File { .. }
+            | Open::Content(_)
+            | Open::Far(_)
+            | Open::Heartbeat
+            | Open::Pointer { .. } => Err(FsError::NotDirectory),
         }
     }
 
@@ -555,6 +571,7 @@ impl Vfs {
             | Open::File { .. }
             | Open::Content(_)
             | Open::Far(_)
+            | Open::Heartbeat
             | Open::Pointer { .. } => None,
         }
     }
@@ -567,7 +584,7 @@ impl Vfs {
         };
         let mut listing = vec![directory(ROOT, b"."), directory(ROOT, b"..")];
         listing.push(directory(
-            super::control_dir::ControlNode::Top.ino(),
+            ControlNode::Top.ino(),
             scrfs::name::CONTROL_DIRECTORY,
         ));
         for dataset in self.read_names().shown() {

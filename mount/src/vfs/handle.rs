@@ -78,6 +78,8 @@ pub enum Open {
     },
     /// A regular file of another node.
     Far(Reader),
+    /// The file that programs write to show that they live.
+    Heartbeat,
     /// A pointer file.
     Pointer {
         /// Which.
@@ -144,6 +146,7 @@ impl Handles {
             Open::RemoteDirectory { .. }
             | Open::Listing(_)
             | Open::Content(_)
+            | Open::Heartbeat
             | Open::Pointer { .. } => None,
         };
         table.values().filter_map(of).collect()

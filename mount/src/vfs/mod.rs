@@ -10,7 +10,7 @@
 //! - [`control_dir`] the virtual `.scr`; [`alias`] renames that come after the commit
 //! - [`view`] sealed datasets of several nodes as a whole, and [`far`] the bytes of other nodes
 //! - [`triggers`] commits that no program asks for
-//! - [`pointers`] plain files at the top
+//! - [`pointers`] plain files at the top; [`signs`] signs of life and the wish that programs end
 //! - [`gates`] and [`writers`] who changes a dataset now; [`requests`] what the coordinator must decide
 //!
 //! Lock order: names, then inodes, gate, requests or handles, each of which is a leaf. No lock is
@@ -33,6 +33,7 @@ pub mod namespace;
 pub mod pointers;
 pub mod rename;
 pub mod requests;
+pub mod signs;
 pub mod triggers;
 pub mod view;
 pub mod writers;
@@ -225,6 +226,7 @@ pub struct Vfs {
     /// How the bytes travel, for people; set once when mounted.
     data_path: Mutex<String>,
     passthrough: std::sync::atomic::AtomicBool,
+    signs: signs::Signs,
     started: Instant,
 }
 
@@ -253,6 +255,7 @@ impl Vfs {
             requests,
             data_path: Mutex::default(),
             passthrough: std::sync::atomic::AtomicBool::new(false),
+            signs: signs::Signs::default(),
             started: Instant::now(),
         })
     }
@@ -270,6 +273,11 @@ impl Vfs {
     /// What waits for the coordinator.
     pub fn requests(&self) -> &Arc<Requests> {
         &self.requests
+    }
+
+    /// What passes between programs and who watches them.
+    pub fn signs(&self) -> &signs::Signs {
+        &self.signs
     }
 
     /// Since when it runs.

@@ -87,6 +87,13 @@ impl Names {
             .filter(|found| found.record.is_restartable())
     }
 
+    /// The number of the newest checkpoint that was ever sealed; 0 when there was none.
+    pub fn newest_checkpoint(&self) -> u64 {
+        let sealed = self.iter().filter(|found| found.record.sealed.is_some());
+        let numbers = sealed.filter_map(|found| found.record.checkpoint);
+        numbers.max().unwrap_or(0)
+    }
+
     fn index(&mut self) {
         self.by_name = self
             .datasets

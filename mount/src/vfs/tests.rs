@@ -2,6 +2,7 @@
 //!
 //! Not tested here: what only a kernel does (passthrough, lifetimes, locks); see `fuse-tests`.
 
+use super::attr::SetAttr;
 use super::*;
 use scrfs::config::{Class, CommitWait, NameTemplate, Pattern, Tier, Trigger, When};
 use scrfs::control::{DirectoryChange, Request};
@@ -371,6 +372,33 @@ fn reading_goes_on_where_it_stopped_while_entries_come_and_go() {
         }
     }
     assert_eq!(seen.len(), 3002);
+}
+
+#[test]
+fn programs_show_that_they_live_and_see_that_they_are_to_end() {
+    let world = World::new(|_| Some(false));
+    let read = |name: &str| {
+        let ino = world.ino(name);
+        let handle = wait(|answer| world.vfs.open(me(), ino, libc::O_RDONLY, answer));
+        let handle = handle.expect("open");
+        wait(|answer| world.vfs.read(handle, 0, 100, answer)).expect("read")
+    };
+    assert_eq!(read(".scr/should_exit"), b"0\n");
+    world.vfs.signs().tell_exit(true);
+    assert_eq!(read(".scr/should_exit"), b"1\n");
+    let file = world.ino(".scr/should_exit");
+    let opened = wait(|answer| world.vfs.open(me(), file, libc::O_WRONLY, answer));
+    assert_eq!(opened, Err(FsError::NotPermitted));
+    let file = world.ino(".scr/heartbeat");
+    let handle = wait(|answer| world.vfs.open(me(), file, libc::O_WRONLY, answer));
+    let handle = handle.expect("open");
+    assert_eq!(world.vfs.write(handle, 7, b"alive\n", false), Ok(6));
+    assert_eq!(world.vfs.signs().beats(), 1);
+    // As `touch` and `>` do.
+    let wanted = SetAttr::default();
+    let touched = wait(|answer| world.vfs.setattr(me(), file, None, wanted, answer));
+    assert_eq!(touched.expect("allowed").mode & 0o777, 0o666);
+    assert_eq!(read(".scr/heartbeat"), b"2\n");
 }
 
 #[test]

@@ -214,6 +214,11 @@ impl PrefixPaths {
         self.root.join(".scrfs")
     }
 
+    /// When jobs are to end by themselves.
+    pub fn halt(&self) -> PathBuf {
+        self.control().join("halt")
+    }
+
     /// Where a flushed dataset is, for everybody to read.
     pub fn dataset(&self, name: &Name) -> PathBuf {
         self.root.join(name.as_os_str())

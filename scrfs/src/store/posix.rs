@@ -4,8 +4,10 @@
 //! that a commit is still possible when programs have filled the cache.
 
 use super::{Store, StoreError};
+use std::collections::hash_map::RandomState;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::hash::BuildHasher;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -66,7 +68,11 @@ impl PosixStore {
         fs::create_dir_all(directory).map_err(StoreError::of("make", directory))?;
         let mut name = OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
-        name.push(format!(".{}.new", std::process::id()));
+        // Unlike that of any other writer, also one on another machine that has our process's number;
+        // the number tells what was left behind.
+        let process = std::process::id();
+        let unique = RandomState::new().hash_one(process);
+        name.push(format!(".{unique:016x}.{process}.new"));
         let temporary = directory.join(name);
         let written = File::create(&temporary)
             .and_then(|mut file| {
