@@ -7,7 +7,7 @@ use scrfs::fabric::local;
 use scrfs_coordinator::args::{Serve, init_log, runtime};
 use scrfs_coordinator::bench::{Encode, bench_encode};
 use scrfs_coordinator::driver::Driver;
-use scrfs_coordinator::job::{self, Reap, RunArgs};
+use scrfs_coordinator::job::{self, Each, NodesArgs, ProbeArgs, Reap, RunArgs, Stacks};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,6 +27,13 @@ enum Command {
     Run(Box<RunArgs>),
     #[command(hide = true)]
     Reap(Reap),
+    #[command(hide = true)]
+    Each(Each),
+    Nodes(Box<NodesArgs>),
+    #[command(hide = true)]
+    Probe(ProbeArgs),
+    #[command(hide = true)]
+    Stacks(Stacks),
     /// What `scrfs bench` cannot measure by itself, as JSON
     Bench(Bench),
 }
@@ -54,6 +61,16 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve_alone(serve),
         Command::Run(args) => return ExitCode::from(job::run(&args)),
         Command::Reap(reap) => return ExitCode::from(u8::from(!reap.run())),
+        Command::Nodes(args) => return ExitCode::from(args.run()),
+        Command::Probe(args) => args.run(),
+        Command::Stacks(args) => {
+            args.run();
+            Ok(())
+        }
+        Command::Each(each) => match each.run() {
+            Ok(code) => return ExitCode::from(code),
+            Err(error) => Err(error),
+        },
         Command::Bench(args) => bench(&args),
     };
     match done {

@@ -1,42 +1,37 @@
 //! The command line of `scrfs run`, and what follows from it.
 
+use super::checks::Limits;
 use super::hosts::{self, Host};
+use super::resource::{self, Allocation, World};
 use super::words;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
+use scrfs::config::{Config, Sources};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Mount everywhere, recover, launch, watch, relaunch when a node is lost, flush at the end
+/// Which hosts, and how to reach them
 #[derive(clap::Args, Clone, Debug)]
-pub struct RunArgs {
-    /// Launch at most so many times; -1 for no limit
-    #[arg(
-        long,
-        value_name = "N",
-        env = "SCR_RUNS",
-        default_value_t = 1,
-        allow_negative_numbers = true
-    )]
-    pub runs: i64,
-    /// The hosts to use, such as `node[1-4],node7`
+pub struct HostArgs {
+    /// The hosts to use, such as `node[1-4],node7`; those of the allocation when nothing else says
     #[arg(long, value_name = "LIST", conflicts_with = "hostfile")]
     pub nodes: Option<String>,
     /// A file with a host a line, `slots=N` behind it where a host gets more than one process
     #[arg(long, value_name = "FILE")]
     pub hostfile: Option<PathBuf>,
-    /// So many of the hosts, the last ones, are spares
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub spares: usize,
-    /// Go on with as few as these when spares run out; all that are not spares when not given
-    #[arg(long, value_name = "N", env = "SCR_MIN_NODES")]
-    pub min_nodes: Option<usize>,
     /// Hosts not to use
     #[arg(long, value_name = "LIST", env = "SCR_EXCLUDE_NODES")]
     pub exclude: Option<String>,
-    /// Launch this instead when there is a checkpoint to restart from; `{restart}` is its path
-    #[arg(long, value_name = "CMD")]
-    pub restart_cmd: Option<String>,
+    /// How to run a command on a host: `ssh`, `pdsh`, `srun`, with options, or any command as in `CMD HOST
+    /// COMMAND`, or with {host} in it; `srun` in a job of Slurm, otherwise `ssh` when not given
+    #[arg(long, value_name = "CMD", env = "SCRFS_RSH")]
+    pub rsh: Option<String>,
+}
+
+/// Where and with what to mount on each node
+#[derive(clap::Args, Clone, Debug)]
+pub struct MountArgs {
     /// Where to mount on each node
     #[arg(long, value_name = "DIR", default_value = "/scr")]
     pub mountpoint: PathBuf,
@@ -52,9 +47,33 @@ pub struct RunArgs {
     /// Job id
     #[arg(long, value_name = "ID")]
     pub job: Option<String>,
-    /// How to run a command on a host, as in `ssh HOST COMMAND`
-    #[arg(long, value_name = "CMD", env = "SCRFS_RSH", default_value = "ssh")]
-    pub rsh: String,
+}
+
+/// Mount everywhere, recover, launch, watch, relaunch when a node is lost, flush at the end
+#[derive(clap::Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Launch at most so many times; -1 for no limit
+    #[arg(
+        long,
+        value_name = "N",
+        env = "SCR_RUNS",
+        default_value_t = 1,
+        allow_negative_numbers = true
+    )]
+    pub runs: i64,
+    #[command(flatten)]
+    pub hosts: HostArgs,
+    /// So many of the hosts, the last ones, are spares
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub spares: usize,
+    /// Go on with as few as these when spares run out; all that are not spares when not given
+    #[arg(long, value_name = "N", env = "SCR_MIN_NODES")]
+    pub min_nodes: Option<usize>,
+    /// Launch this instead when there is a checkpoint to restart from; `{restart}` is its path
+    #[arg(long, value_name = "CMD")]
+    pub restart_cmd: Option<String>,
+    #[command(flatten)]
+    pub mount: MountArgs,
     /// Open MPI's launcher, for the coordinators; options may follow
     #[arg(
         long,
@@ -78,6 +97,41 @@ pub struct RunArgs {
     /// Wait so long for flushes at the end; what is not flushed by then stays in the caches
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub flush_timeout: u64,
+    /// End and launch again an application of which nothing moves for so long: no state of a dataset
+    /// changes, no bytes come into the cache, nobody writes to `.scr/heartbeat`. 0: never
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "SCR_WATCHDOG_TIMEOUT",
+        default_value_t = 0
+    )]
+    pub hang_timeout: u64,
+    /// The same while something is flushed; three times as long when not given
+    #[arg(long, value_name = "SECONDS", env = "SCR_WATCHDOG_TIMEOUT_PFS")]
+    pub hang_timeout_flush: Option<u64>,
+    /// Halt when no more than so much of the allocation is left, so that there is time to flush
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "SCR_HALT_SECONDS",
+        default_value_t = 0
+    )]
+    pub halt_seconds: u64,
+    /// When the job is to halt, end the application after its next checkpoint: for applications that do not
+    /// look at `.scr/should_exit`
+    #[arg(long, env = "SCR_HALT_EXIT", value_parser = clap::builder::FalseyValueParser::new())]
+    pub halt_exit: bool,
+    /// From SIGTERM to SIGKILL, where the application is ended
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub kill_after: u64,
+    /// Pass SIGUSR1 and SIGUSR2 on as well, to applications that do not die of them
+    #[arg(long)]
+    pub forward_usr: bool,
+    /// Launch without looking at the nodes before
+    #[arg(long)]
+    pub no_check: bool,
+    #[command(flatten)]
+    pub limits: Limits,
     /// Keep the outputs of daemons' starts and of coordinators here; otherwise they are in a
     /// temporary directory, and kept there only when the job fails
     #[arg(long, value_name = "DIR")]
@@ -94,39 +148,81 @@ pub struct RunArgs {
 /// Environment variables that a configuration depends on, beyond those of `SCR_` and `SCRFS_`.
 const JOB_VARIABLES: [&str; 4] = ["SLURM_JOB_ID", "FLUX_JOB_ID", "PBS_JOBID", "LSB_JOBID"];
 /// Of ours, but meant for one process only.
-const OWN_VARIABLES: [&str; 6] = [
+const OWN_VARIABLES: [&str; 7] = [
     super::launcher::LAUNCH_VARIABLE,
     "SCRFS_RSH",
     "SCRFS_MPIRUN",
     "SCRFS_BIN_DIR",
     "SCR_RUNS",
     "SCR_EXCLUDE_NODES",
+    "SCR_NODELIST",
 ];
 
-impl RunArgs {
-    /// The hosts to use, spares last.
-    pub fn hosts(&self) -> Result<Vec<Host>> {
-        let mut found = match (&self.nodes, &self.hostfile) {
-            (Some(list), _) => hosts::parse_list(list).context("--nodes")?,
-            (None, Some(path)) => {
+/// The hosts that were found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hosts {
+    /// Those to use, in their order.
+    pub chosen: Vec<Host>,
+    /// Those the user does not want.
+    pub excluded: Vec<String>,
+}
+
+impl HostArgs {
+    /// The hosts to use, and those excluded.
+    pub fn find(&self, allocation: Option<&Allocation>, world: &impl World) -> Result<Hosts> {
+        let elsewhere = world.variable("SCR_NODELIST");
+        let list = self.nodes.as_ref().or(match self.hostfile {
+            Some(_) => None,
+            None => elsewhere.as_ref(),
+        });
+        let found = match (list, &self.hostfile, allocation) {
+            (Some(list), ..) => hosts::parse_list(list).context("the list of nodes")?,
+            (None, Some(path), _) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("cannot read the host file {}", path.display()))?;
                 hosts::parse_hostfile(&text).with_context(|| path.display().to_string())?
             }
-            (None, None) => bail!("which hosts? give --nodes LIST or --hostfile FILE"),
+            (None, None, Some(allocation)) => allocation.nodes(world).map_err(Error::msg)?,
+            (None, None, None) => bail!(
+                "which hosts? give --nodes LIST or --hostfile FILE, or run this in a job of Slurm, Flux, PBS \
+                 or LSF"
+            ),
         };
-        if let Some(list) = self.exclude.as_deref().filter(|list| !list.is_empty()) {
-            let excluded = hosts::expand(list).context("--exclude")?;
-            found.retain(|host| !excluded.contains(&host.name));
+        let list = self.exclude.as_deref().unwrap_or_default();
+        let unwanted = hosts::expand(list).context("--exclude")?;
+        let is_excluded = |host: &Host| {
+            unwanted
+                .iter()
+                .any(|name| resource::is_same(name, &host.name))
+        };
+        let (excluded, chosen): (Vec<Host>, _) = found.into_iter().partition(is_excluded);
+        ensure!(!chosen.is_empty(), "no hosts are left");
+        let excluded = excluded.into_iter().map(|host| host.name).collect();
+        Ok(Hosts { chosen, excluded })
+    }
+
+    /// How to run a command on a host, as one line.
+    pub fn rsh(&self, allocation: Option<&Allocation>) -> String {
+        let managers = || allocation.and_then(|found| found.manager.shell);
+        match (&self.rsh, managers()) {
+            (Some(rsh), _) => rsh.clone(),
+            (None, Some(shell)) => shell.to_owned(),
+            (None, None) => "ssh".to_owned(),
         }
-        ensure!(!found.is_empty(), "no hosts are left");
+    }
+}
+
+impl RunArgs {
+    /// The hosts to use, spares last.
+    pub fn find_hosts(&self, allocation: Option<&Allocation>, world: &impl World) -> Result<Hosts> {
+        let found = self.hosts.find(allocation, world)?;
+        let count = found.chosen.len();
         ensure!(
-            self.spares < found.len(),
-            "{} of {} hosts cannot be spares: none would be left",
+            self.spares < count,
+            "{} of {count} hosts cannot be spares: none would be left",
             self.spares,
-            found.len()
         );
-        let needed = found.len() - self.spares;
+        let needed = count - self.spares;
         if let Some(min) = self.min_nodes {
             ensure!(
                 (1..=needed).contains(&min),
@@ -170,6 +266,14 @@ impl RunArgs {
         })?))
     }
 
+    /// How long nothing may move, and how long during a flush.
+    pub fn hang_patience(&self) -> (Option<Duration>, Duration) {
+        let patience = (self.hang_timeout > 0).then(|| Duration::from_secs(self.hang_timeout));
+        let flush = self.hang_timeout_flush;
+        let flush = flush.unwrap_or_else(|| self.hang_timeout.saturating_mul(3));
+        (patience, Duration::from_secs(flush))
+    }
+
     /// Silence that is death.
     pub fn dead_after(&self) -> Result<Duration> {
         ensure!(
@@ -178,21 +282,59 @@ impl RunArgs {
         );
         Ok(Duration::from_millis(self.dead_after))
     }
+}
+
+fn absolute(path: &Path) -> Result<String> {
+    let path = std::path::absolute(path).with_context(|| path.display().to_string())?;
+    let text = path.into_os_string().into_string();
+    text.map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))
+}
+
+fn cache_word(cache: &Path) -> Result<String> {
+    match cache.to_str() {
+        Some(word @ "tmpfs") => Ok(word.to_owned()),
+        _ => absolute(cache),
+    }
+}
+
+/// The administrator's file.
+const SYSTEM_FILE: &str = "/etc/scrfs.toml";
+
+impl MountArgs {
+    /// The effective configuration on this host, as `scrfs mount` takes it from the same options.
+    pub fn load(&self) -> Result<Config> {
+        let environment = |name: &str| std::env::var(name).ok();
+        let read = |path: &Path, must_exist: bool| match std::fs::read_to_string(path) {
+            Ok(text) => Ok(Some((path.to_owned(), text))),
+            Err(error) if error.kind() == ErrorKind::NotFound && !must_exist => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let mut cli = Vec::new();
+        for cache in &self.cache {
+            cli.push(("store.path".to_owned(), cache_word(cache)?));
+        }
+        if let Some(prefix) = &self.prefix {
+            cli.push(("prefix".to_owned(), absolute(prefix)?));
+        }
+        if let Some(job) = &self.job {
+            cli.push(("job".to_owned(), job.clone()));
+        }
+        let (user, must_exist) =
+            Config::user_file(self.config.as_deref(), self.prefix.as_deref(), &environment);
+        let sources = Sources {
+            env: &environment,
+            user: read(&user, must_exist)?,
+            system: read(Path::new(SYSTEM_FILE), false)?,
+            cli,
+        };
+        Ok(Config::load(&sources)?.0)
+    }
 
     /// Options of `scrfs mount` that all nodes share, with nothing relative in them.
-    pub fn mount_options(&self) -> Result<Vec<String>> {
-        let absolute = |path: &Path| -> Result<String> {
-            let path = std::path::absolute(path).with_context(|| path.display().to_string())?;
-            let text = path.into_os_string().into_string();
-            text.map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))
-        };
+    pub fn options(&self) -> Result<Vec<String>> {
         let mut options = vec![absolute(&self.mountpoint)?];
         for cache in &self.cache {
-            let path = match cache.to_str() {
-                Some(word @ "tmpfs") => word.to_owned(),
-                _ => absolute(cache)?,
-            };
-            options.extend(["--cache".into(), path]);
+            options.extend(["--cache".into(), cache_word(cache)?]);
         }
         if let Some(prefix) = &self.prefix {
             options.extend(["--prefix".into(), absolute(prefix)?]);
@@ -220,6 +362,29 @@ pub fn environment() -> Vec<(String, String)> {
     found
 }
 
+/// A command line of ours for another host: with our environment, and in our directory where the prefix
+/// follows from that.
+pub fn remote_line(
+    environment: &[(String, String)],
+    mount: &MountArgs,
+    command: &[String],
+) -> String {
+    let mut words = vec!["env".to_owned()];
+    let set = |(name, value): &(String, String)| format!("{name}={value}");
+    words.extend(environment.iter().map(set));
+    let mut directory = String::new();
+    // The prefix is this directory when nobody says otherwise.
+    if mount.prefix.is_none()
+        && let Ok(here) = std::env::current_dir()
+    {
+        let here = here.display().to_string();
+        directory = format!("cd {} && ", words::quote(&here));
+        words.push(format!("PWD={here}"));
+    }
+    words.extend(command.iter().cloned());
+    directory + &words::join(words.iter().map(String::as_str))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,24 +404,61 @@ mod tests {
         Cli::try_parse_from(words).expect("valid").run
     }
 
+    /// A job of Slurm with two nodes, which is reached by `srun`.
+    struct Slurm;
+
+    impl World for Slurm {
+        fn variable(&self, name: &str) -> Option<String> {
+            let value = match name {
+                "SLURM_JOB_ID" => "7",
+                "SLURM_JOB_NODELIST" => "s[1-2]",
+                _ => return None,
+            };
+            Some(value.into())
+        }
+        fn read(&self, _: &str) -> std::io::Result<String> {
+            Err(ErrorKind::NotFound.into())
+        }
+        fn run(&self, _: &[String]) -> std::io::Result<String> {
+            Err(ErrorKind::NotFound.into())
+        }
+    }
+
+    fn hosts_of(options: &[&str], allocation: Option<&Allocation>) -> Result<Vec<String>> {
+        let found = parse(options).find_hosts(allocation, &Slurm)?;
+        Ok(found.chosen.into_iter().map(|host| host.name).collect())
+    }
+
     #[test]
     fn hosts_come_from_one_place_and_lose_the_excluded() {
-        let args = parse(&["--nodes", "n[1-5]", "--spares", "1", "--exclude", "n2"]);
-        let hosts = args.hosts().expect("valid");
-        let names: Vec<_> = hosts.iter().map(|host| host.name.as_str()).collect();
+        let args = parse(&["--nodes", "n[1-5]", "--spares", "1", "--exclude", "n2,n9"]);
+        let found = args.find_hosts(None, &Slurm).expect("valid");
+        assert_eq!(found.excluded, ["n2"]);
+        let names: Vec<_> = found.chosen.iter().map(|host| host.name.as_str()).collect();
         assert_eq!(names, ["n1", "n3", "n4", "n5"]);
         assert_eq!(args.launcher, ["mpirun", "-n", "4", "app", "-x"]);
-        assert!(parse(&[]).hosts().is_err());
-        assert!(parse(&["--nodes", "a,b", "--spares", "2"]).hosts().is_err());
+        assert!(hosts_of(&[], None).is_err());
+        assert!(hosts_of(&["--nodes", "a,b", "--spares", "2"], None).is_err());
         assert!(
-            parse(&["--nodes", "a,b", "--spares", "1", "--min-nodes", "2"])
-                .hosts()
-                .is_err()
+            hosts_of(
+                &["--nodes", "a,b", "--spares", "1", "--min-nodes", "2"],
+                None
+            )
+            .is_err()
         );
-        let missing = parse(&["--hostfile", "/no/such/file"])
-            .hosts()
-            .expect_err("missing");
+        let missing = hosts_of(&["--hostfile", "/no/such/file"], None).expect_err("missing");
         assert!(missing.to_string().contains("/no/such/file"));
+    }
+
+    #[test]
+    fn an_allocation_gives_its_nodes_and_its_shell_if_nobody_else_does() {
+        let found = Allocation::detect(&Slurm);
+        assert_eq!(hosts_of(&[], found.as_ref()).expect("known"), ["s1", "s2"]);
+        let named = hosts_of(&["--nodes", "a"], found.as_ref()).expect("named");
+        assert_eq!(named, ["a"]);
+        assert_eq!(parse(&[]).hosts.rsh(found.as_ref()), "srun");
+        assert_eq!(parse(&[]).hosts.rsh(None), "ssh");
+        assert_eq!(parse(&["--rsh", "x"]).hosts.rsh(found.as_ref()), "x");
     }
 
     #[test]

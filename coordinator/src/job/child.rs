@@ -110,12 +110,18 @@ fn processes() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// Kills every process that has `NAME=value` in its environment, but for this one. Returns how many there
-/// were; zero when it may be sure that there is none left.
-pub(super) fn kill_marked(name: &str, value: &str) -> usize {
+/// A process that is held: its number cannot become another's.
+pub(super) struct Marked {
+    /// Its number.
+    pub(super) pid: i32,
+    handle: OwnedFd,
+}
+
+/// Every process that has `NAME=value` in its environment, but for this one.
+pub(super) fn marked(name: &str, value: &str) -> Vec<Marked> {
     let mark = format!("{name}={value}");
     let me = i32::try_from(std::process::id()).unwrap_or_default();
-    let mut found = 0;
+    let mut found = Vec::new();
     for pid in processes().filter(|&pid| pid != me) {
         let Ok(handle) = open_process(pid) else {
             continue;
@@ -125,11 +131,20 @@ pub(super) fn kill_marked(name: &str, value: &str) -> usize {
             .split(|&byte| byte == 0)
             .any(|entry| entry == mark.as_bytes())
         {
-            found += 1;
-            let _ = kill_process(&handle);
+            found.push(Marked { pid, handle });
         }
     }
     found
+}
+
+/// Signals every process that is marked so. Returns how many there were; zero when it may be sure that
+/// there is none left.
+pub(super) fn signal_marked(name: &str, value: &str, signal: Signal) -> usize {
+    let found = marked(name, value);
+    for process in &found {
+        let _ = signal_process(&process.handle, signal);
+    }
+    found.len()
 }
 
 fn open_process(pid: i32) -> Result<OwnedFd, Errno> {
@@ -140,11 +155,11 @@ fn open_process(pid: i32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn kill_process(process: &OwnedFd) -> Result<(), Errno> {
+fn signal_process(process: &OwnedFd, signal: Signal) -> Result<(), Errno> {
     let no_info = std::ptr::null::<libc::siginfo_t>();
     let call = libc::SYS_pidfd_send_signal;
     // SAFETY: the descriptor is open as long as it is borrowed; a null siginfo is allowed.
-    let sent = unsafe { libc::syscall(call, process.as_raw_fd(), libc::SIGKILL, no_info, 0) };
+    let sent = unsafe { libc::syscall(call, process.as_raw_fd(), signal as i32, no_info, 0) };
     Errno::result(sent).map(drop)
 }
 
@@ -165,7 +180,7 @@ mod tests {
         };
         let mine = format!("{}.1", std::process::id());
         let (mut one, mut other) = (sleeper(&mine), sleeper("another"));
-        while kill_marked("SCRFS_TEST_MARK", &mine) > 0 {}
+        while signal_marked("SCRFS_TEST_MARK", &mine, Signal::SIGKILL) > 0 {}
         let ended = one.wait().expect("ours to wait for");
         assert_eq!(describe(ended), "killed by SIGKILL");
         assert_eq!(exit_code(ended), 137);

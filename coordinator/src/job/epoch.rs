@@ -6,7 +6,7 @@
 //! otherwise.
 
 use super::child;
-use super::launcher::{host_names, open_mpi_rsh};
+use super::launcher::{host_names, open_mpi_agent};
 use super::remote::last_lines;
 use super::supervisor::Supervisor;
 use super::words;
@@ -210,7 +210,9 @@ impl Supervisor<'_> {
         command.args(["--host", &host_names(&hosts)]);
         // Bound, the only rank of each node would share one core with the application's first.
         command.args(["--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]);
-        command.args(open_mpi_rsh(&self.args.rsh));
+        if let Some(agent) = self.shell.agent() {
+            command.args(open_mpi_agent(&agent));
+        }
         let is_domain_name = |name: &str| name.contains('.') && name.parse::<IpAddr>().is_err();
         if hosts.iter().any(|host| is_domain_name(&host.name)) {
             command.args(["--mca", "orte_keep_fqdn_hostnames", "1"]);
@@ -239,6 +241,8 @@ impl Supervisor<'_> {
         if new_run {
             command.arg("--new-run");
         }
+        // A step of Slurm that lost a node holds what it had until Slurm has noticed.
+        command.env("SLURM_OVERLAP", "1");
         command.process_group(0);
         command
             .stdin(Stdio::null())

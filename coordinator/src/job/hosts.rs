@@ -3,7 +3,8 @@
 //! Invariants: order is kept, and the first mention of a host counts; a name never begins with `-`
 //! and has no character that a shell or a launcher would read as something else. Pure.
 
-use std::collections::HashSet;
+use scrfs::config::{HostlistError, expand_hostlist};
+use std::collections::{HashMap, HashSet};
 
 /// A host that may run a part of the job.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,12 +21,9 @@ pub enum HostsError {
     /// Not a name.
     #[error("`{0}` is not a host name")]
     Name(String),
-    /// Not a range, or an endless one.
-    #[error("`{0}` is not a range of numbers")]
-    Range(String),
-    /// A bracket is open or closed once too often.
-    #[error("the brackets in `{0}` do not match")]
-    Brackets(String),
+    /// Its brackets make no sense.
+    #[error(transparent)]
+    List(#[from] HostlistError),
     /// More than `slots=` behind a host.
     #[error("line {line}: `{word}` is unknown; `slots=N` may follow a host")]
     Word {
@@ -44,9 +42,6 @@ pub enum HostsError {
         source: Box<HostsError>,
     },
 }
-
-/// Hosts that one range may stand for.
-const RANGE_HOSTS_MAX: u64 = 1 << 20;
 
 fn check(name: &str) -> Result<(), HostsError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
@@ -86,6 +81,24 @@ pub fn parse_hostfile(text: &str) -> Result<Vec<Host>, HostsError> {
     Ok(first_mentions(hosts))
 }
 
+/// Hosts named once for each process they get, separated by blanks or line ends.
+pub fn parse_repeated(text: &str) -> Result<Vec<Host>, HostsError> {
+    let mut hosts: Vec<Host> = Vec::new();
+    let mut places = HashMap::new();
+    for name in text.split_whitespace() {
+        check(name)?;
+        let place = *places.entry(name).or_insert(hosts.len());
+        match hosts.get_mut(place) {
+            Some(host) => host.slots = host.slots.map(|slots| slots + 1),
+            None => hosts.push(Host {
+                name: name.to_owned(),
+                slots: Some(1),
+            }),
+        }
+    }
+    Ok(hosts)
+}
+
 /// Hosts of a list that gives names only.
 pub fn parse_list(text: &str) -> Result<Vec<Host>, HostsError> {
     let hosts = expand(text)?
@@ -105,71 +118,9 @@ fn first_mentions(hosts: Vec<Host>) -> Vec<Host> {
 
 /// The names that a list stands for: `a,b[1-2,07]` is a, b1, b2, b07.
 pub fn expand(list: &str) -> Result<Vec<String>, HostsError> {
-    let mut names = Vec::new();
-    for part in split_outside_brackets(list)? {
-        let Some((head, rest)) = part.split_once('[') else {
-            check(part)?;
-            names.push(part.to_owned());
-            continue;
-        };
-        let Some((ranges, tail)) = rest.split_once(']') else {
-            return Err(HostsError::Brackets(part.to_owned()));
-        };
-        if tail.contains(['[', ']']) {
-            return Err(HostsError::Brackets(part.to_owned()));
-        }
-        for range in ranges.split(',') {
-            for number in numbers(range)? {
-                let name = format!("{head}{number}{tail}");
-                check(&name)?;
-                names.push(name);
-            }
-        }
-    }
+    let names = expand_hostlist(list)?;
+    names.iter().try_for_each(|name| check(name))?;
     Ok(names)
-}
-
-fn split_outside_brackets(list: &str) -> Result<Vec<&str>, HostsError> {
-    let mut parts = Vec::new();
-    let (mut begin, mut inside) = (0, false);
-    for (index, byte) in list.bytes().enumerate() {
-        match byte {
-            b'[' if !inside => inside = true,
-            b']' if inside => inside = false,
-            b'[' | b']' => return Err(HostsError::Brackets(list.to_owned())),
-            b',' if !inside => {
-                parts.push(list[begin..index].trim());
-                begin = index + 1;
-            }
-            _ => {}
-        }
-    }
-    if inside {
-        return Err(HostsError::Brackets(list.to_owned()));
-    }
-    parts.push(list[begin..].trim());
-    Ok(parts)
-}
-
-fn numbers(range: &str) -> Result<Vec<String>, HostsError> {
-    let bad = || HostsError::Range(range.to_owned());
-    let (first, last) = range.split_once('-').unwrap_or((range, range));
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !digits(first) || !digits(last) {
-        return Err(bad());
-    }
-    let (from, to): (u64, u64) = (
-        first.parse().map_err(|_| bad())?,
-        last.parse().map_err(|_| bad())?,
-    );
-    if to < from || to - from >= RANGE_HOSTS_MAX {
-        return Err(bad());
-    }
-    // Zeros in front are part of the name.
-    let width = first.len();
-    Ok((from..=to)
-        .map(|number| format!("{number:0width$}"))
-        .collect())
 }
 
 #[cfg(test)]

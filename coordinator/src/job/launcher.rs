@@ -2,9 +2,9 @@
 //!
 //! `{hosts} {hostfile} {nnodes} {restart}` are replaced wherever they stand. A launcher that is known
 //! and whose command names no hosts gets them inserted behind its own name, and how to reach them unless
-//! it says that, too. (An application's own option may be taken for one of the launcher's; then the
-//! placeholders help.) One row of `ADAPTERS` a
-//! launcher; a new one is a new row. Pure.
+//! it says that, too. What the user has written stands behind what is inserted, so that it wins where
+//! an option is given twice. (An application's own option may be taken for one of the launcher's;
+//! then the placeholders help.) One row of `ADAPTERS` a launcher; a new one is a new row. Pure.
 
 use super::hosts::Host;
 use std::path::Path;
@@ -17,63 +17,182 @@ pub const LAUNCH_VARIABLE: &str = "SCRFS_LAUNCH";
 pub struct Target<'a> {
     /// In the order of their positions; never empty.
     pub hosts: &'a [Host],
+    /// Hosts of the job that must not be used: lost, excluded, spare.
+    pub others: &'a [String],
     /// A file that lists them.
     pub hostfile: &'a Path,
     /// The dataset to restart from.
     pub restart: Option<&'a Path>,
-    /// How to run commands on other hosts.
+    /// How to run commands on hosts.
     pub rsh: &'a str,
+    /// The same, where launchers may call it as `AGENT HOST COMMAND` and would not anyway.
+    pub agent: Option<&'a str>,
     /// Value of [`LAUNCH_VARIABLE`].
     pub launch: &'a str,
+    /// This program, which starts a command on each host where a launcher does not.
+    pub this: &'a Path,
 }
+
+/// Options that follow from one word.
+type Options = fn(&str) -> Vec<String>;
 
 struct Adapter {
     /// Names it goes by.
     programs: &'static [&'static str],
     /// What its `--version` says, where several go by the same name.
     version: Option<&'static str>,
+    /// Words that stand between its name and its options; one of these.
+    verbs: &'static [&'static [&'static str]],
     /// Options by which the user has named hosts; with one or two dashes in front.
     named_by: &'static [&'static str],
     /// Options for the hosts.
     hosts: fn(&Target<'_>) -> Vec<String>,
     /// A word by which the user has said how to reach them, and our options for it.
-    rsh: (&'static str, fn(&str) -> Vec<String>),
-    /// Options that take the launch's variable to the processes.
-    environment: fn(&Target<'_>) -> Vec<String>,
+    rsh: Option<(&'static str, Options)>,
+    /// Options that are always wanted; most take the launch's variable to the processes.
+    always: fn(&Target<'_>) -> Vec<String>,
+    /// It starts processes on its own host only, and must be started on each.
+    is_local: bool,
 }
 
-const ADAPTERS: [Adapter; 2] = [
+const NO_VERBS: &[&[&str]] = &[&[]];
+
+fn nothing(_: &Target<'_>) -> Vec<String> {
+    Vec::new()
+}
+
+const ADAPTERS: [Adapter; 7] = [
     Adapter {
         programs: &["mpirun", "mpiexec", "orterun"],
         version: Some("Open MPI"),
+        verbs: NO_VERBS,
         named_by: &["H", "host", "hostfile", "machinefile"],
         hosts: |target| vec!["--host".into(), hosts_with_slots(target.hosts)],
-        rsh: ("plm_rsh_agent", open_mpi_rsh),
-        environment: |target| vec!["-x".into(), format!("{LAUNCH_VARIABLE}={}", target.launch)],
+        rsh: Some(("plm_rsh_agent", open_mpi_agent)),
+        always: |target| vec!["-x".into(), format!("{LAUNCH_VARIABLE}={}", target.launch)],
+        is_local: false,
     },
     Adapter {
         programs: &["mpirun", "mpiexec", "mpiexec.hydra"],
         version: Some("HYDRA"),
+        verbs: NO_VERBS,
         named_by: &["f", "hosts", "hostlist", "machine", "machinefile"],
         hosts: |target| vec!["-hosts".into(), hosts_with_slots(target.hosts)],
-        rsh: ("-launcher-exec", hydra_rsh),
-        environment: |target| vec!["-genv".into(), LAUNCH_VARIABLE.into(), target.launch.into()],
+        rsh: Some(("-launcher-exec", |agent| {
+            ["-launcher", "ssh", "-launcher-exec", agent]
+                .map(String::from)
+                .into()
+        })),
+        always: |target| vec!["-genv".into(), LAUNCH_VARIABLE.into(), target.launch.into()],
+        is_local: false,
+    },
+    // Its processes have its environment, as those of all that follow.
+    Adapter {
+        programs: &["srun"],
+        version: None,
+        verbs: NO_VERBS,
+        named_by: &["w", "nodelist", "F", "nodefile"],
+        hosts: |target| {
+            let mut options = vec![
+                format!("--nodes={}", target.hosts.len()),
+                format!("--nodelist={}", host_names(target.hosts)),
+            ];
+            if !target.others.is_empty() {
+                options.push(format!("--exclude={}", target.others.join(",")));
+            }
+            options
+        },
+        rsh: None,
+        // A step that lost a node holds its resources until Slurm has noticed.
+        always: |_| vec!["--overlap".into()],
+        is_local: false,
+    },
+    Adapter {
+        programs: &["flux"],
+        version: None,
+        verbs: &[&["run"], &["mini", "run"]],
+        named_by: &["requires"],
+        hosts: |target| {
+            vec![
+                format!("--nodes={}", target.hosts.len()),
+                format!("--requires=host:{}", host_names(target.hosts)),
+            ]
+        },
+        rsh: None,
+        always: nothing,
+        is_local: false,
+    },
+    Adapter {
+        programs: &["jsrun"],
+        version: None,
+        verbs: NO_VERBS,
+        named_by: &["xh", "exclude_hosts", "U", "erf_input"],
+        hosts: |target| match target.others {
+            [] => Vec::new(),
+            others => vec![format!("--exclude_hosts={}", others.join(","))],
+        },
+        rsh: None,
+        always: nothing,
+        is_local: false,
+    },
+    Adapter {
+        programs: &["aprun"],
+        version: None,
+        verbs: NO_VERBS,
+        named_by: &["L", "node-list", "l", "node-list-file"],
+        hosts: |target| vec!["-L".into(), node_numbers(target.hosts)],
+        rsh: None,
+        always: nothing,
+        is_local: false,
+    },
+    Adapter {
+        programs: &["torchrun"],
+        version: None,
+        verbs: NO_VERBS,
+        named_by: &[
+            "standalone",
+            "rdzv-endpoint",
+            "rdzv_endpoint",
+            "master-addr",
+            "master_addr",
+            "node-rank",
+            "node_rank",
+        ],
+        hosts: |target| {
+            let first = target.hosts.first().map_or("localhost", |host| &host.name);
+            vec![
+                format!("--nnodes={}", target.hosts.len()),
+                "--node-rank={rank}".into(),
+                format!("--master-addr={first}"),
+                format!("--master-port={}", port(target.launch)),
+            ]
+        },
+        rsh: None,
+        always: nothing,
+        is_local: true,
     },
 ];
 
-/// Options that tell Open MPI how to reach hosts, if it is not its default.
-pub fn open_mpi_rsh(rsh: &str) -> Vec<String> {
-    if rsh == "ssh" {
-        return Vec::new();
-    }
-    ["--mca", "plm_rsh_agent", rsh].map(String::from).into()
+/// A port to meet at: another one each launch, because the last one's may still be taken.
+fn port(launch: &str) -> u16 {
+    let number = launch.rsplit('.').next();
+    let number: u16 = number.and_then(|number| number.parse().ok()).unwrap_or(0);
+    29_500 + number % 1000
 }
 
-fn hydra_rsh(rsh: &str) -> Vec<String> {
-    if rsh == "ssh" {
-        return Vec::new();
-    }
-    ["-launcher", "ssh", "-launcher-exec", rsh]
+/// Cray's `nid00012` is node 12.
+fn node_numbers(hosts: &[Host]) -> String {
+    let number = |host: &Host| {
+        let digits = host.name.strip_prefix("nid").unwrap_or(&host.name);
+        let number: Option<u32> = digits.parse().ok();
+        number.map_or_else(|| host.name.clone(), |number| number.to_string())
+    };
+    hosts.iter().map(number).collect::<Vec<_>>().join(",")
+}
+
+/// Options that make Open MPI reach hosts by an agent.
+pub fn open_mpi_agent(agent: &str) -> Vec<String> {
+    ["--mca", "plm", "rsh", "--mca", "plm_rsh_agent", agent]
         .map(String::from)
         .into()
 }
@@ -125,36 +244,64 @@ pub fn adapt(
     let Some(program) = words.first().cloned() else {
         return words;
     };
-    if let Some(adapter) = adapter_of(&program, version) {
-        let mut options = (adapter.environment)(target);
-        let is_name = |word: &String| {
-            let plain = word
-                .strip_prefix('-')
-                .map(|word| word.strip_prefix('-').unwrap_or(word));
-            plain.is_some_and(|plain| adapter.named_by.contains(&plain))
-        };
-        if !names_hosts && !words.iter().any(is_name) {
-            options.extend((adapter.hosts)(target));
-        }
-        let (said, rsh) = adapter.rsh;
-        if !words.iter().any(|word| word == said) {
-            options.extend(rsh(target.rsh));
-        }
-        words.splice(1..1, options);
+    let Some((adapter, verbs)) = adapter_of(&program, &words, version) else {
+        return words;
+    };
+    let mut options = (adapter.always)(target);
+    let is_name = |word: &String| {
+        let plain = word
+            .strip_prefix('-')
+            .map(|word| word.strip_prefix('-').unwrap_or(word));
+        let option = plain.and_then(|plain| plain.split('=').next());
+        option.is_some_and(|option| adapter.named_by.contains(&option))
+    };
+    let is_named = names_hosts || words.iter().any(is_name);
+    if !is_named {
+        options.extend((adapter.hosts)(target));
+    }
+    if let Some((said, rsh)) = adapter.rsh
+        && let Some(agent) = target.agent
+        && !words.iter().any(|word| word == said)
+    {
+        options.extend(rsh(agent));
+    }
+    let place = 1 + verbs;
+    words.splice(place..place, options);
+    if adapter.is_local && !is_named {
+        let this = target.this.display().to_string();
+        let hosts = host_names(target.hosts);
+        let each = [&this, "each", "--rsh", target.rsh, "--hosts", &hosts, "--"];
+        words.splice(0..0, each.map(String::from));
     }
     words
 }
 
-fn adapter_of(program: &str, version: impl FnOnce(&str) -> String) -> Option<&'static Adapter> {
+/// The row of a command, and how many words of it are its verb.
+fn adapter_of(
+    program: &str,
+    words: &[String],
+    version: impl FnOnce(&str) -> String,
+) -> Option<(&'static Adapter, usize)> {
     let name = Path::new(program).file_name()?.to_str()?;
+    let verb = |adapter: &Adapter| {
+        let rest = words.get(1..).unwrap_or_default();
+        let is_it = |verb: &&&[&str]| {
+            rest.len() >= verb.len() && rest.iter().zip(**verb).all(|(a, b)| a == b)
+        };
+        adapter.verbs.iter().find(is_it).map(|verb| verb.len())
+    };
     let candidates = || {
         ADAPTERS
             .iter()
             .filter(|adapter| adapter.programs.contains(&name))
+            .filter_map(|adapter| Some((adapter, verb(adapter)?)))
     };
-    candidates().next()?;
+    let first = candidates().next()?;
+    if first.0.version.is_none() {
+        return Some(first);
+    }
     let said = version(program);
-    candidates().find(|adapter| adapter.version.is_none_or(|words| said.contains(words)))
+    candidates().find(|(adapter, _)| adapter.version.is_none_or(|words| said.contains(words)))
 }
 
 #[cfg(test)]
@@ -171,12 +318,16 @@ mod tests {
 
     fn adapted(command: &[&str], version: &str, rsh: &str) -> Vec<String> {
         let hosts = hosts();
+        let others = ["node2".to_owned(), "node3".to_owned()];
         let target = Target {
             hosts: &hosts,
+            others: &others,
             hostfile: Path::new("/t/hosts"),
             restart: Some(Path::new("/scr/ckpt.7")),
             rsh,
+            agent: (rsh != "ssh").then_some(rsh),
             launch: "9.1",
+            this: Path::new("/bin/coordinator"),
         };
         let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
         adapt(&command, &target, |_| version.to_owned())
@@ -225,6 +376,9 @@ mod tests {
             "--host",
             "node1,node5:2",
             "--mca",
+            "plm",
+            "rsh",
+            "--mca",
             "plm_rsh_agent",
             "rsh -q",
             "-n",
@@ -266,8 +420,52 @@ mod tests {
     }
 
     #[test]
+    fn batch_launchers_are_told_in_their_own_words() {
+        let line = |command: &[&str]| adapted(command, "", "ssh").join(" ");
+        assert_eq!(
+            line(&["srun", "-n4", "a"]),
+            "srun --overlap --nodes=2 --nodelist=node1,node5 --exclude=node2,node3 -n4 a"
+        );
+        assert_eq!(
+            line(&["srun", "--nodelist=b", "a"]),
+            "srun --overlap --nodelist=b a"
+        );
+        assert_eq!(
+            line(&["flux", "run", "-n4", "a"]),
+            "flux run --nodes=2 --requires=host:node1,node5 -n4 a"
+        );
+        assert_eq!(
+            line(&["flux", "mini", "run", "a"]),
+            "flux mini run --nodes=2 --requires=host:node1,node5 a"
+        );
+        assert_eq!(line(&["flux", "jobs"]), "flux jobs");
+        assert_eq!(
+            line(&["jsrun", "-n4", "a"]),
+            "jsrun --exclude_hosts=node2,node3 -n4 a"
+        );
+        assert_eq!(line(&["aprun", "a"]), "aprun -L node1,node5 a");
+        let host = |name: &str| Host {
+            name: name.into(),
+            slots: None,
+        };
+        assert_eq!(node_numbers(&[host("nid00012"), host("nid1")]), "12,1");
+    }
+
+    #[test]
+    fn a_launcher_of_one_host_is_started_on_each() {
+        let line = |command: &[&str]| adapted(command, "", "ssh -q").join(" ");
+        assert_eq!(
+            line(&["torchrun", "--nproc-per-node=8", "train.py"]),
+            "/bin/coordinator each --rsh ssh -q --hosts node1,node5 -- torchrun --nnodes=2 \
+             --node-rank={rank} --master-addr=node1 --master-port=29501 --nproc-per-node=8 train.py"
+        );
+        let own = ["torchrun", "--rdzv-endpoint=a:1", "train.py"];
+        assert_eq!(line(&own), own.join(" "));
+    }
+
+    #[test]
     fn an_unknown_launcher_is_left_alone() {
-        assert_eq!(adapted(&["srun", "a"], "", "ssh"), ["srun", "a"]);
+        assert_eq!(adapted(&["prun", "a"], "", "ssh"), ["prun", "a"]);
         assert_eq!(
             adapted(&["mpirun", "a"], "something else", "ssh"),
             ["mpirun", "a"]

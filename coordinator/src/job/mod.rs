@@ -2,30 +2,48 @@
 //!
 //! ```text
 //! run         the life of a job            supervisor   what it holds, and its one place to wait
+//! application launched, watched, ended
 //! epoch       coordinators come and go     heart        heartbeats in, orders out
 //! membership  who lives (pure)             placement    who is where, and who takes over (pure)
 //! launcher    the user's command (pure)    hosts        host lists and files (pure)
 //! remote      commands on many hosts       child        processes here          reap   and there
+//! each        one command on each host     resource     nodes, end and down nodes, as managers say
+//! watchdog    does it move, and its end (pure)  tally      what it was worth (pure)
+//! checks      which nodes are fit          nodes        `scrfs nodes`
+//! outside     what the prefix and the resource manager say meanwhile
 //! ```
 //!
-//! No MPI in here, and no thread. Everything that waits does so in `Supervisor::turn`, so that nodes
-//! are watched all the time.
+//! No MPI in here, and one thread, `outside`. Everything that waits does so in `Supervisor::turn`, so that
+//! nodes are watched all the time.
 
+mod application;
 pub mod args;
+pub mod checks;
 mod child;
+mod each;
 mod epoch;
 pub mod heart;
 pub mod hosts;
 pub mod launcher;
 pub mod membership;
+pub mod nodes;
+mod outside;
 pub mod placement;
 pub mod reap;
 pub mod remote;
 pub mod report;
+pub mod resource;
 mod run;
+pub mod stacks;
 mod supervisor;
+pub mod tally;
+pub mod watchdog;
 pub mod words;
 
 pub use args::RunArgs;
+pub use checks::ProbeArgs;
+pub use each::Each;
+pub use nodes::NodesArgs;
 pub use reap::Reap;
 pub use run::run;
+pub use stacks::Stacks;

@@ -5,6 +5,7 @@
 
 use super::child;
 use super::launcher::LAUNCH_VARIABLE;
+use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
 /// Processes that are in the kernel's hands may take a while to go.
@@ -16,13 +17,23 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub struct Reap {
     /// Which launch
     launch: String,
+    /// Only ask them to end, and do not wait
+    #[arg(long)]
+    ask: bool,
+    /// The variable by which they are known
+    #[arg(long, default_value = LAUNCH_VARIABLE)]
+    mark: String,
 }
 
 impl Reap {
     /// Returns when none is left; `false` when some stay.
     pub fn run(&self) -> bool {
+        if self.ask {
+            child::signal_marked(&self.mark, &self.launch, Signal::SIGTERM);
+            return true;
+        }
         let deadline = Instant::now() + PATIENCE;
-        while child::kill_marked(LAUNCH_VARIABLE, &self.launch) > 0 {
+        while child::signal_marked(&self.mark, &self.launch, Signal::SIGKILL) > 0 {
             if Instant::now() >= deadline {
                 return false;
             }

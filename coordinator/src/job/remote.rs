@@ -17,15 +17,86 @@ const AT_ONCE: usize = 64;
 /// Lines of a failed command's output that are shown.
 const LINES_SHOWN: usize = 5;
 
+/// A program that runs a command on a host, by its name.
+struct Kind {
+    program: &'static str,
+    /// What stands between its options and the command; `{host}` is replaced.
+    before: &'static [&'static str],
+    /// It ends what it started when the command ends, also what went into the background.
+    holds: bool,
+}
+
+/// Others are called as `ssh` is, or as they say with `{host}`.
+const KINDS: [Kind; 2] = [
+    Kind {
+        program: "pdsh",
+        before: &["-N", "-S", "-w", "{host}"],
+        holds: false,
+    },
+    Kind {
+        program: "srun",
+        before: &[
+            "--overlap",
+            "--quiet",
+            "--nodes=1",
+            "--ntasks=1",
+            "--mpi=none",
+            "--cpu-bind=none",
+            "--mem=0",
+            "--nodelist={host}",
+            "sh",
+            "-c",
+        ],
+        holds: true,
+    },
+];
+
 /// How to run commands on hosts.
 #[derive(Clone, Debug)]
 pub struct Shell {
-    /// Program and options, such as `ssh -o BatchMode=yes`.
+    /// Program and options, such as `ssh -o BatchMode=yes`; `{host}` where the host is to stand, if
+    /// not at the end. The command follows as one word, for a shell on the host.
     pub words: Vec<String>,
     /// Where outputs go.
     pub logs: PathBuf,
     /// For one command.
     pub patience: Duration,
+}
+
+impl Shell {
+    fn kind(&self) -> Option<&'static Kind> {
+        let program = Path::new(self.words.first()?).file_name()?.to_str()?;
+        KINDS.iter().find(|kind| kind.program == program)
+    }
+
+    fn has_place(&self) -> bool {
+        self.words.iter().any(|word| word.contains("{host}"))
+    }
+
+    /// Whether a command must stay for what it started to stay.
+    pub fn holds(&self) -> bool {
+        self.kind().is_some_and(|kind| kind.holds)
+    }
+
+    /// The words as launchers want an agent, `AGENT HOST COMMAND`; none where it is not that, or
+    /// what they use anyway.
+    pub fn agent(&self) -> Option<String> {
+        let is_plain = self.kind().is_none() && !self.has_place() && self.words != ["ssh"];
+        is_plain.then(|| self.words.join(" "))
+    }
+
+    /// What runs `command` on `host`.
+    pub fn command(&self, host: &str, command: &str) -> Vec<String> {
+        let fill = |word: &String| word.replace("{host}", host);
+        let mut words: Vec<String> = self.words.iter().map(fill).collect();
+        match self.kind() {
+            _ if self.has_place() => {}
+            Some(kind) => words.extend(kind.before.iter().map(|word| fill(&(*word).to_owned()))),
+            None => words.push(host.to_owned()),
+        }
+        words.push(command.to_owned());
+        words
+    }
 }
 
 /// A command on its way on several hosts.
@@ -35,6 +106,7 @@ pub struct Fleet {
     name: &'static str,
     waiting: VecDeque<(String, String)>,
     running: Vec<Running>,
+    holds: bool,
 }
 
 #[derive(Debug)]
@@ -52,6 +124,8 @@ pub struct Ended {
     pub host: String,
     /// Why it failed, for people.
     pub result: Result<(), String>,
+    /// What it printed.
+    pub log: PathBuf,
 }
 
 impl Fleet {
@@ -67,7 +141,19 @@ impl Fleet {
             name,
             waiting,
             running: Vec::new(),
+            holds: false,
         }
+    }
+
+    /// The commands may go on for ever, and are ended with this.
+    pub fn held(mut self) -> Self {
+        self.holds = true;
+        self
+    }
+
+    /// All commands were begun.
+    pub fn is_begun(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     /// Nothing left to come.
@@ -83,7 +169,7 @@ impl Fleet {
     /// Starts what may start, and gives what has ended.
     pub fn poll(&mut self) -> Vec<Ended> {
         let mut ended = Vec::new();
-        while self.running.len() < AT_ONCE {
+        while self.holds || self.running.len() < AT_ONCE {
             let Some((host, command)) = self.waiting.pop_front() else {
                 break;
             };
@@ -92,19 +178,21 @@ impl Fleet {
                 Err(error) => {
                     let shell = words::join(self.shell.words.iter().map(String::as_str));
                     let result = Err(format!("cannot run `{shell}`: {error}"));
-                    ended.push(Ended { host, result });
+                    let log = PathBuf::new();
+                    ended.push(Ended { host, result, log });
                 }
             }
         }
         let mut index = 0;
         while index < self.running.len() {
-            match self.running[index].look(self.shell.patience) {
+            match self.running[index].look(self.shell.patience, self.holds) {
                 None => index += 1,
                 Some(result) => {
                     let running = self.running.swap_remove(index);
                     ended.push(Ended {
                         host: running.host,
                         result,
+                        log: running.log,
                     });
                 }
             }
@@ -115,13 +203,10 @@ impl Fleet {
     fn start(&self, host: &str, command: &str) -> io::Result<Running> {
         let log = self.shell.logs.join(format!("{}.{host}.log", self.name));
         let output = File::create(&log)?;
-        let (program, options) = self
-            .shell
-            .words
-            .split_first()
-            .ok_or(io::ErrorKind::NotFound)?;
+        let words = self.shell.command(host, command);
+        let (program, options) = words.split_first().ok_or(io::ErrorKind::NotFound)?;
         let mut shell = Command::new(program);
-        shell.args(options).arg(host).arg(command);
+        shell.args(options);
         // A group of its own: a Control-C is for the application.
         std::os::unix::process::CommandExt::process_group(&mut shell, 0);
         shell
@@ -148,11 +233,11 @@ impl Drop for Fleet {
 }
 
 impl Running {
-    fn look(&mut self, patience: Duration) -> Option<Result<(), String>> {
+    fn look(&mut self, patience: Duration, holds: bool) -> Option<Result<(), String>> {
         match self.child.try_wait() {
             Ok(Some(status)) if status.success() => Some(Ok(())),
             Ok(Some(status)) => Some(Err(said(&self.log, &child::describe(status)))),
-            Ok(None) if Instant::now() < self.deadline => None,
+            Ok(None) if holds || Instant::now() < self.deadline => None,
             Ok(None) => {
                 child::kill_child(&mut self.child);
                 let why = format!("no answer within {} s", patience.as_secs());
@@ -210,6 +295,33 @@ mod tests {
         }
         ended.sort_by(|a, b| a.host.cmp(&b.host));
         ended
+    }
+
+    #[test]
+    fn each_shell_is_called_in_its_own_way() {
+        let shell = |text: &str| Shell {
+            words: words::split(text).expect("words"),
+            logs: PathBuf::new(),
+            patience: Duration::ZERO,
+        };
+        let call = |text: &str| shell(text).command("n1", "a && b").join("|");
+        assert_eq!(call("ssh -q"), "ssh|-q|n1|a && b");
+        assert_eq!(
+            call("/usr/bin/pdsh -Rexec"),
+            "/usr/bin/pdsh|-Rexec|-N|-S|-w|n1|a && b"
+        );
+        assert!(call("srun --jobid=7").starts_with("srun|--jobid=7|--overlap|"));
+        assert!(call("srun").ends_with("|--nodelist=n1|sh|-c|a && b"));
+        assert_eq!(
+            call("srun -w {host} -N1 sh -c"),
+            "srun|-w|n1|-N1|sh|-c|a && b"
+        );
+        assert_eq!(call("go --at={host}"), "go|--at=n1|a && b");
+        assert!(shell("srun").holds() && !shell("ssh").holds() && !shell("pdsh").holds());
+        assert_eq!(shell("rsh -x").agent().as_deref(), Some("rsh -x"));
+        for other in ["ssh", "srun", "pdsh", "go {host}"] {
+            assert_eq!(shell(other).agent(), None, "{other}");
+        }
     }
 
     /// `sh -c '$1' host command`: a remote shell that stays here.

@@ -3,6 +3,7 @@
 //! All of it goes to standard error: standard output is the application's. Times are seconds since the
 //! supervisor began.
 
+use super::tally::{Cause, Tally};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ pub struct Report {
     stages: Vec<Stage>,
     launches: u64,
     epochs: u64,
+    tally: Tally,
 }
 
 #[derive(Debug)]
@@ -30,6 +32,7 @@ impl Report {
             stages: Vec::new(),
             launches: 0,
             epochs: 0,
+            tally: Tally::default(),
         }
     }
 
@@ -57,10 +60,21 @@ impl Report {
         self.epochs += 1;
     }
 
-    /// One more launch; its number, from one.
-    pub fn count_launch(&mut self) -> u64 {
+    /// One more launch; its number, from one. `checkpoint` is the newest one's number.
+    pub fn count_launch(&mut self, checkpoint: u64) -> u64 {
         self.launches += 1;
+        self.tally.begin(self.begun.elapsed(), checkpoint);
         self.launches
+    }
+
+    /// The newest checkpoint is this one.
+    pub fn see_checkpoint(&mut self, checkpoint: u64) {
+        self.tally.see(self.begun.elapsed(), checkpoint);
+    }
+
+    /// The launch has ended.
+    pub fn end_launch(&mut self, cause: Cause) {
+        self.tally.end(self.begun.elapsed(), cause);
     }
 
     /// Launches so far.
@@ -71,10 +85,12 @@ impl Report {
     /// All stages, each with what it took since the one before.
     pub fn summary<'a>(&self, down: impl Iterator<Item = (&'a str, &'a str)>) -> String {
         let mut text = format!(
-            "scrfs run: summary: {}, {}\n",
+            "scrfs run: summary: {}, {}, {}\n",
             count(self.launches, "launch", "launches"),
-            count(self.epochs, "epoch", "epochs")
+            count(self.epochs, "epoch", "epochs"),
+            count(self.tally.checkpoints(), "checkpoint", "checkpoints")
         );
+        text += &self.tally.summary(self.begun.elapsed());
         for (node, why) in down {
             let _ = writeln!(text, "  not used any more: {node}: {why}");
         }
@@ -120,7 +136,6 @@ mod tests {
     #[test]
     fn the_summary_has_every_stage_and_every_lost_node() {
         let mut report = Report::new();
-        assert_eq!(report.count_launch(), 1);
         report.count_epoch();
         report.count_epoch();
         report.stages.push(Stage {
@@ -132,7 +147,7 @@ mod tests {
             what: "ended".into(),
         });
         let summary = report.summary([("node3", "no heartbeat")].into_iter());
-        let expected = "scrfs run: summary: 1 launch, 2 epochs\n\
+        let expected = "scrfs run: summary: 0 launches, 2 epochs, 0 checkpoints\n\
             \x20 not used any more: node3: no heartbeat\n\
             \x20     1.50 s  (+1.50)  launched\n\
             \x20     1.75 s  (+0.25)  ended\n";

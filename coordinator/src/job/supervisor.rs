@@ -4,19 +4,25 @@
 //! takes what came, and notices deaths. So whatever the supervisor waits for, nodes are watched and signals
 //! are heard. Nothing else in here blocks.
 
-use super::args::{self, RunArgs};
+use super::args::{self, Hosts, RunArgs};
+use super::checks::{self, Answer, Facts};
 use super::child;
 use super::epoch::Coordinators;
 use super::heart::{self, Heart};
+use super::nodes;
+use super::outside::{News, Outside};
 use super::placement::Placement;
 use super::remote::{Fleet, Shell};
 use super::report::Report;
+use super::resource::parse::Down;
+use super::resource::{Allocation, is_same};
 use super::words;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use scrfs::halt::{Conditions, Halt, Situation};
 use scrfs::id::Epoch;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -27,6 +33,8 @@ use std::time::{Duration, Instant};
 const TURN_MS: u16 = 20;
 /// From a daemon's start to its first beat.
 const BEAT_PATIENCE: Duration = Duration::from_secs(10);
+/// For the halt conditions to be read once; a prefix that hangs holds nothing up.
+const CONDITIONS_PATIENCE: Duration = Duration::from_secs(2);
 /// For the survivors to be heard after something ended.
 const SIGN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -42,6 +50,10 @@ pub(super) struct Programs {
 /// One `scrfs run`.
 pub(super) struct Supervisor<'a> {
     pub(super) args: &'a RunArgs,
+    /// All hosts of the job, in their order, spares last.
+    pub(super) all: Vec<String>,
+    /// Hosts of the allocation that the user does not want.
+    pub(super) excluded: Vec<String>,
     pub(super) programs: Programs,
     /// Options of `scrfs mount` that all nodes share, the mount point first.
     pub(super) mount_options: Vec<String>,
@@ -63,8 +75,35 @@ pub(super) struct Supervisor<'a> {
     pub(super) pass_on: Vec<Signal>,
     /// Daemons end because we want it.
     pub(super) unmounting: bool,
+    /// Too few nodes are left for the application: any number is enough to flush from.
+    pub(super) salvaging: bool,
+    /// Somebody may want to read them.
+    pub(super) keep_logs: bool,
+    /// Where processes stand is being saved.
+    pub(super) saving: Option<Fleet>,
+    /// Of a hang.
+    pub(super) silence: Duration,
     signals: SignalFd,
     starting: Option<Starting>,
+    checking: Option<Checking>,
+    outside: Outside,
+    /// `None` until they were read once.
+    conditions: Option<Conditions>,
+    /// When the allocation ends.
+    end: Option<Instant>,
+    /// What the resource manager does not want used.
+    unwanted: Vec<Down>,
+    /// The batch system told us to halt.
+    batch: Option<Signal>,
+    /// What was said of it last.
+    halt: Option<Halt>,
+}
+
+/// Probes that are under way.
+struct Checking {
+    fleet: Fleet,
+    asked: u64,
+    answers: BTreeMap<String, Answer>,
 }
 
 struct Starting {
@@ -75,23 +114,37 @@ struct Starting {
 
 impl<'a> Supervisor<'a> {
     /// Binds the heartbeat socket; nothing is started yet. `logs` is where children's output goes.
-    pub(super) fn new(args: &'a RunArgs, logs: PathBuf) -> Result<Self> {
-        let hosts = args.hosts()?;
+    pub(super) fn new(
+        args: &'a RunArgs,
+        allocation: Option<Allocation>,
+        found: Hosts,
+        logs: PathBuf,
+    ) -> Result<Self> {
+        let Hosts {
+            chosen: hosts,
+            excluded,
+        } = found;
         let names: Vec<&str> = hosts.iter().map(|host| host.name.as_str()).collect();
         let heart = Heart::new(args.listen_address()?, &names, args.dead_after()?)
             .context("cannot listen for heartbeats; --listen ADDR names another address")?;
         child::adopt_orphans().context("cannot adopt orphans")?;
         let signals = signals().context("cannot take signals")?;
         let shell = Shell {
-            words: words::split(&args.rsh).context("--rsh")?,
+            words: words::split(&args.hosts.rsh(allocation.as_ref())).context("--rsh")?,
             logs,
             patience: Duration::from_secs(args.start_timeout),
         };
         let needed = hosts.len() - args.spares;
+        let all: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let config = args.mount.load().context("the configuration")?;
+        let outside = Outside::start(&config.prefix, allocation, all.clone())
+            .context("no thread to ask the prefix and the resource manager")?;
         Ok(Self {
             args,
+            all,
+            excluded,
             programs: Programs::find()?,
-            mount_options: args.mount_options()?,
+            mount_options: args.mount.options()?,
             environment: args::environment(),
             heart,
             placement: Placement::new(hosts, needed),
@@ -104,8 +157,19 @@ impl<'a> Supervisor<'a> {
             stop: None,
             pass_on: Vec::new(),
             unmounting: false,
+            salvaging: false,
+            keep_logs: false,
+            saving: None,
+            silence: Duration::ZERO,
             signals,
             starting: None,
+            checking: None,
+            outside,
+            conditions: None,
+            end: None,
+            unwanted: Vec::new(),
+            batch: None,
+            halt: None,
         })
     }
 
@@ -136,7 +200,173 @@ impl<'a> Supervisor<'a> {
         }
         self.turn_starting();
         self.turn_reaping();
+        self.turn_checking();
+        self.turn_saving();
+        self.turn_outside();
         Ok(())
+    }
+
+    /// The number of the newest checkpoint any node knows.
+    pub(super) fn newest_checkpoint(&self) -> u64 {
+        let lives = self.heart.members.lives();
+        lives.map(|life| life.beat.checkpoint).max().unwrap_or(0)
+    }
+
+    fn turn_outside(&mut self) {
+        // Counting begins when it is known what there is.
+        let placed = self.placed();
+        let names = placed.iter().map(String::as_str);
+        if self.coordinators.is_some() && self.heart.members.is_ready(names, self.epoch) {
+            self.outside.tell(self.newest_checkpoint());
+        }
+        for news in self.outside.news() {
+            match news {
+                News::Conditions(conditions) => self.conditions = Some(conditions),
+                News::End(end) => self.end = end,
+                News::Down(down) => self.unwanted = down,
+                News::Failed(why) => self.report.say(&why),
+            }
+        }
+        let halt = self.halts();
+        if halt != self.halt {
+            self.heart.halt(halt.is_some());
+            self.report.stage(&match &halt {
+                Some(halt) => format!("to halt: {}", halt.why),
+                None => "not to halt any more".to_owned(),
+            });
+            self.halt = halt;
+        }
+    }
+
+    /// Why the job is to end by itself, if it is.
+    pub(super) fn halts(&self) -> Option<Halt> {
+        if let Some(signal) = self.batch {
+            return Some(Halt {
+                kind: None,
+                why: format!("{signal} came"),
+            });
+        }
+        let now = Instant::now();
+        let situation = Situation {
+            time: checks::now_millis() / 1000,
+            checkpoint: self.newest_checkpoint(),
+            left: self.end.map(|end| end.saturating_duration_since(now)),
+            lead: Duration::from_secs(self.args.halt_seconds),
+        };
+        match &self.conditions {
+            Some(conditions) => conditions.holds(&situation),
+            None => Conditions::default().holds(&situation),
+        }
+    }
+
+    /// Waits until the conditions were read once, or a moment.
+    pub(super) fn await_conditions(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        while self.conditions.is_none() && begun.elapsed() < CONDITIONS_PATIENCE {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// What the resource manager does not want used is not used from the next launch on.
+    pub(super) fn heed_manager(&mut self) {
+        for host in self.all.clone() {
+            let unwanted = self.unwanted.iter();
+            let mut unwanted = unwanted.filter(|down| is_same(&down.node, &host));
+            if let Some(down) = unwanted.next()
+                && !self.heart.members.is_down(&host)
+            {
+                self.report
+                    .stage(&format!("{host} cannot be used: {}", down.why));
+                self.heart.members.give_up(&host, down.why.clone());
+            }
+        }
+    }
+
+    /// Looks at all hosts, and gives those that are fit to be used; the others are given up.
+    pub(super) fn check_hosts(&mut self) -> Result<Vec<String>> {
+        let all = self.all.clone();
+        self.begin_checks(&all)?;
+        while self.is_checking() && self.stop.is_none() {
+            self.turn()?;
+        }
+        self.heed_manager();
+        let members = &self.heart.members;
+        Ok(all
+            .into_iter()
+            .filter(|host| !members.is_down(host))
+            .collect())
+    }
+
+    /// Begins to look at hosts.
+    pub(super) fn begin_checks(&mut self, hosts: &[String]) -> Result<()> {
+        if self.args.no_check {
+            return Ok(());
+        }
+        let line = nodes::probe_line(&self.args.mount, false)?;
+        let members = &self.heart.members;
+        let fit = hosts.iter().filter(|host| !members.is_down(host));
+        let commands: Vec<_> = fit.map(|host| (host.clone(), line.clone())).collect();
+        self.checking = Some(Checking {
+            fleet: Fleet::new(&self.shell, "probe", commands),
+            asked: checks::now_millis(),
+            answers: BTreeMap::new(),
+        });
+        Ok(())
+    }
+
+    /// Whether hosts are being looked at.
+    pub(super) fn is_checking(&self) -> bool {
+        self.checking.is_some()
+    }
+
+    fn turn_checking(&mut self) {
+        let Some(checking) = &mut self.checking else {
+            return;
+        };
+        for ended in checking.fleet.poll() {
+            let said = ended
+                .result
+                .and_then(|()| Answer::read(&nodes::read(&ended.log)));
+            let answer = Answer {
+                said,
+                asked: checking.asked,
+                answered: checks::now_millis(),
+            };
+            checking.answers.insert(ended.host, answer);
+        }
+        if !checking.fleet.is_done() {
+            return;
+        }
+        let facts = Facts {
+            answers: std::mem::take(&mut checking.answers),
+            ..Facts::default()
+        };
+        self.checking = None;
+        for host in facts.answers.keys() {
+            let members = &mut self.heart.members;
+            if let Err(why) = facts.judge(host, &self.args.limits)
+                && !members.is_down(host)
+            {
+                self.report.stage(&format!("{host} cannot be used: {why}"));
+                members.give_up(host, why);
+            }
+        }
+    }
+
+    fn turn_saving(&mut self) {
+        let Some(fleet) = &mut self.saving else {
+            return;
+        };
+        for ended in fleet.poll() {
+            if let Err(why) = ended.result {
+                self.report
+                    .say(&format!("no stacks of {}: {why}", ended.host));
+            }
+        }
+        if fleet.is_done() {
+            self.saving = None;
+        }
     }
 
     fn take_signals(&mut self) -> Result<()> {
@@ -149,8 +379,16 @@ impl<'a> Supervisor<'a> {
             if signal == Signal::SIGCHLD {
                 continue;
             }
+            if matches!(signal, Signal::SIGUSR1 | Signal::SIGUSR2) {
+                self.batch = Some(signal);
+                if self.args.forward_usr {
+                    self.pass_on.push(signal);
+                }
+                continue;
+            }
             self.report.say(&format!("{signal}: no further launch"));
             self.stop = Some(signal);
+            self.batch.get_or_insert(signal);
             // One from the terminal has gone to the application as well, which is in our group.
             if info.ssi_code != libc::SI_KERNEL {
                 self.pass_on.push(signal);
@@ -166,8 +404,10 @@ impl<'a> Supervisor<'a> {
             .starting
             .iter()
             .flat_map(|starting| starting.fleet.pids());
-        let reaping = self.reaping.iter().flat_map(Fleet::pids);
-        coordinators.chain(starting).chain(reaping).collect()
+        let checking = self.checking.iter().map(|checking| &checking.fleet);
+        let fleets = self.reaping.iter().chain(&self.saving).chain(checking);
+        let others = fleets.flat_map(Fleet::pids);
+        coordinators.chain(starting).chain(others).collect()
     }
 
     /// Names of the hosts with a position, in order.
@@ -216,15 +456,18 @@ impl<'a> Supervisor<'a> {
         }
         self.report.stage(&format!(
             "mounting {} on {} hosts; heartbeats come to {}",
-            self.args.mountpoint.display(),
+            self.args.mount.mountpoint.display(),
             hosts.len(),
             self.heart.address()
         ));
-        let fleet = Fleet::new(&self.shell, "mount", commands);
-        self.starting = Some(Starting {
-            fleet,
-            unheard: BTreeMap::new(),
-        });
+        let mut fleet = Fleet::new(&self.shell, "mount", commands);
+        let mut unheard = BTreeMap::new();
+        if self.shell.holds() {
+            fleet = fleet.held();
+            let until = Instant::now() + self.shell.patience;
+            unheard.extend(hosts.iter().map(|host| (host.clone(), until)));
+        }
+        self.starting = Some(Starting { fleet, unheard });
         let placed = self.placed();
         let begun = Instant::now();
         while self.stop.is_none()
@@ -244,28 +487,17 @@ impl<'a> Supervisor<'a> {
     }
 
     fn mount_command(&self, host: &str) -> String {
-        let mut words = vec!["env".to_owned()];
-        words.extend(
-            self.environment
-                .iter()
-                .map(|(name, value)| format!("{name}={value}")),
-        );
-        let mut directory = String::new();
-        // The prefix is this directory when nobody says otherwise.
-        if self.args.prefix.is_none()
-            && let Ok(here) = std::env::current_dir()
-        {
-            let here = here.display().to_string();
-            directory = format!("cd {} && ", words::quote(&here));
-            words.push(format!("PWD={here}"));
-        }
+        let mut words = Vec::new();
         words.push(self.programs.scrfs.display().to_string());
         words.push("mount".into());
         words.extend(self.mount_options.iter().cloned());
         words.extend(["--node".into(), host.to_owned()]);
         words.extend(["--supervisor".into(), self.heart.address().to_string()]);
         words.extend(["--token".into(), self.heart.token().to_string()]);
-        directory + &words::join(words.iter().map(String::as_str))
+        if self.shell.holds() {
+            words.push("--foreground".into());
+        }
+        args::remote_line(&self.environment, &self.args.mount, &words)
     }
 
     fn turn_starting(&mut self) {
@@ -275,11 +507,15 @@ impl<'a> Supervisor<'a> {
         let members = &mut self.heart.members;
         for ended in starting.fleet.poll() {
             match ended.result {
+                // A mount that was there already, or one that has ended: silence will tell.
+                Ok(()) if self.shell.holds() => {}
                 Ok(()) => {
                     starting
                         .unheard
                         .insert(ended.host, Instant::now() + BEAT_PATIENCE);
                 }
+                // It was heard: its heartbeats tell more than the end of what started it.
+                Err(_) if members.life(&ended.host).is_some() || members.is_down(&ended.host) => {}
                 Err(why) => {
                     self.report
                         .stage(&format!("{} cannot be used: {why}", ended.host));
@@ -310,10 +546,17 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    fn is_starting(&self) -> bool {
+        self.starting.as_ref().is_some_and(|starting| {
+            let running = !self.shell.holds() && !starting.fleet.is_done();
+            running || !starting.unheard.is_empty()
+        })
+    }
+
     /// Puts spares in the places of lost hosts. `false`: too few are left.
     pub(super) fn take_places(&mut self) -> Result<bool> {
         // A spare that is still on its way may yet be needed.
-        while self.starting.is_some() && self.is_any_lost() && self.stop.is_none() {
+        while self.is_starting() && self.is_any_lost() && self.stop.is_none() {
             self.turn()?;
         }
         let wanted = self.placed().len();
@@ -329,7 +572,11 @@ impl<'a> Supervisor<'a> {
             });
         }
         let count = self.placed().len();
-        let min = self.args.min_nodes.unwrap_or(wanted).max(1);
+        let min = if self.salvaging {
+            1
+        } else {
+            self.args.min_nodes.unwrap_or(wanted).max(1)
+        };
         if count < min {
             self.report.stage(&format!(
                 "{count} nodes are left, and at least {min} are needed"
@@ -374,7 +621,10 @@ impl<'a> Supervisor<'a> {
     /// Unmounts all hosts that live. `finish`: coordinators end by themselves, with nothing undone.
     pub(super) fn unmount(&mut self, finish: bool) -> Result<()> {
         self.unmounting = true;
-        self.starting = None;
+        // Daemons that are held end by themselves, or with the end of this.
+        if !self.shell.holds() {
+            self.starting = None;
+        }
         let mut words = vec![
             self.programs.scrfs.display().to_string(),
             "unmount".to_owned(),
@@ -424,6 +674,8 @@ fn signals() -> Result<SignalFd, Errno> {
         Signal::SIGINT,
         Signal::SIGTERM,
         Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
         Signal::SIGCHLD,
     ] {
         set.add(signal);

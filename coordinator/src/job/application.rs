@@ -1,0 +1,260 @@
+//! The application: launched on the hosts that hold a position, watched until it ends, ended if need be.
+//!
+//! Invariant: when [`Supervisor::watch`] returns, the launcher has ended and was waited for; what it started
+//! on other hosts is reaped by who called.
+
+use super::child;
+use super::epoch::{Coordinators, Held};
+use super::launcher::{self, Target};
+use super::remote::Fleet;
+use super::supervisor::Supervisor;
+use super::tally::Cause;
+use super::watchdog::{Act, Ending, Sign, Watchdog, Why};
+use super::words;
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use scrfs::halt::Kind;
+use scrfs::name::Name;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Exit codes of launchers that could not start the application, or broke by themselves: not there, not to
+/// be executed, and Open MPI's for a helper that was lost.
+const LAUNCHER_CODES: [i32; 3] = [126, 127, 205];
+
+pub(super) struct Application {
+    child: Child,
+    /// What its processes are known by.
+    pub(super) launch: String,
+}
+
+/// How a launch ended.
+pub(super) enum End {
+    /// By itself.
+    Exit(ExitStatus),
+    /// Because we ended it, and how that went where it went when it was asked to.
+    Unwanted(Why, Option<ExitStatus>),
+    /// A node was lost, and the application was killed.
+    Lost,
+    /// There is no epoch to be had any more, and the application was killed.
+    NoEpoch,
+}
+
+impl Supervisor<'_> {
+    pub(super) fn launch(&mut self, restart: Option<&Name>) -> Result<Application> {
+        let path = restart.map(|name| self.args.mount.mountpoint.join(name.as_os_str()));
+        self.report.stage(&match restart {
+            Some(name) => format!("recovered: restart from {name}"),
+            None => "nothing to restart from".to_owned(),
+        });
+        let number = self.report.count_launch(self.newest_checkpoint());
+        let launch = format!("{:016x}.{number}", self.mark);
+        let hosts = self.placement.hosts();
+        let hostfile = self.shell.logs.join(format!("hosts.{number}"));
+        std::fs::write(&hostfile, launcher::hostfile(&hosts))
+            .with_context(|| format!("cannot write {}", hostfile.display()))?;
+        let command = match (restart, self.args.restart_command()?) {
+            (Some(_), Some(command)) => command,
+            _ => self.args.launcher.clone(),
+        };
+        let is_placed = |name: &String| hosts.iter().any(|host| host.name == *name);
+        let others: Vec<String> = self
+            .all
+            .iter()
+            .chain(&self.excluded)
+            .filter(|name| !is_placed(name))
+            .cloned()
+            .collect();
+        let agent = self.shell.agent();
+        let target = Target {
+            hosts: &hosts,
+            others: &others,
+            hostfile: &hostfile,
+            restart: path.as_deref(),
+            rsh: &words::join(self.shell.words.iter().map(String::as_str)),
+            agent: agent.as_deref(),
+            launch: &launch,
+            this: &self.programs.coordinator,
+        };
+        let words = launcher::adapt(&command, &target, version_of);
+        let (program, arguments) = words.split_first().context("nothing to launch")?;
+        self.report.stage(&format!(
+            "launch {number} on {}: {}",
+            launcher::host_names(&hosts),
+            words::join(words.iter().map(String::as_str))
+        ));
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env(launcher::LAUNCH_VARIABLE, &launch);
+        let child = child::spawn(&mut command).with_context(|| format!("cannot run {program}"))?;
+        Ok(Application { child, launch })
+    }
+
+    /// Watches the application until it ends, by itself or by us.
+    pub(super) fn watch(&mut self, application: &mut Application) -> Result<End> {
+        let (patience, patience_flush) = self.args.hang_patience();
+        let mut dog = Watchdog::new(patience, patience_flush, Instant::now());
+        let mut ending: Option<Ending> = None;
+        // The newest checkpoint when the wish to halt was first seen.
+        let mut halting = None;
+        loop {
+            self.turn()?;
+            let checkpoint = self.newest_checkpoint();
+            self.report.see_checkpoint(checkpoint);
+            for signal in std::mem::take(&mut self.pass_on) {
+                child::signal(&mut application.child, signal);
+            }
+            if let Some(status) = application.child.try_wait().context("cannot wait")? {
+                // Launchers notice dead nodes too, and may be faster than we are.
+                if !status.success() {
+                    self.await_signs()?;
+                }
+                if self.is_any_lost() && !status.success() {
+                    self.report.say("the application ended with the node");
+                    self.end_epoch();
+                    return Ok(End::Lost);
+                }
+                return Ok(match ending {
+                    Some(ending) if !status.success() => End::Unwanted(ending.why, Some(status)),
+                    _ => End::Exit(status),
+                });
+            }
+            let end = if self.is_any_lost() {
+                Some(End::Lost)
+            } else if self.has_epoch_ended()? {
+                self.renew_epoch()?
+            } else {
+                None
+            };
+            if let Some(end) = end {
+                // In this order: nothing of the epoch may answer a program any more.
+                self.end_epoch();
+                child::kill_child(&mut application.child);
+                self.report.say("coordinators and application are killed");
+                return Ok(end);
+            }
+            let halt = self.halts();
+            if halt.is_none() {
+                halting = None;
+            }
+            let silence = dog.look(Instant::now(), self.signs());
+            let kill_after = Duration::from_secs(self.args.kill_after);
+            if ending.is_none()
+                && let Some(halt) = halt
+            {
+                let begun = *halting.get_or_insert(checkpoint);
+                let chance = self.args.halt_exit && checkpoint > begun;
+                if halt.kind == Some(Kind::Now) || chance {
+                    self.report.stage("the application is asked to end");
+                    ending = Some(Ending::new(Why::Halted, kill_after));
+                }
+            }
+            if ending.is_none()
+                && let Some(silence) = silence
+            {
+                self.silence = silence;
+                self.report.stage(&format!(
+                    "nothing has moved for {} s: saving where processes stand, then ending them",
+                    silence.as_secs()
+                ));
+                ending = Some(Ending::new(Why::Hung, kill_after));
+            }
+            let saved = self.saving.is_none();
+            let act = ending
+                .as_mut()
+                .and_then(|ending| ending.next(Instant::now(), saved));
+            match act {
+                None => {}
+                Some(Act::Save) => self.save_stacks(&application.launch),
+                Some(Act::Ask) => child::signal(&mut application.child, Signal::SIGTERM),
+                Some(Act::Kill) => {
+                    child::kill_child(&mut application.child);
+                    self.report
+                        .say("the application did not end when asked, and is killed");
+                    let why = ending.map_or(Why::Halted, |ending| ending.why);
+                    return Ok(End::Unwanted(why, None));
+                }
+            }
+        }
+    }
+
+    /// How a launch ended, for people.
+    pub(super) fn cause(&self, end: &End) -> Cause {
+        let halted = self.halts().map(|halt| halt.why);
+        match end {
+            End::Exit(status) if status.success() => match halted {
+                Some(why) => Cause::Halted(why),
+                None => Cause::Finished,
+            },
+            End::Exit(status) => {
+                let how = child::describe(*status);
+                match status.code() {
+                    Some(code) if LAUNCHER_CODES.contains(&code) => Cause::Launcher(how),
+                    _ => Cause::Failed(how),
+                }
+            }
+            End::Unwanted(Why::Hung, _) => Cause::Hung(self.silence),
+            End::Unwanted(Why::Halted, _) => Cause::Halted(halted.unwrap_or_default()),
+            End::Lost => {
+                let placed = self.placed();
+                let down = self.heart.members.down();
+                let lost = down.filter(|(node, _)| placed.iter().any(|placed| placed == node));
+                let words: Vec<String> = lost.map(|(node, why)| format!("{node}: {why}")).collect();
+                Cause::NodeLost(words.join(", "))
+            }
+            End::NoEpoch => Cause::NoEpoch,
+        }
+    }
+
+    fn signs(&self) -> Vec<Sign<'_>> {
+        let lives = self.heart.members.lives();
+        lives
+            .map(|life| Sign {
+                node: &life.beat.node,
+                activity: life.beat.activity,
+                flushing: life.beat.flushing,
+            })
+            .collect()
+    }
+
+    /// Begins to save where the processes of a launch stand, on all its hosts.
+    fn save_stacks(&mut self, launch: &str) {
+        self.keep_logs = true;
+        let this = self.programs.coordinator.to_string_lossy();
+        let line = words::join([&*this, "stacks", launch]);
+        let commands = self.placed().into_iter().map(|host| (host, line.clone()));
+        self.saving = Some(Fleet::new(&self.shell, "stacks", commands));
+    }
+
+    fn has_epoch_ended(&mut self) -> Result<bool> {
+        let Some(status) = self.coordinators.as_mut().and_then(Coordinators::ended) else {
+            return Ok(false);
+        };
+        let words = format!("{} has ended: {}", self.epoch, child::describe(status));
+        self.report.stage(&words);
+        self.await_signs()?;
+        Ok(true)
+    }
+
+    /// A new epoch for an application that goes on; or the reason why it cannot.
+    fn renew_epoch(&mut self) -> Result<Option<End>> {
+        if self.is_any_lost() {
+            return Ok(Some(End::Lost));
+        }
+        Ok(match self.hold_epoch(false)? {
+            Held::Ready(_) | Held::Stopped => None,
+            Held::Lost => Some(End::Lost),
+            Held::Failed => Some(End::NoEpoch),
+        })
+    }
+}
+
+fn version_of(program: &str) -> String {
+    let output = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output();
+    let bytes = output.map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
