@@ -6,9 +6,11 @@
 mod binary;
 pub mod cluster;
 pub mod demo;
+pub mod slurm;
 mod wait;
 pub mod workload;
 
 pub use binary::binary;
 pub use cluster::{Builder, Cluster, Loss};
+pub use slurm::Slurm;
 pub use wait::wait_until;

@@ -409,6 +409,263 @@ fn an_epoch_that_ends_is_renewed_under_a_running_application() {
     assert!(output.contains("1 launch, 2 epochs"), "{output}");
 }
 
+/// Stops the ranks of the first launch that have come to the gate; the second launch finds it open.
+#[test]
+fn a_hang_is_noticed_its_stacks_are_saved_and_it_is_launched_again() {
+    let site = Site::start(RANKS);
+    let job = site.job();
+    let job: Vec<&str> = job.iter().map(String::as_str).collect();
+    let logs = site.directory.path().join("logs");
+    let logs_name = logs.display().to_string();
+    let options = [
+        "--runs",
+        "2",
+        "--hang-timeout",
+        "3",
+        "--kill-after",
+        "1",
+        "--log-dir",
+        &logs_name,
+    ];
+    let mut run = site.run(&options, &job);
+    wait_at_gate(&site, &mut run, 1);
+    let rank = rank_of(&site, 2);
+    kill(rank, Signal::SIGSTOP).unwrap();
+    fs::write(site.shared().join("go"), "").unwrap();
+    run.wait_for("nothing has moved for 3 s");
+    let output = run.expect(0);
+    assert!(
+        output.contains("launch 1: ") && output.contains("hung: "),
+        "{output}"
+    );
+    assert!(
+        output.contains("launch 2: ") && output.contains("finished"),
+        "{output}"
+    );
+    for rank in 0..RANKS {
+        let log = fs::read_to_string(site.shared().join(format!("log.{rank}"))).unwrap();
+        assert!(
+            log.starts_with(&format!("restart {} ", GATE - 1)),
+            "{log}\n{output}"
+        );
+    }
+    check_prefix(&site.prefix());
+    let stacks = fs::read_to_string(logs.join("stacks.node2.log")).unwrap();
+    assert!(stacks.contains(&format!("process {rank}: sh ")), "{stacks}");
+    assert!(stacks.contains("(stopped)"), "{stacks}");
+}
+
+/// The shell that is the rank of a node.
+fn rank_of(site: &Site, node: usize) -> Pid {
+    let pids = site.cluster.processes(node).unwrap();
+    let is_rank = |pid: &&u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|&byte| byte == 0).collect();
+        words.first() == Some(&&b"sh"[..])
+            && words.get(1).is_some_and(|word| word.ends_with(b"rank.sh"))
+    };
+    let found = pids.iter().find(is_rank).expect("a rank runs");
+    Pid::from_raw(i32::try_from(*found).unwrap())
+}
+
+#[test]
+fn a_heartbeat_of_its_own_keeps_a_silent_application_alive() {
+    let site = Site::start(1);
+    let script = "echo begun; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do $RSH node1 'echo >/scr/.scr/heartbeat'; sleep 0.25; done";
+    let script = script.replace("$RSH", site.cluster.rsh().to_str().unwrap());
+    let options = ["--hang-timeout", "2", "--kill-after", "1"];
+    let output = site.run(&options, &["sh", "-c", &script]).expect(0);
+    assert!(!output.contains("nothing has moved"), "{output}");
+    let output = site.run(&options, &["sleep", "1000"]).expect(1);
+    assert!(output.contains("hung: nothing moved for 2 s"), "{output}");
+}
+
+/// The application obeys `.scr/should_exit`, and another machine asks for its end.
+#[test]
+fn a_halt_is_seen_by_programs_and_there_is_no_further_launch() {
+    let site = Site::start(2);
+    let script = r#"
+step=0
+while [ "$(RSH node2 cat /scr/.scr/should_exit)" = 0 ]; do
+    step=$((step + 1))
+    RSH node1 "mkdir /scr/ckpt.$step.tmp && echo $step > /scr/ckpt.$step.tmp/f && mv -T /scr/ckpt.$step.tmp /scr/ckpt.$step" || exit 3
+    echo step $step
+done
+exit 7
+"#;
+    let script = script.replace("RSH", site.cluster.rsh().to_str().unwrap());
+    let mut run = site.run(&["--runs", "-1"], &["sh", "-c", &script]);
+    run.wait_for("\nstep 2\n");
+    let prefix = site.prefix().display().to_string();
+    let halt = |options: &[&str]| {
+        let mut command = Command::new(binary("scrfs").unwrap());
+        let output = command
+            .args(["halt", "--prefix", &prefix])
+            .args(options)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    halt(&["--checkpoints", "2"]);
+    let output = run.expect(7);
+    assert!(
+        output.contains("asked it to end after 2 more checkpoints"),
+        "{output}"
+    );
+    assert!(output.contains("1 launch, 1 epoch"), "{output}");
+    let base: u64 = {
+        let listed = halt(&["--list"]);
+        let number = listed.split("from number ").nth(1).expect("it was counted");
+        number.split(' ').next().unwrap().parse().unwrap()
+    };
+    // A checkpoint more may have been made before it was seen, and what it had made is flushed.
+    assert!(base >= 2, "{output}");
+    let kept = site.prefix().join(format!("ckpt.{}/f", base + 2));
+    assert!(kept.exists(), "{}\n{output}", kept.display());
+    // Nothing is launched as long as the condition is there.
+    let output = site.run(&[], &["echo", "launched"]).expect(3);
+    assert!(
+        output.contains("halted: ") && !output.contains("\nlaunched\n"),
+        "{output}"
+    );
+    halt(&["--clear", "all"]);
+    let output = site.run(&[], &["echo", "launched"]).expect(0);
+    assert!(output.contains("\nlaunched\n"), "{output}");
+}
+
+#[test]
+fn a_halt_now_ends_an_application_that_does_not_look() {
+    let site = Site::start(1);
+    let script = "trap '' TERM; echo begun; while :; do sleep 0.05; done";
+    let mut run = site.run(
+        &["--runs", "-1", "--kill-after", "1"],
+        &["sh", "-c", script],
+    );
+    run.wait_for("begun");
+    let prefix = site.prefix();
+    let mut halt = Command::new(binary("scrfs").unwrap());
+    halt.args(["halt", "--now", "--prefix"]).arg(&prefix);
+    assert!(halt.status().unwrap().success());
+    let output = run.expect(1);
+    assert!(
+        output.contains("did not end when asked, and is killed"),
+        "{output}"
+    );
+    assert!(output.contains("1 launch, 1 epoch"), "{output}");
+}
+
+/// SIGUSR1 is how batch systems warn of the end: nothing is relaunched, and programs may know.
+#[test]
+fn a_warning_of_the_batch_system_halts() {
+    let site = Site::start(1);
+    let script = r#"echo begun; while [ "$(RSH node1 cat /scr/.scr/should_exit)" = 0 ]; do sleep 0.02; done; exit 4"#;
+    let script = script.replace("RSH", site.cluster.rsh().to_str().unwrap());
+    let mut run = site.run(&["--runs", "-1"], &["sh", "-c", &script]);
+    run.wait_for("begun");
+    let pid = Pid::from_raw(i32::try_from(run.child.id()).unwrap());
+    kill(pid, Signal::SIGUSR1).unwrap();
+    let output = run.expect(4);
+    assert!(output.contains("to halt: SIGUSR1 came"), "{output}");
+    assert!(output.contains("1 launch, 1 epoch"), "{output}");
+}
+
+/// Two nodes lost one after the other, and one spare: the end is said, and what was protected is flushed.
+#[test]
+fn when_spares_are_exhausted_what_is_left_is_flushed() {
+    let site = Site::start(4);
+    let script = r#"
+cd SHARED
+if [ ! -e written ]; then
+    RSH node1 mkdir /scr/ckpt.1.tmp || exit 1
+    for n in 1 2 3; do RSH node$n "echo part $n > /scr/ckpt.1.tmp/of.$n" || exit 1; done
+    RSH node1 "mv -T /scr/ckpt.1.tmp /scr/ckpt.1 && sync /scr/ckpt.1" || exit 2
+    touch written
+else
+    touch "again.$SCRFS_LAUNCH"
+fi
+while :; do sleep 0.05; done
+"#;
+    let script = script
+        .replace("SHARED", site.shared().to_str().unwrap())
+        .replace("RSH", site.cluster.rsh().to_str().unwrap());
+    let options = ["--spares", "1", "--runs", "-1"];
+    let mut run = site.run(&options, &["sh", "-c", &script]);
+    let exists = |run: &mut Run, what: &str, is: &dyn Fn(&str) -> bool| {
+        let waited = wait_until(SOON, what, || {
+            anyhow::ensure!(run.child.try_wait()?.is_none(), "it ended");
+            let names = fs::read_dir(site.shared())?.flatten();
+            let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            Ok(names.any(|name| is(&name)).then_some(()))
+        });
+        waited.unwrap_or_else(|error| panic!("{error:#}\n{}", run.output()));
+    };
+    exists(&mut run, "the checkpoint is protected", &|name| {
+        name == "written"
+    });
+    site.cluster.kill(2, Loss::Crash).unwrap();
+    exists(&mut run, "the second launch", &|name| {
+        name.starts_with("again")
+    });
+    site.cluster.kill(3, Loss::Power).unwrap();
+    let output = run.expect(1);
+    assert!(
+        output.contains("spare node4 takes the place of node2"),
+        "{output}"
+    );
+    assert!(
+        output.contains("2 nodes are left, and at least 3 are needed"),
+        "{output}"
+    );
+    assert!(output.contains("everything is flushed"), "{output}");
+    for n in 1..=3 {
+        let kept = fs::read_to_string(site.prefix().join(format!("ckpt.1/of.{n}")));
+        assert_eq!(kept.unwrap(), format!("part {n}\n"), "{output}");
+    }
+}
+
+#[test]
+fn nodes_are_looked_at_and_reasons_given() {
+    let site = Site::start(3);
+    site.cluster.kill(3, Loss::Power).unwrap();
+    let mut full = site.cluster.command(2, "sh");
+    full.args(["-c", "head -c 250M /dev/zero > /dev/shm/taken"]);
+    assert!(full.status().unwrap().success());
+    let output = site
+        .cluster
+        .command(0, binary("scrfs").unwrap())
+        .args([
+            "nodes",
+            "--check",
+            "--json",
+            "--nodes",
+            "node[0-3]",
+            "--exclude",
+            "node0",
+        ])
+        .args(["--check-timeout", "5", "--rsh"])
+        .arg(site.cluster.rsh())
+        .arg("--prefix")
+        .arg(site.prefix())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let nodes: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let reason = |name: &str| {
+        let node = nodes
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|node| node["node"] == name);
+        let reason = &node.unwrap_or_else(|| panic!("{nodes}"))["reason"];
+        reason.as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(reason("node0"), "excluded by the user");
+    assert_eq!(reason("node1"), "");
+    assert!(reason("node2").contains("/dev/shm has "), "{nodes}");
+    assert!(!reason("node3").is_empty(), "{nodes}");
+}
+
 fn coordinator_of(cluster: &Cluster, node: usize) -> Pid {
     let pids = cluster.processes(node).unwrap();
     let is_coordinator = |pid: &&u32| {
