@@ -193,6 +193,7 @@ fn it_beats_and_obeys_the_supervisor() {
     let order = |token| Order {
         token,
         sequence: last.sequence,
+        halt: true,
         epoch_min: Epoch(9),
     };
     let send = |token| socket.send_to(&envelope::seal(Kind::Heartbeat, &order(token)), from);
@@ -201,6 +202,11 @@ fn it_beats_and_obeys_the_supervisor() {
         let manners = Manners::default();
         scrfs_fuse_tests::coordinator::Coordinator::start(&place.socket(), 8, manners).is_err()
     });
+    let should_exit = place.mnt().join(".scr/should_exit");
+    assert_eq!(fs::read(should_exit).unwrap(), b"1\n");
+    let before = beat().0.activity;
+    fs::write(place.mnt().join(".scr/heartbeat"), "alive").unwrap();
+    until("a sign of life is passed on", || beat().0.activity != before);
     drop(place.coordinator(9, Manners::default()));
 }
 

@@ -209,9 +209,9 @@ fn a_sealed_dataset_refuses_every_change_and_is_read() {
         wait(|answer| world.vfs.link(file, top, OsStr::new("h"), answer)),
         Err(FsError::Sealed)
     );
-    let wanted = attr::SetAttr {
+    let wanted = SetAttr {
         mode: Some(0o600),
-        ..attr::SetAttr::default()
+        ..SetAttr::default()
     };
     let changed = wait(|answer| world.vfs.setattr(me(), file, None, wanted, answer));
     assert_eq!(changed, Err(FsError::Sealed));
