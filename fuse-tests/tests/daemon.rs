@@ -206,7 +206,9 @@ fn it_beats_and_obeys_the_supervisor() {
     assert_eq!(fs::read(should_exit).unwrap(), b"1\n");
     let before = beat().0.activity;
     fs::write(place.mnt().join(".scr/heartbeat"), "alive").unwrap();
-    until("a sign of life is passed on", || beat().0.activity != before);
+    until("a sign of life is passed on", || {
+        beat().0.activity != before
+    });
     drop(place.coordinator(9, Manners::default()));
 }
 

@@ -113,6 +113,16 @@ impl Site {
 
     /// `scrfs run OPTIONS -- LAUNCHER` on node0, with all nodes as hosts.
     fn run(&self, options: &[&str], launcher: &[&str]) -> Run {
+        self.run_with(&[], options, launcher)
+    }
+
+    /// The same, with more in its environment.
+    fn run_with(
+        &self,
+        environment: &[(&str, PathBuf)],
+        options: &[&str],
+        launcher: &[&str],
+    ) -> Run {
         let hosts: Vec<_> = (1..=self.cluster.nodes())
             .map(|node| self.cluster.name(node))
             .collect();
@@ -128,6 +138,7 @@ impl Site {
             .args(options)
             .arg("--")
             .args(launcher)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)
@@ -622,6 +633,63 @@ while :; do sleep 0.05; done
         let kept = fs::read_to_string(site.prefix().join(format!("ckpt.1/of.{n}")));
         assert_eq!(kept.unwrap(), format!("part {n}\n"), "{output}");
     }
+}
+
+/// What stands for `torchrun`: says how it was called, and waits or fails as it is told.
+const TORCHRUN: &str = r#"#!/bin/sh
+echo "torchrun on $(uname -n): $*" >> "$SCRFS_TEST_SHARED/calls"
+trap 'echo "asked on $(uname -n)" >> "$SCRFS_TEST_SHARED/calls"; exit 9' TERM
+for word; do last=$word; done
+case $last in
+    wait) while :; do sleep 0.02; done;;
+    fail) if [ "$(uname -n)" = node2 ]; then exit 6; fi; while :; do sleep 0.02; done;;
+esac
+"#;
+
+#[test]
+fn torchrun_is_started_on_each_host() {
+    let site = Site::start(2);
+    let torchrun = site.shared().join("torchrun");
+    fs::write(&torchrun, TORCHRUN).unwrap();
+    fs::set_permissions(&torchrun, fs::Permissions::from_mode(0o755)).unwrap();
+    let launcher = torchrun.display().to_string();
+    let start = |what: &str| {
+        let _ = fs::remove_file(site.shared().join("calls"));
+        let environment = [("SCRFS_TEST_SHARED", site.shared())];
+        site.run_with(
+            &environment,
+            &["--kill-after", "20"],
+            &[&launcher, "--nproc-per-node=2", what],
+        )
+    };
+    let calls = || fs::read_to_string(site.shared().join("calls")).unwrap_or_default();
+    let output = start("train.py").expect(0);
+    for (rank, host) in ["node1", "node2"].into_iter().enumerate() {
+        let call = format!(
+            "torchrun on {host}: --nnodes=2 --node-rank={rank} --master-addr=node1 --master-port=29501 \
+             --nproc-per-node=2 train.py\n"
+        );
+        assert!(calls().contains(&call), "{}\n{output}", calls());
+    }
+    // The first failure ends the others, and its code is ours.
+    let output = start("fail").expect(6);
+    assert!(
+        output.contains("on node2: exit code 6; ending the others"),
+        "{output}"
+    );
+    // A signal gets to all hosts.
+    let mut run = start("wait");
+    let begun = wait_until(SOON, "both to run", || {
+        Ok((calls().matches("torchrun on").count() == 2).then_some(()))
+    });
+    begun.unwrap_or_else(|error| panic!("{error:#}\n{}", run.output()));
+    let pid = Pid::from_raw(i32::try_from(run.child.id()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let output = run.expect(9);
+    let asked = wait_until(SOON, "both to be asked", || {
+        Ok((calls().matches("asked on").count() == 2).then_some(()))
+    });
+    asked.unwrap_or_else(|error| panic!("{error:#}\n{}\n{output}", calls()));
 }
 
 #[test]

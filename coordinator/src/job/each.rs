@@ -149,8 +149,12 @@ impl Each {
                     None => index += 1,
                     Some(status) => {
                         let ended = ranks.swap_remove(index);
-                        if !status.success() && code == 0 {
-                            code = child::exit_code(status);
+                        if status.success() || code != 0 {
+                            continue;
+                        }
+                        code = child::exit_code(status);
+                        // Who was asked to end may take the time for it that it is given.
+                        if asking.is_none() {
                             let how = child::describe(status);
                             eprintln!("scrfs: on {}: {how}; ending the others", ended.host);
                             let mut fleet = end(shell, ranks, false)?;
