@@ -6,6 +6,7 @@
 
 use scrfs_tests::{Cluster, Loss, Slurm, binary, slurm, wait_until};
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -63,6 +64,7 @@ fn a_job_of_slurm_survives_a_lost_node() {
         fs::create_dir(path(name)).unwrap();
     }
     fs::write(path("rank.sh"), RANK).unwrap();
+    know_each_other(&cluster, &slurm, &path("prefix"));
     let output = File::create(path("output")).unwrap();
     let mut job = slurm
         .command(&cluster, "salloc")
@@ -116,4 +118,37 @@ fn a_job_of_slurm_survives_a_lost_node() {
             format!("step 3 of rank {rank}\n")
         );
     }
+}
+
+/// What Slurm really prints is understood: nodes and their states, and the end of the job.
+fn know_each_other(cluster: &Cluster, slurm: &Slurm, prefix: &Path) {
+    let scrfs = binary("scrfs").unwrap();
+    let asked = |words: &[&str]| {
+        let output = slurm
+            .command(cluster, "salloc")
+            .args(["-N2", "--time=10", "--quiet"])
+            .arg(&scrfs)
+            .args(words)
+            .arg("--prefix")
+            .arg(prefix)
+            .args(if words[0] == "run" {
+                &["--", "srun", "true"][..]
+            } else {
+                &[]
+            })
+            .output()
+            .unwrap();
+        let text =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text.into_owned())
+    };
+    let (code, text) = asked(&["nodes", "--check"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(text, "node1  up    not mounted\nnode2  up    not mounted\n");
+    let (code, text) = asked(&["run", "--halt-seconds", "100000"]);
+    assert_eq!(code, Some(3), "{text}");
+    assert!(
+        text.contains("halted: no more than 100000 s of the allocation are left"),
+        "{text}"
+    );
 }

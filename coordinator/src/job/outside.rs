@@ -27,6 +27,8 @@ pub(super) enum News {
     Down(Vec<Down>),
     /// Something could not be learnt.
     Failed(String),
+    /// Everybody was asked.
+    Asked,
 }
 
 /// The thread, and what it has to say.
@@ -99,6 +101,7 @@ impl Asking {
                 manager_next = Instant::now() + MANAGER_INTERVAL;
                 self.ask_manager()
             });
+            let asked = asked.and_then(|()| self.say(News::Asked));
             if asked.is_err() {
                 return; // nobody listens
             }

@@ -91,7 +91,7 @@ impl Supervisor<'_> {
         let launches_max = self.args.launches_max()?;
         let names = self.check_hosts()?;
         self.start_daemons(&names)?;
-        self.await_conditions()?;
+        self.await_outside()?;
         let failed = |code| {
             Ok(Life {
                 code,

@@ -33,8 +33,8 @@ use std::time::{Duration, Instant};
 const TURN_MS: u16 = 20;
 /// From a daemon's start to its first beat.
 const BEAT_PATIENCE: Duration = Duration::from_secs(10);
-/// For the halt conditions to be read once; a prefix that hangs holds nothing up.
-const CONDITIONS_PATIENCE: Duration = Duration::from_secs(2);
+/// For prefix and resource manager to be asked once; one that hangs holds nothing up.
+const OUTSIDE_PATIENCE: Duration = Duration::from_secs(2);
 /// For the survivors to be heard after something ended.
 const SIGN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -87,8 +87,9 @@ pub(super) struct Supervisor<'a> {
     starting: Option<Starting>,
     checking: Option<Checking>,
     outside: Outside,
-    /// `None` until they were read once.
-    conditions: Option<Conditions>,
+    conditions: Conditions,
+    /// Prefix and resource manager were asked once.
+    asked: bool,
     /// When the allocation ends.
     end: Option<Instant>,
     /// What the resource manager does not want used.
@@ -165,7 +166,8 @@ impl<'a> Supervisor<'a> {
             starting: None,
             checking: None,
             outside,
-            conditions: None,
+            conditions: Conditions::default(),
+            asked: false,
             end: None,
             unwanted: Vec::new(),
             batch: None,
@@ -221,10 +223,11 @@ impl<'a> Supervisor<'a> {
         }
         for news in self.outside.news() {
             match news {
-                News::Conditions(conditions) => self.conditions = Some(conditions),
+                News::Conditions(conditions) => self.conditions = conditions,
                 News::End(end) => self.end = end,
                 News::Down(down) => self.unwanted = down,
                 News::Failed(why) => self.report.say(&why),
+                News::Asked => self.asked = true,
             }
         }
         let halt = self.halts();
@@ -253,16 +256,13 @@ impl<'a> Supervisor<'a> {
             left: self.end.map(|end| end.saturating_duration_since(now)),
             lead: Duration::from_secs(self.args.halt_seconds),
         };
-        match &self.conditions {
-            Some(conditions) => conditions.holds(&situation),
-            None => Conditions::default().holds(&situation),
-        }
+        self.conditions.holds(&situation)
     }
 
-    /// Waits until the conditions were read once, or a moment.
-    pub(super) fn await_conditions(&mut self) -> Result<()> {
+    /// Waits until prefix and resource manager were asked once, or a moment.
+    pub(super) fn await_outside(&mut self) -> Result<()> {
         let begun = Instant::now();
-        while self.conditions.is_none() && begun.elapsed() < CONDITIONS_PATIENCE {
+        while !self.asked && begun.elapsed() < OUTSIDE_PATIENCE {
             self.turn()?;
         }
         Ok(())
