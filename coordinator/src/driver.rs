@@ -27,7 +27,7 @@ use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::UnixMillis;
 use scrfs::protocol::Now;
 use scrfs::protocol::member::LEADER;
-use scrfs::protocol::message::{Message, Packet, PrefixView};
+use scrfs::protocol::message::{Inventory, Message, Packet, PrefixView};
 use scrfs::protocol::node::{Node, Start};
 use scrfs::protocol::step::{Effect, Outcome, Step};
 use scrfs::store::posix::PosixStore;
@@ -167,9 +167,9 @@ impl<F: Fabric> Driver<F> {
             serde_json::from_str(&config).context("the daemon's configuration does not parse")?;
         let config = Arc::new(config);
         let store = PosixStore::with_reserve(&paths.reserve());
-        let (prefix, view) = open_prefix(&config, me, &paths);
         let group = config.failure_group(&config.redundancy.group, &node)?;
         let inventory = inventory::take(&paths, node, group)?;
+        let (prefix, view) = open_prefix(&config, me, &inventory);
         let (sender, events) = channel();
         link.listen(sender.clone(), fabric.waker())?;
         let tasks = Tasks::new(runtime.clone(), sender, fabric.waker());
@@ -537,7 +537,7 @@ impl<F: Fabric> Driver<F> {
 fn open_prefix(
     config: &Config,
     me: Rank,
-    paths: &CachePaths,
+    inventory: &Inventory,
 ) -> (Option<Arc<Prefix>>, Option<PrefixView>) {
     let prefix = match Prefix::open(&config.prefix) {
         Ok(prefix) => Arc::new(prefix),
@@ -549,7 +549,8 @@ fn open_prefix(
     if me != Rank(0) {
         return (Some(prefix), None);
     }
-    let keep = inventory::dataset_ids(paths);
+    let known = inventory.datasets.iter();
+    let keep = known.map(|entry| entry.record.key()).collect();
     if let Err(error) = prefix.reconcile(&keep) {
         tracing::error!(prefix = %config.prefix.display(), %error, "cannot tidy the prefix");
     }

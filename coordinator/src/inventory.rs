@@ -2,15 +2,14 @@
 
 use crate::part;
 use anyhow::{Context, Result};
-use scrfs::id::{DatasetId, Epoch};
+use scrfs::id::Epoch;
 use scrfs::layout::envelope::{Kind, open};
-use scrfs::layout::path::{CachePaths, parse_dataset_directory};
+use scrfs::layout::path::CachePaths;
 use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::EpochRecord;
 use scrfs::protocol::message::Inventory;
 use scrfs::store::Store;
 use scrfs::store::posix::PosixStore;
-use std::collections::BTreeSet;
 
 /// The newest epoch that began on this node; zero on a new one.
 pub(crate) fn last_epoch(paths: &CachePaths) -> Result<Epoch> {
@@ -23,17 +22,6 @@ pub(crate) fn last_epoch(paths: &CachePaths) -> Result<Epoch> {
             Ok(record.epoch)
         }
     }
-}
-
-/// The numbers of all datasets that have a directory here.
-pub(crate) fn dataset_ids(paths: &CachePaths) -> BTreeSet<DatasetId> {
-    let names = PosixStore::new()
-        .list(&paths.datasets())
-        .unwrap_or_default();
-    names
-        .iter()
-        .filter_map(|name| parse_dataset_directory(name.to_str()?))
-        .collect()
 }
 
 /// Everything in the cache at `paths`, of the node called `node` in failure group `group`.

@@ -73,7 +73,7 @@ impl Prefix {
             return Ok(());
         }
         self.occupant(record)?;
-        let attempt = self.paths.attempt(record.id, record.epoch);
+        let attempt = self.paths.attempt(record.key(), record.epoch);
         let step = |name| step(name).map_err(PrefixError::io_at(name, &attempt));
         let tree = Arc::new(Tree::open(&attempt)?);
         step("check")?;
@@ -100,7 +100,7 @@ impl Prefix {
             files: seal.files(),
         };
         self.store
-            .put(&self.paths.entry(record.id), &entry.encode())?;
+            .put(&self.paths.entry(record.key()), &entry.encode())?;
         self.publish(entry, checked.root_mtime, &step)
     }
 
@@ -132,7 +132,7 @@ impl Prefix {
             });
         let entry = known.ok_or_else(not_ours)?;
         Ok(Some(Replaced {
-            id: entry.record.id,
+            key: entry.key(),
             inode: found,
         }))
     }
@@ -143,7 +143,7 @@ impl Prefix {
         record: &DatasetRecord,
         slot: Slot,
     ) -> Result<crate::part::StoredManifest, PrefixError> {
-        let path = self.paths.manifest(record.id, slot);
+        let path = self.paths.manifest(record.key(), slot);
         let bytes = self
             .store
             .get(&path)?
@@ -165,7 +165,7 @@ impl Prefix {
 
     /// The checksums of a slot's part log as the prefix has them, all of them known.
     pub(super) fn sums(&self, record: &DatasetRecord, slot: Slot) -> Result<Sums, PrefixError> {
-        let path = self.paths.sums(record.id, slot);
+        let path = self.paths.sums(record.key(), slot);
         let not_there = || PrefixError::NotThere {
             dataset: record.id,
             path: path.clone(),

@@ -63,9 +63,9 @@ impl Prefix {
         if id.slot == Slot(0) {
             self.remove_earlier_attempts(record);
         }
-        let manifest_path = self.paths.manifest(record.id, id.slot);
+        let manifest_path = self.paths.manifest(record.key(), id.slot);
         self.store.remove(&manifest_path)?;
-        let attempt = self.paths.attempt(record.id, record.epoch);
+        let attempt = self.paths.attempt(record.key(), record.epoch);
         make_directories(&attempt)?;
 
         let outgoing = Arc::new(Outgoing::begin(Tree::open(&attempt)?, &manifest)?);
@@ -100,9 +100,9 @@ impl Prefix {
             return Err(error);
         }
         let sums = units.sums();
-        sealed.check_sums(&self.paths.sums(record.id, id.slot), &sums)?;
+        sealed.check_sums(&self.paths.sums(record.key(), id.slot), &sums)?;
         self.store.put(
-            &self.paths.sums(record.id, id.slot),
+            &self.paths.sums(record.key(), id.slot),
             &seal(Kind::Sums, &sums),
         )?;
         self.store
@@ -112,7 +112,7 @@ impl Prefix {
 
     /// Gives back the space of attempts that nobody will complete.
     fn remove_earlier_attempts(&self, record: &DatasetRecord) {
-        let inflight = self.paths.inflight(record.id);
+        let inflight = self.paths.inflight(record.key());
         for name in self.store.list(&inflight).unwrap_or_default() {
             let epoch = name.to_str().and_then(|name| name.parse().ok()).map(Epoch);
             if epoch.is_some_and(|epoch| epoch < record.epoch)

@@ -29,9 +29,9 @@ mod tests;
 
 pub use error::{Cause, PrefixError};
 use nix::unistd::AccessFlags;
-use scrfs::id::DatasetId;
+use scrfs::id::DatasetKey;
 use scrfs::layout::index::{EntryState, IndexEntry};
-use scrfs::layout::path::{PrefixPaths, parse_dataset_directory};
+use scrfs::layout::path::PrefixPaths;
 use scrfs::layout::record::DatasetRecord;
 use scrfs::store::Store;
 use scrfs::store::posix::PosixStore;
@@ -138,13 +138,13 @@ impl Prefix {
     }
 
     /// What the index says of one dataset; `None` when nothing that can be believed.
-    pub fn entry(&self, id: DatasetId) -> Result<Option<IndexEntry>, PrefixError> {
-        let path = self.paths.entry(id);
+    pub fn entry(&self, key: DatasetKey) -> Result<Option<IndexEntry>, PrefixError> {
+        let path = self.paths.entry(key);
         let Some(bytes) = self.store.get(&path)? else {
             return Ok(None);
         };
         match IndexEntry::decode(&bytes) {
-            Ok(entry) if entry.record.id == id => return Ok(Some(entry)),
+            Ok(entry) if entry.key() == key => return Ok(Some(entry)),
             Ok(entry) => {
                 tracing::error!(?path, found = %entry.record.id, "an entry of another dataset");
             }
@@ -161,13 +161,13 @@ impl Prefix {
         let replaced: Vec<_> = entries
             .iter()
             .filter(|entry| entry.is_complete() || self.has_its_name(entry))
-            .filter_map(|entry| Some((entry.record.id, entry.replaces?.id, entry.flushed)))
+            .filter_map(|entry| Some((entry.key(), entry.replaces?.key, entry.flushed)))
             .filter(|(by, id, _)| by != id)
             .collect();
         entries.retain(|entry| {
             !replaced
                 .iter()
-                .any(|&(_, id, at)| id == entry.record.id && entry.flushed <= at)
+                .any(|&(_, id, at)| id == entry.key() && entry.flushed <= at)
         });
         entries.retain(|entry| {
             let path = self.paths.dataset(&entry.record.name);
@@ -183,13 +183,13 @@ impl Prefix {
     fn all_entries(&self) -> Result<Vec<IndexEntry>, PrefixError> {
         let mut entries = Vec::new();
         for name in self.store.list(&self.paths.index())? {
-            match name.to_str().and_then(parse_dataset_directory) {
-                Some(id) => entries.extend(self.entry(id)?),
+            match name.to_str().and_then(DatasetKey::parse) {
+                Some(key) => entries.extend(self.entry(key)?),
                 // Records on their way in, hidden until they are whole.
                 None => tracing::debug!(?name, "not an entry of the index"),
             }
         }
-        entries.sort_by_key(|entry| entry.record.id);
+        entries.sort_by_key(IndexEntry::key);
         Ok(entries)
     }
 
@@ -201,7 +201,7 @@ impl Prefix {
 
     /// Whether the index has it complete and its directory is there.
     fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
-        let entry = self.entry(record.id)?;
+        let entry = self.entry(record.key())?;
         Ok(entry.is_some_and(|entry| {
             entry.state == EntryState::Complete
                 && entry.record.name == record.name

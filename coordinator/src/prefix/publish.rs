@@ -44,7 +44,7 @@ impl Prefix {
         }
         step("sync the name")?;
         sync_directory(self.paths.root())?;
-        sync_if_there(&self.paths.inflight(entry.record.id))?;
+        sync_if_there(&self.paths.inflight(entry.key()))?;
         step("finish the top directory")?;
         let tree = Tree::open(&name)?;
         let root = tree.open_directory(None)?;
@@ -53,13 +53,13 @@ impl Prefix {
         step("write the complete entry")?;
         entry.state = EntryState::Complete;
         self.store
-            .put(&self.paths.entry(entry.record.id), &entry.encode())?;
+            .put(&self.paths.entry(entry.key()), &entry.encode())?;
         if let Some(replaced) = entry.replaces {
             step("remove the replaced entry")?;
             self.remove_replaced(&entry, replaced);
         }
         step("remove what is left")?;
-        self.tidy(&self.paths.inflight(entry.record.id));
+        self.tidy(&self.paths.inflight(entry.key()));
         Ok(())
     }
 
@@ -69,7 +69,7 @@ impl Prefix {
         name: &Path,
         step: Step<'_>,
     ) -> Result<(), PrefixError> {
-        let attempt = self.paths.attempt(entry.record.id, entry.attempt);
+        let attempt = self.paths.attempt(entry.key(), entry.attempt);
         if inode(&attempt) != Some(entry.inode) {
             return Err(PrefixError::NotThere {
                 dataset: entry.record.id,
@@ -134,25 +134,25 @@ impl Prefix {
 
     /// Where a replaced dataset waits to be removed, when it could not be exchanged.
     pub(super) fn aside(&self, old: Replaced) -> PathBuf {
-        self.paths.trash().join(format!("{}.{}", old.id, old.inode))
+        self.paths.trash().join(format!("{}.{}", old.key, old.inode))
     }
 
     /// Removes the entry, manifests and directory of what `entry` has replaced. What cannot be
     /// removed is reported, and tried again by `reconcile`.
     pub(super) fn remove_replaced(&self, entry: &IndexEntry, replaced: Replaced) {
         self.tidy(&self.aside(replaced));
-        if replaced.id == entry.record.id {
+        if replaced.key == entry.key() {
             return;
         }
         // Its number may have been flushed anew since, under another name.
         let is_older =
             |old: &IndexEntry| old.record.name == entry.record.name && old.flushed <= entry.flushed;
         if self
-            .entry(replaced.id)
+            .entry(replaced.key)
             .is_ok_and(|old| old.as_ref().is_some_and(is_older))
         {
-            self.tidy(&self.paths.entry(replaced.id));
-            self.tidy(&self.paths.manifests(replaced.id));
+            self.tidy(&self.paths.entry(replaced.key));
+            self.tidy(&self.paths.manifests(replaced.key));
         }
     }
 

@@ -8,9 +8,8 @@
 use super::error::{Cause, PrefixError};
 use super::{Prefix, inode};
 use crate::part::{Tree, report};
-use scrfs::id::DatasetId;
+use scrfs::id::DatasetKey;
 use scrfs::layout::index::{EntryState, IndexEntry};
-use scrfs::layout::path::parse_dataset_directory;
 use scrfs::store::Store;
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,23 +22,23 @@ impl Prefix {
     /// # Errors
     ///
     /// Only when the index cannot be listed; what is wrong with single datasets is reported.
-    pub fn reconcile(&self, keep: &BTreeSet<DatasetId>) -> Result<(), PrefixError> {
+    pub fn reconcile(&self, keep: &BTreeSet<DatasetKey>) -> Result<(), PrefixError> {
         let entries = self.all_entries()?;
         let mut waiting = BTreeSet::new();
         let mut complete = BTreeSet::new();
         for entry in &entries {
-            let id = entry.record.id;
+            let key = entry.key();
             match (entry.state, entry.replaces) {
                 (EntryState::Complete, replaced) => {
-                    complete.insert(id);
+                    complete.insert(key);
                     if let Some(replaced) = replaced {
                         self.remove_replaced(entry, replaced);
                     }
                 }
                 (EntryState::Flushing, _) => match self.finish(entry) {
                     Ok(()) => {
-                        complete.insert(id);
-                        tracing::info!(dataset = %id, name = %entry.record.name,
+                        complete.insert(key);
+                        tracing::info!(dataset = %key.id, name = %entry.record.name,
                             "finished a flush that was interrupted");
                     }
                     Err(error) => {
@@ -47,29 +46,29 @@ impl Prefix {
                         if error.cause() == Cause::Damaged {
                             self.give_up(entry);
                         } else {
-                            waiting.insert(id);
+                            waiting.insert(key);
                         }
                     }
                 },
             }
         }
         for name in self.store.list(&self.paths.inflights())? {
-            let id = name.to_str().and_then(parse_dataset_directory);
-            let stays = id.is_some_and(|id| {
-                waiting.contains(&id) || keep.contains(&id) && !complete.contains(&id)
+            let key = name.to_str().and_then(DatasetKey::parse);
+            let stays = key.is_some_and(|key| {
+                waiting.contains(&key) || keep.contains(&key) && !complete.contains(&key)
             });
             if stays {
                 continue;
             }
             self.tidy(&self.paths.inflights().join(&name));
-            if let Some(id) = id.filter(|id| !complete.contains(id) && !keep.contains(id)) {
-                self.tidy(&self.paths.manifests(id));
+            if let Some(key) = key.filter(|key| !complete.contains(key) && !keep.contains(key)) {
+                self.tidy(&self.paths.manifests(key));
             }
         }
         // What a waiting dataset has set aside is needed should it be given up.
         let needed: BTreeSet<_> = entries
             .iter()
-            .filter(|entry| waiting.contains(&entry.record.id))
+            .filter(|entry| waiting.contains(&entry.key()))
             .filter_map(|entry| Some(self.aside(entry.replaces?)))
             .collect();
         for name in self.store.list(&self.paths.trash())? {
@@ -82,7 +81,7 @@ impl Prefix {
     }
 
     fn finish(&self, entry: &IndexEntry) -> Result<(), PrefixError> {
-        let attempt = self.paths.attempt(entry.record.id, entry.attempt);
+        let attempt = self.paths.attempt(entry.key(), entry.attempt);
         let path = if self.has_its_name(entry) {
             self.paths.dataset(&entry.record.name)
         } else if inode(&attempt) == Some(entry.inode) {
@@ -113,6 +112,6 @@ impl Prefix {
                 );
             }
         }
-        self.tidy(&self.paths.entry(entry.record.id));
+        self.tidy(&self.paths.entry(entry.key()));
     }
 }

@@ -4,13 +4,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod crashes;
+mod jobs;
 mod refusals;
 
 use super::*;
 use crate::part::testing::{describe, random_tree, sealed};
 use crate::part::{Part, PartError};
 use proptest::prelude::*;
-use scrfs::id::{Epoch, Slot};
+use scrfs::id::{DatasetId, Epoch, Slot};
 use scrfs::layout::path::CachePaths;
 use scrfs::name::Name;
 use scrfs::redundancy::Stream;
@@ -233,7 +234,7 @@ fn progress_ends_at_the_length_of_the_log_and_a_cancel_leaves_no_files() {
         (Cause::Cancelled, true)
     );
     assert!(told.get() > 0 && told.get() < 9_100_000);
-    let attempt = world.prefix.paths().attempt(record.id, record.epoch);
+    let attempt = world.prefix.paths().attempt(record.key(), record.epoch);
     assert_eq!(fs::read_dir(attempt).unwrap().count(), 0);
     assert!(world.prefix.complete_flush(&record).is_err());
     let tell = |bytes| told.set(bytes);
@@ -288,8 +289,8 @@ fn a_flipped_byte_in_the_prefix_is_found_and_named() {
     let file = world.published("c").join("a");
     let all = [
         (file, 40_000),
-        (paths.manifest(record.id, Slot(0)), 40),
-        (paths.sums(record.id, Slot(0)), 30),
+        (paths.manifest(record.key(), Slot(0)), 40),
+        (paths.sums(record.key(), Slot(0)), 30),
     ];
     for (path, at) in all {
         flip(&path, at);
@@ -341,7 +342,7 @@ fn a_damaged_entry_is_skipped_and_a_removed_dataset_not_listed() {
     for record in [&first, &second, &third] {
         world.flush(record);
     }
-    flip(&world.prefix.paths().entry(DatasetId(2)), 20);
+    flip(&world.prefix.paths().entry(second.key()), 20);
     fs::remove_dir_all(world.published("three")).unwrap();
     assert_eq!(world.ids(), [(1, EntryState::Complete)]);
     assert_eq!(
@@ -378,7 +379,7 @@ fn two_slots_with_the_same_file_are_refused() {
 fn a_retry_replaces_whatever_an_attempt_left() {
     let world = World::new();
     let mut record = world.files(1, "c", &[("a", &[1; 50_000]), ("b", b"bee"), ("e", b"")]);
-    let attempt = world.prefix.paths().attempt(record.id, record.epoch);
+    let attempt = world.prefix.paths().attempt(record.key(), record.epoch);
     let elsewhere = world.root.path().join("elsewhere");
     fs::write(&elsewhere, b"keep me").unwrap();
     fs::create_dir_all(&attempt).unwrap();
@@ -394,7 +395,7 @@ fn a_retry_replaces_whatever_an_attempt_left() {
     record = world.files(2, "d", &[("a", &[1; 50_000])]);
     world.flush_slots(&record);
     record.epoch = Epoch(9);
-    let late = world.prefix.paths().attempt(record.id, Epoch(3));
+    let late = world.prefix.paths().attempt(record.key(), Epoch(3));
     assert!(late.exists());
     assert!(world.prefix.complete_flush(&record).is_err());
     world.flush_slots(&record);
@@ -419,7 +420,7 @@ fn sizes_alone_can_be_looked_at() {
     let file = world
         .prefix
         .paths()
-        .attempt(record.id, record.epoch)
+        .attempt(record.key(), record.epoch)
         .join("a");
     File::options()
         .write(true)
@@ -439,7 +440,7 @@ fn sizes_alone_can_be_looked_at() {
 fn what_was_written_is_read_back() {
     let world = World::new();
     let record = world.files(1, "c", &[("a", &[1; 50_000])]);
-    let attempt = world.prefix.paths().attempt(record.id, record.epoch);
+    let attempt = world.prefix.paths().attempt(record.key(), record.epoch);
     let path = attempt.join("a");
     let part = world.part(&record, 0);
     // A disk that lies: the byte changes when everything has been copied.

@@ -1,6 +1,6 @@
 //! What a prefix remembers of each dataset in it.
 //!
-//! One entry a dataset, at `<prefix>/.scrfs/index/<id>`. It is the truth about the prefix: a
+//! One entry a dataset, at `<prefix>/.scrfs/index/<key>`. It is the truth about the prefix: a
 //! directory without an entry is not ours, whatever it is called. An entry is written *before* the
 //! dataset's directory gets its name ([`EntryState::Flushing`], when every byte has been checked)
 //! and again after it ([`EntryState::Complete`]), so that a crash between the two can be finished
@@ -8,7 +8,7 @@
 
 use super::envelope::{EnvelopeError, Kind, open, seal};
 use super::record::{DatasetRecord, UnixMillis};
-use crate::id::{DatasetId, Epoch};
+use crate::id::{DatasetKey, Epoch};
 use serde::{Deserialize, Serialize};
 
 /// How far the prefix has it.
@@ -23,8 +23,8 @@ pub enum EntryState {
 /// The dataset that had the name before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Replaced {
-    /// Its number.
-    pub id: DatasetId,
+    /// Which it is.
+    pub key: DatasetKey,
     /// Inode number of its directory.
     pub inode: u64,
 }
@@ -36,7 +36,7 @@ pub struct IndexEntry {
     pub record: DatasetRecord,
     /// How far the prefix has it.
     pub state: EntryState,
-    /// The epoch whose attempt it is: which directory below `inflight/<id>/` it came from.
+    /// The epoch whose attempt it is: which directory below `inflight/<key>/` it came from.
     pub attempt: Epoch,
     /// Inode number of its directory, which a rename keeps: tells our directory from another that
     /// was put under its name. Another number is no proof against it: prefixes are copied.
@@ -52,6 +52,11 @@ pub struct IndexEntry {
 }
 
 impl IndexEntry {
+    /// Which dataset it is.
+    pub fn key(&self) -> DatasetKey {
+        self.record.key()
+    }
+
     /// As it lies on disk.
     pub fn encode(&self) -> Vec<u8> {
         seal(Kind::IndexEntry, self)

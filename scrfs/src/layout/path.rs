@@ -17,13 +17,13 @@
 //!   datasets/<id>/copy.<n>/manifest, sums.data, sums.parity      of another member of the set
 //!
 //! <prefix>/<dataset>/               the application's files and nothing else
-//! <prefix>/.scrfs/inflight/<id>/<epoch>/    a flush that has not ended, one directory an attempt
-//! <prefix>/.scrfs/index/<id>        IndexEntry
-//! <prefix>/.scrfs/manifests/<id>/<slot>.{manifest,sums}
-//! <prefix>/.scrfs/trash/            replaced datasets on their way out
+//! <prefix>/.scrfs/inflight/<key>/<epoch>/   a flush that has not ended, one directory an attempt
+//! <prefix>/.scrfs/index/<key>       IndexEntry
+//! <prefix>/.scrfs/manifests/<key>/<slot>.{manifest,sums}
+//! <prefix>/.scrfs/trash/            datasets on their way out
 //! ```
 
-use crate::id::{DatasetId, Epoch, Slot};
+use crate::id::{DatasetId, DatasetKey, Epoch, Slot};
 use crate::name::Name;
 use crate::redundancy::Stream;
 use std::path::{Path, PathBuf};
@@ -240,13 +240,13 @@ impl PrefixPaths {
     }
 
     /// Flushes of one dataset that have not ended.
-    pub fn inflight(&self, id: DatasetId) -> PathBuf {
-        self.inflights().join(id.0.to_string())
+    pub fn inflight(&self, key: DatasetKey) -> PathBuf {
+        self.inflights().join(key.to_string())
     }
 
     /// One attempt: that of one epoch, so that a late-comer of an earlier one writes elsewhere.
-    pub fn attempt(&self, id: DatasetId, epoch: Epoch) -> PathBuf {
-        self.inflight(id).join(epoch.0.to_string())
+    pub fn attempt(&self, key: DatasetKey, epoch: Epoch) -> PathBuf {
+        self.inflight(key).join(epoch.0.to_string())
     }
 
     /// All index entries.
@@ -255,23 +255,23 @@ impl PrefixPaths {
     }
 
     /// One index entry.
-    pub fn entry(&self, id: DatasetId) -> PathBuf {
-        self.index().join(id.0.to_string())
+    pub fn entry(&self, key: DatasetKey) -> PathBuf {
+        self.index().join(key.to_string())
     }
 
     /// The manifests of a dataset.
-    pub fn manifests(&self, id: DatasetId) -> PathBuf {
-        self.control().join("manifests").join(id.0.to_string())
+    pub fn manifests(&self, key: DatasetKey) -> PathBuf {
+        self.control().join("manifests").join(key.to_string())
     }
 
     /// The manifest of one part of a dataset.
-    pub fn manifest(&self, id: DatasetId, slot: Slot) -> PathBuf {
-        self.manifests(id).join(format!("{}.manifest", slot.0))
+    pub fn manifest(&self, key: DatasetKey, slot: Slot) -> PathBuf {
+        self.manifests(key).join(format!("{}.manifest", slot.0))
     }
 
     /// The checksums of one part's log.
-    pub fn sums(&self, id: DatasetId, slot: Slot) -> PathBuf {
-        self.manifests(id).join(format!("{}.sums", slot.0))
+    pub fn sums(&self, key: DatasetKey, slot: Slot) -> PathBuf {
+        self.manifests(key).join(format!("{}.sums", slot.0))
     }
 
     /// Where replaced datasets wait to be removed.

@@ -5,7 +5,7 @@
 //! see is [`DatasetRecord::state`]. Times are milliseconds since the Unix epoch, UTC.
 
 use crate::config::Class;
-use crate::id::{DatasetId, Epoch, Slot};
+use crate::id::{DatasetId, DatasetKey, Epoch, Slot};
 use crate::name::Name;
 use crate::redundancy::{GeometryError, Scheme, SetGeometry};
 use serde::{Deserialize, Serialize};
@@ -181,6 +181,14 @@ impl fmt::Display for State {
 }
 
 impl DatasetRecord {
+    /// What tells it from every other.
+    pub fn key(&self) -> DatasetKey {
+        DatasetKey {
+            id: self.id,
+            created: self.created,
+        }
+    }
+
     /// The state that users see.
     pub fn state(&self) -> State {
         match self.phase {

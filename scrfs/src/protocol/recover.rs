@@ -119,7 +119,7 @@ fn knows(found: &Inventory, record: &DatasetRecord) -> bool {
 /// Whether two records are of one dataset. Nodes that were never together again may have given a
 /// number twice.
 pub(super) fn is_same(one: &DatasetRecord, other: &DatasetRecord) -> bool {
-    (one.id, one.created) == (other.id, other.created)
+    one.key() == other.key()
 }
 
 /// Whether a node may be missing that programs wrote on, or has another place now. One that was

@@ -19,9 +19,9 @@ fn dies_at(world: &World, record: &DatasetRecord, at: usize) -> Option<&'static 
     died.get()
 }
 
-fn keep(record: &DatasetRecord, kept: bool) -> BTreeSet<DatasetId> {
+fn keep(record: &DatasetRecord, kept: bool) -> BTreeSet<DatasetKey> {
     if kept {
-        BTreeSet::from([record.id])
+        BTreeSet::from([record.key()])
     } else {
         BTreeSet::new()
     }
@@ -86,14 +86,14 @@ fn invariant_a_replaced_dataset_is_the_old_or_the_new_one() {
         let (is_old, is_new) = (world.has_all_of(&old), world.has_all_of(&new));
         assert!(is_old || is_new, "neither after `{step}`");
         world.prefix.reconcile(&BTreeSet::new()).unwrap();
-        let flushed_before = world.prefix.entry(new.id).unwrap().is_some();
+        let flushed_before = world.prefix.entry(new.key()).unwrap().is_some();
         assert_eq!(world.has_all_of(&new), flushed_before, "after `{step}`");
         assert_eq!(world.has_all_of(&old), !flushed_before, "after `{step}`");
         let id = if flushed_before { 6 } else { 5 };
         assert_eq!(world.ids(), [(id, EntryState::Complete)], "after `{step}`");
         assert_eq!(world.leftovers(), [""; 0], "after `{step}`");
         assert_eq!(
-            world.prefix.paths().manifests(old.id).exists(),
+            world.prefix.paths().manifests(old.key()).exists(),
             !flushed_before,
             "`{step}`"
         );
@@ -112,8 +112,8 @@ fn set_aside(world: &World, old: &DatasetRecord, new: &DatasetRecord) {
     world.flush_slots(new);
     let step = dies_at(world, new, 3);
     assert_eq!(step, Some("take the name"));
-    let entry = world.prefix.entry(new.id).unwrap().unwrap();
-    let attempt = world.prefix.paths().attempt(new.id, new.epoch);
+    let entry = world.prefix.entry(new.key()).unwrap().unwrap();
+    let attempt = world.prefix.paths().attempt(new.key(), new.epoch);
     let name = world.prefix.paths().dataset(&new.name);
     let crash = |_| Err(PrefixError::NotSealed { dataset: new.id });
     let replaced = entry.replaces.unwrap();
@@ -144,7 +144,7 @@ fn what_was_set_aside_comes_back_when_the_new_one_is_not_whole() {
     let old = world.dataset(5, "ckpt", 1, 7);
     let new = world.files(6, "ckpt", &[("a", b"new")]);
     set_aside(&world, &old, &new);
-    let attempt = world.prefix.paths().attempt(new.id, new.epoch);
+    let attempt = world.prefix.paths().attempt(new.key(), new.epoch);
     fs::remove_file(attempt.join("a")).unwrap();
     world.prefix.reconcile(&BTreeSet::new()).unwrap();
     assert!(world.has_all_of(&old));
