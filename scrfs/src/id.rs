@@ -91,7 +91,18 @@ mod tests {
 
     #[test]
     fn other_texts_are_no_keys() {
-        for text in ["", "5", "5.", ".5", "05.7", "5.+7", "5.7.1", "x.7", ".5.7.12.new", "5.-1"] {
+        for text in [
+            "",
+            "5",
+            "5.",
+            ".5",
+            "05.7",
+            "5.+7",
+            "5.7.1",
+            "x.7",
+            ".5.7.12.new",
+            "5.-1",
+        ] {
             assert_eq!(DatasetKey::parse(text), None, "{text}");
         }
     }

@@ -24,6 +24,7 @@ pub mod layout;
 pub mod name;
 pub mod protocol;
 pub mod redundancy;
+pub mod status;
 pub mod store;
 pub mod topology;
 pub mod trigger;

@@ -134,7 +134,9 @@ impl Prefix {
 
     /// Where a replaced dataset waits to be removed, when it could not be exchanged.
     pub(super) fn aside(&self, old: Replaced) -> PathBuf {
-        self.paths.trash().join(format!("{}.{}", old.key, old.inode))
+        self.paths
+            .trash()
+            .join(format!("{}.{}", old.key, old.inode))
     }
 
     /// Removes the entry, manifests and directory of what `entry` has replaced. What cannot be

@@ -3,6 +3,7 @@
 use super::{At, Failure, ask, daemon_at, print};
 use anyhow::anyhow;
 use scrfs::control::Command;
+use scrfs::status::size;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -46,21 +47,6 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 
 fn number(value: &Value, key: &str) -> u64 {
     value.get(key).and_then(Value::as_u64).unwrap_or(0)
-}
-
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut scaled = bytes as f64;
-    let mut unit = 0;
-    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
-        scaled /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 {
-        format!("{bytes} B")
-    } else {
-        format!("{scaled:.1} {}", UNITS[unit])
-    }
 }
 
 fn table(status: &Value) -> String {

@@ -17,10 +17,10 @@ use super::handle::Listed;
 use super::inode::VIRTUAL_BIT;
 use super::namespace::{Dataset, Names};
 use super::{Entry, FsError, FsResult, Vfs};
-use scrfs::config::Class;
 use scrfs::control::{Activity, NodeStatus};
 use scrfs::id::DatasetId;
 use scrfs::layout::record::{Phase, State, UnixMillis};
+use scrfs::status::DatasetStatus;
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -119,92 +119,17 @@ pub fn to_timespec(time: UnixMillis) -> (i64, u32) {
     (seconds, (time % 1000) as u32 * 1_000_000)
 }
 
-fn rfc3339(time: Option<UnixMillis>) -> Option<String> {
-    let time = i64::try_from(time?).ok()?;
-    jiff::Timestamp::from_millisecond(time)
-        .ok()
-        .map(|time| time.to_string())
-}
-
-/// JSON of a dataset; its fields are a promise to users.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct DatasetStatus {
-    /// Number.
-    pub id: u64,
-    /// Name.
-    pub name: String,
-    /// checkpoint, output or both.
-    pub class: Class,
-    /// State.
-    pub state: State,
-    /// RFC 3339, as the next three.
-    pub created: Option<String>,
-    /// When committed.
-    pub sealed: Option<String>,
-    /// When it survived the loss of nodes.
-    pub protected: Option<String>,
-    /// When the prefix had it.
-    pub flushed: Option<String>,
-    /// Bytes of all parts; 0 while open.
-    pub bytes: u64,
-    /// Files of all parts; 0 while open.
-    pub files: u64,
-    /// Bytes in the prefix.
-    pub flushed_bytes: u64,
-    /// Bytes with parity.
-    pub protected_bytes: u64,
-    /// Scheme, once sealed.
-    pub scheme: Option<String>,
-    /// Members of its largest set.
-    pub set_size: Option<usize>,
-    /// Losses a set survives.
-    pub failures: Option<u32>,
-    /// Parts.
-    pub nodes: Option<usize>,
-    /// Nodes whose part is missing.
-    pub missing_nodes: Vec<String>,
-    /// Whether a program may restart from it.
-    pub restartable: bool,
-    /// Whether `restart` names it.
-    pub current: bool,
-    /// What last went wrong.
-    pub error: Option<String>,
-}
-
-impl DatasetStatus {
-    /// Of a dataset.
-    pub fn of(dataset: &Dataset, current: Option<DatasetId>) -> Self {
-        let record = &dataset.record;
-        let seal = record.seal.as_ref();
-        let bytes = seal.map_or(0, |seal| seal.bytes());
-        let done = |activity, complete: bool| match dataset.progress.get(&activity) {
-            Some(progress) => progress.done_bytes,
-            None if complete => bytes,
-            None => 0,
-        };
-        Self {
-            id: record.id.0,
-            name: record.name.to_string(),
-            class: record.class,
-            state: record.state(),
-            created: rfc3339(Some(record.created)),
-            sealed: rfc3339(record.sealed),
-            protected: rfc3339(record.protected),
-            flushed: rfc3339(record.flushed),
-            bytes,
-            files: seal.map_or(0, |seal| seal.files()),
-            flushed_bytes: done(Activity::Flush, record.flushed.is_some()),
-            protected_bytes: done(Activity::Encode, record.protected.is_some()),
-            scheme: seal.map(|seal| seal.scheme.to_string()),
-            set_size: seal.and_then(|seal| seal.sets.iter().map(Vec::len).max()),
-            failures: seal.map(|seal| seal.scheme.tolerates()),
-            nodes: seal.map(|seal| seal.parts.len()),
-            missing_nodes: Vec::new(),
-            restartable: record.is_restartable(),
-            current: current == Some(record.id),
-            error: record.error.clone(),
-        }
+/// What a dataset's record and its progress show of it.
+pub(super) fn status_of(dataset: &Dataset, current: Option<DatasetId>) -> DatasetStatus {
+    let record = &dataset.record;
+    let mut status = DatasetStatus::of(record, current == Some(record.id));
+    if let Some(progress) = dataset.progress.get(&Activity::Flush) {
+        status.flushed_bytes = progress.done_bytes;
     }
+    if let Some(progress) = dataset.progress.get(&Activity::Encode) {
+        status.protected_bytes = progress.done_bytes;
+    }
+    status
 }
 
 fn status_name(dataset: &Dataset) -> Vec<u8> {
@@ -372,7 +297,7 @@ impl Vfs {
                 let names = self.read_names();
                 let current = names.restart().map(|dataset| dataset.record.id);
                 let dataset = names.get(id).ok_or(FsError::Missing)?;
-                json_line(&DatasetStatus::of(dataset, current))
+                json_line(&status_of(dataset, current))
             }
             ControlNode::NodeFile(rank) => {
                 let names = self.read_names();

@@ -4,7 +4,7 @@
 //! derived from the records at every change. A dataset's top directory is pinned while it is known, so
 //! that its inode number stays the same. What is sealed here stays sealed whatever comes later.
 
-use super::control_dir::DatasetStatus;
+use super::control_dir::status_of;
 use super::gates::{GateCell, Herald};
 use super::inode::Inode;
 use super::view::ViewCell;
@@ -18,6 +18,7 @@ use scrfs::layout::path::{Keep, parse_dataset_directory, parse_slot_directory};
 use scrfs::layout::record::{DatasetRecord, EpochRecord, Phase};
 use scrfs::name::Name;
 use scrfs::redundancy::Scheme;
+use scrfs::status::DatasetStatus;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
@@ -427,7 +428,7 @@ impl Vfs {
         let current = names.restart().map(|dataset| dataset.record.id);
         names
             .iter()
-            .map(|dataset| DatasetStatus::of(dataset, current))
+            .map(|dataset| status_of(dataset, current))
             .collect()
     }
 }
