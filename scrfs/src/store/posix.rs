@@ -17,6 +17,8 @@ pub struct PosixStore {
     reserve: Option<PathBuf>,
 }
 
+/// How often a stale file is looked for again.
+const STALE_TRIES: usize = 4;
 /// Size of the reserve: room for the records of many commits.
 const RESERVE_BYTES: i64 = 8 << 20;
 
@@ -89,6 +91,18 @@ impl PosixStore {
     }
 }
 
+/// Tries again what failed because another machine replaced the file meanwhile: over NFS the one that
+/// was opened is then stale, and a new look finds the new one.
+fn unless_stale<T>(mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..STALE_TRIES {
+        match act() {
+            Err(error) if error.kind() == io::ErrorKind::StaleNetworkFileHandle => {}
+            other => return other,
+        }
+    }
+    act()
+}
+
 /// Makes the names in `directory` durable.
 pub fn sync_directory(directory: &Path) -> Result<(), StoreError> {
     File::open(directory)
@@ -112,7 +126,7 @@ impl Store for PosixStore {
     }
 
     fn get(&self, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-        match fs::read(path) {
+        match unless_stale(|| fs::read(path)) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::of("read", path)(error)),
@@ -183,6 +197,23 @@ mod tests {
             store.list(&root.path().join("a")).expect("list nothing"),
             [""; 0]
         );
+    }
+
+    #[test]
+    fn what_is_stale_is_looked_for_again_but_not_for_ever() {
+        let stale = || io::Error::from(io::ErrorKind::StaleNetworkFileHandle);
+        let mut left = 2;
+        let found = unless_stale(|| {
+            left -= 1;
+            if left > 0 { Err(stale()) } else { Ok(left) }
+        });
+        assert_eq!(found.expect("found"), 0);
+        let mut tries = 0;
+        let found = unless_stale(|| {
+            tries += 1;
+            Err::<(), _>(stale())
+        });
+        assert!(found.is_err() && tries == STALE_TRIES, "{tries}");
     }
 
     #[test]
