@@ -23,7 +23,6 @@ use scrfs::control::{FromDaemon, Role, ToDaemon};
 use scrfs::fabric::{Envelope, Fabric, Lane, Waker};
 use scrfs::id::{Epoch, Rank, Slot};
 use scrfs::layout::path::CachePaths;
-use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::UnixMillis;
 use scrfs::protocol::Now;
 use scrfs::protocol::member::LEADER;
@@ -169,7 +168,7 @@ impl<F: Fabric> Driver<F> {
         let store = PosixStore::with_reserve(&paths.reserve());
         let group = config.failure_group(&config.redundancy.group, &node)?;
         let inventory = inventory::take(&paths, node, group)?;
-        let (prefix, view) = open_prefix(&config, me, &inventory);
+        let (prefix, view) = open_prefix(&config, (me, epoch), &inventory);
         let (sender, events) = channel();
         link.listen(sender.clone(), fabric.waker())?;
         let tasks = Tasks::new(runtime.clone(), sender, fabric.waker());
@@ -508,9 +507,17 @@ impl<F: Fabric> Driver<F> {
             }
             Effect::CompleteFlush { record } => {
                 let prefix = self.prefix.clone();
+                let keep = self.config.flush.keep;
+                let fetching = self.works.fetching();
+                let parts = &self.parts;
+                let fetching = fetching.filter_map(|id| Some(parts.record(id)?.key()));
+                let spare = fetching.chain([record.key()]).collect();
                 self.tasks.spawn(move |_| {
                     let dataset = record.id;
                     let result = effects::complete_flush(prefix.as_deref(), &record);
+                    if result.is_ok() {
+                        effects::retain(prefix.as_deref(), keep, &spare);
+                    }
                     Event::Outcome(Outcome::FlushCompleted { dataset, result })
                 });
                 Ok(())
@@ -536,11 +543,11 @@ impl<F: Fabric> Driver<F> {
 
 fn open_prefix(
     config: &Config,
-    me: Rank,
+    (me, epoch): (Rank, Epoch),
     inventory: &Inventory,
 ) -> (Option<Arc<Prefix>>, Option<PrefixView>) {
     let prefix = match Prefix::open(&config.prefix) {
-        Ok(prefix) => Arc::new(prefix),
+        Ok(prefix) => Arc::new(prefix.of_job(&config.job)),
         Err(error) => {
             tracing::error!(prefix = %config.prefix.display(), %error, "nothing will be flushed");
             return (None, None);
@@ -554,24 +561,14 @@ fn open_prefix(
     if let Err(error) = prefix.reconcile(&keep) {
         tracing::error!(prefix = %config.prefix.display(), %error, "cannot tidy the prefix");
     }
-    let complete = match prefix.list() {
-        Ok(entries) => entries,
+    match effects::prefix_view(&prefix, config, epoch) {
+        Ok(view) => (Some(prefix), Some(view)),
         Err(error) => {
             // Without it nothing could be told from what was taken out of the prefix.
             tracing::error!(prefix = %config.prefix.display(), %error, "cannot list the prefix: nothing will be flushed");
-            return (Some(prefix), None);
+            (Some(prefix), None)
         }
-    };
-    let pointers = prefix.pointers().unwrap_or_else(|error| {
-        tracing::error!(%error, "what it says of pointer files is not believed");
-        Pointers::default()
-    });
-    let view = PrefixView {
-        pointers,
-        complete: effects::complete_records(complete),
-        current: scrfs::name::Name::new(config.restart.current.as_bytes()).ok(),
-    };
-    (Some(prefix), Some(view))
+    }
 }
 
 /// Milliseconds since the Unix epoch.

@@ -2,19 +2,22 @@
 
 use crate::part::{self, PartError};
 use crate::parts::Parts;
-use crate::prefix::Prefix;
+use crate::prefix::{Prefix, PrefixError};
 use nix::unistd::{Gid, Uid, chown};
+use scrfs::config::Config;
 use scrfs::control::Refusal;
-use scrfs::id::{DatasetId, Epoch, Slot};
+use scrfs::id::{DatasetId, DatasetKey, Epoch, Slot};
 use scrfs::layout::envelope::{Kind, seal};
-use scrfs::layout::index::{EntryState, IndexEntry};
+use scrfs::layout::index::IndexEntry;
 use scrfs::layout::path::CachePaths;
 use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::{DatasetRecord, PartSummary};
-use scrfs::protocol::message::Failure;
+use scrfs::name::Name;
+use scrfs::protocol::message::{Failure, PrefixView};
 use scrfs::protocol::step::Write;
 use scrfs::store::posix::{PosixStore, sync_directory};
 use scrfs::store::{Store, StoreError};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -138,18 +141,67 @@ pub(crate) fn write_pointers(prefix: Option<&Prefix>, due: &Pointers) -> Result<
         .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
 }
 
-/// The complete datasets of a prefix, as the leader wants them.
-pub(crate) fn complete_records(entries: Vec<IndexEntry>) -> Vec<DatasetRecord> {
-    let complete = entries
-        .into_iter()
-        .filter(|entry| entry.state == EntryState::Complete);
-    complete
-        .map(|entry| {
-            let mut record = entry.record;
-            record.flushed = Some(entry.flushed);
-            record
-        })
-        .collect()
+/// Removes checkpoints from the prefix that `flush.keep` newer ones have made superfluous. What cannot
+/// be removed now is tried again after the next flush.
+pub(crate) fn retain(prefix: Option<&Prefix>, keep: u64, spare: &BTreeSet<DatasetKey>) {
+    let Some(prefix) = prefix.filter(|_| keep > 0) else {
+        return;
+    };
+    match prefix.retain(keep, spare) {
+        Ok(removed) => {
+            for key in removed {
+                tracing::info!(dataset = %key.id, keep, "removed from the prefix");
+            }
+        }
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "cannot remove old checkpoints from the prefix");
+        }
+    }
+}
+
+/// What the leader must know of the prefix when an epoch begins.
+pub(crate) fn prefix_view(
+    prefix: &Prefix,
+    config: &Config,
+    epoch: Epoch,
+) -> Result<PrefixView, PrefixError> {
+    if let Err(error) = choose_as_configured(prefix, config, epoch) {
+        tracing::error!(error = %chain(&error), "restart.current (SCR_CURRENT) cannot be followed");
+    }
+    let entries = prefix.list()?;
+    let pointers = prefix.pointers().unwrap_or_else(|error| {
+        tracing::error!(%error, "what it says of pointer files is not believed");
+        Pointers::default()
+    });
+    let current = prefix.current(&entries)?.map(IndexEntry::key);
+    let complete = entries.into_iter().filter(IndexEntry::is_complete);
+    Ok(PrefixView {
+        pointers,
+        current,
+        complete: complete
+            .map(|entry| DatasetRecord {
+                flushed: Some(entry.flushed),
+                ..entry.record
+            })
+            .collect(),
+        failed: prefix.failed()?,
+        gone: prefix.gone()?,
+    })
+}
+
+/// Follows `restart.current`: once a job, so that a relaunch goes on from what was flushed since. The
+/// first epoch of all is that of a job that begins, whatever it is called.
+fn choose_as_configured(prefix: &Prefix, config: &Config, epoch: Epoch) -> Result<(), PrefixError> {
+    let Ok(name) = Name::new(config.restart.current.as_bytes()) else {
+        return Ok(());
+    };
+    let asked = (config.job.clone(), name);
+    let last = prefix.choice()?.and_then(|choice| choice.asked);
+    if epoch > Epoch(1) && last.as_ref() == Some(&asked) {
+        return Ok(());
+    }
+    let name = asked.1.clone();
+    prefix.choose(&name, Some(asked)).map(drop)
 }
 
 /// Renames the files of a dataset out of the way, so that they can be removed at leisure.

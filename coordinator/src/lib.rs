@@ -14,5 +14,6 @@ pub mod part;
 mod parts;
 mod pieces;
 pub mod prefix;
+pub mod track;
 pub mod transfer;
 mod works;

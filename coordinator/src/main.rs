@@ -1,5 +1,5 @@
-//! `scrfs-coordinator`: everything of the coordinator that needs no MPI: a cluster of one, and the
-//! supervisor behind `scrfs run`.
+//! `scrfs-coordinator`: everything of the coordinator that needs no MPI: a cluster of one, the
+//! supervisor behind `scrfs run`, and what people ask of a prefix.
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -8,6 +8,7 @@ use scrfs_coordinator::args::{Serve, init_log, runtime};
 use scrfs_coordinator::bench::{Encode, bench_encode};
 use scrfs_coordinator::driver::Driver;
 use scrfs_coordinator::job::{self, Each, NodesArgs, ProbeArgs, Reap, RunArgs, Stacks};
+use scrfs_coordinator::track::{self, Track};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -34,6 +35,8 @@ enum Command {
     Probe(ProbeArgs),
     #[command(hide = true)]
     Stacks(Stacks),
+    #[command(flatten)]
+    Track(Track),
     /// What `scrfs bench` cannot measure by itself, as JSON
     Bench(Bench),
 }
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
             Ok(code) => return ExitCode::from(code),
             Err(error) => Err(error),
         },
+        Command::Track(track) => return ExitCode::from(track::run(&track)),
         Command::Bench(args) => bench(&args),
     };
     match done {

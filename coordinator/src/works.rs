@@ -165,6 +165,14 @@ impl Works {
         self.runs.is_empty()
     }
 
+    /// The datasets that are being fetched.
+    pub(crate) fn fetching(&self) -> impl Iterator<Item = DatasetId> {
+        self.runs.values().filter_map(|run| match run {
+            Run::Copying(copying) if copying.what().1 == Activity::Fetch => Some(copying.what().0),
+            _ => None,
+        })
+    }
+
     /// What is under way, for the log.
     pub(crate) fn describe(&self) -> Vec<String> {
         self.runs

@@ -91,6 +91,13 @@ impl DatasetStatus {
     }
 }
 
+/// What a program that knows no zones wrote on a machine like this one, as RFC 3339 in UTC.
+pub fn local_time(text: &str) -> Option<String> {
+    let civil: jiff::civil::DateTime = text.parse().ok()?;
+    let zoned = civil.to_zoned(jiff::tz::TimeZone::system()).ok()?;
+    Some(zoned.timestamp().to_string())
+}
+
 /// A size for people.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -516,3 +516,22 @@ fn pointer_files_reach_the_prefix_after_what_they_name_and_come_back() -> Result
     ensure!(node.sh("cat $P/mine")? == "theirs");
     node.sh("$SCRFS unmount /scr --now").map(drop)
 }
+
+#[test]
+fn only_the_newest_checkpoints_stay_in_the_prefix_and_none_is_missed() -> Result<()> {
+    const MOUNT: &str = "SCR_PREFIX_SIZE=2 SCR_CACHE_SIZE=1 $MOUNT $P";
+    let node = Alone::new(256 << 20)?;
+    node.sh(MOUNT)?;
+    for step in 1..=5 {
+        node.commit(&format!("ckpt.{step}"), 64)?;
+        node.sh(&format!("$SCRFS wait ckpt.{step} --for flushed"))?;
+    }
+    let left = node.sh("ls $P")?;
+    ensure!(left == "ckpt.4\nckpt.5", "{left}");
+    node.wait_state("ckpt.1", "evicted")?;
+    node.sh(&format!("$SCRFS unmount /scr && {MOUNT}"))?;
+    let status = node.sh("ls /scr/.scr/status")?;
+    let known: Vec<&str> = status.lines().collect();
+    ensure!(known == ["ckpt.4.evicted", "ckpt.5.flushed"], "{status}");
+    node.sh("$SCRFS unmount /scr --now").map(drop)
+}

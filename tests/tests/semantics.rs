@@ -1,4 +1,4 @@
-//! Executes the claims of `docs/semantics.md` on a real mount with a real coordinator.
+//! Executes the claims of `docs/semantics.md` and `docs/prefix.md` on a real mount with a real coordinator.
 //!
 //! In a `console` block, `$ ` begins a command; what follows is what it prints on both streams, and
 //! `[n]` its exit status when that is not 0. `...` stands for any text in a line. Blocks run in
@@ -13,6 +13,7 @@ use std::fs;
 use std::path::Path;
 
 const PAGE: &str = "../docs/semantics.md";
+const PREFIX_PAGE: &str = "../docs/prefix.md";
 
 /// One command of the page, and what it shall print.
 struct Claim {
@@ -71,10 +72,24 @@ fn is_as_said(said: &str, found: &str) -> bool {
 
 #[test]
 fn the_page_on_semantics_tells_the_truth() -> Result<()> {
+    tells_the_truth(PAGE, 20)
+}
+
+#[test]
+fn the_page_on_the_prefix_tells_the_truth() -> Result<()> {
+    tells_the_truth(PREFIX_PAGE, 15)
+}
+
+/// That a page of more than so many commands does.
+fn tells_the_truth(path: &str, commands_min: usize) -> Result<()> {
     const MARK: &str = "@@claim\n";
-    let page = fs::read_to_string(PAGE).context("the page")?;
+    let page = fs::read_to_string(path).context("the page")?;
     let claims = claims(&page);
-    ensure!(claims.len() > 20, "only {} commands", claims.len());
+    ensure!(
+        claims.len() >= commands_min,
+        "only {} commands",
+        claims.len()
+    );
     let cluster = Cluster::builder().nodes(1).shm_bytes(256 << 20).start()?;
     let site = tempfile::tempdir()?;
     let prefix = site.path().join("prefix");
@@ -114,7 +129,7 @@ fn the_page_on_semantics_tells_the_truth() -> Result<()> {
                 .all(|(said, found)| is_as_said(said, found));
         if !same {
             wrong.push(format!(
-                "{PAGE}:{}: $ {}\n  says  {:?}\n  found {:?}",
+                "{path}:{}: $ {}\n  says  {:?}\n  found {:?}",
                 claim.line, claim.command, claim.expected, found
             ));
         }

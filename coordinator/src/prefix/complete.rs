@@ -18,7 +18,7 @@ use nix::unistd::{Gid, Uid};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::index::{EntryState, IndexEntry, Replaced};
 use scrfs::layout::manifest::{Entry, EntryKind, Manifest, Node, Sums};
-use scrfs::layout::record::{DatasetRecord, UnixMillis};
+use scrfs::layout::record::{DatasetRecord, millis};
 use scrfs::name::RelPath;
 use scrfs::redundancy::Stream;
 use scrfs::store::{Store, StoreError};
@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 /// Entries that one stream looks at in a row.
 const ENTRIES: u64 = 512;
@@ -95,9 +95,11 @@ impl Prefix {
             attempt: record.epoch,
             inode,
             replaces: self.occupant(record)?,
-            flushed: now(),
+            flushed: millis(SystemTime::now()),
             bytes: seal.bytes(),
             files: seal.files(),
+            job: self.job.clone(),
+            adopted: false,
         };
         self.store
             .put(&self.paths.entry(record.key()), &entry.encode())?;
@@ -118,18 +120,12 @@ impl Prefix {
         };
         let found = inode(&path).ok_or_else(not_ours)?;
         let mut entries = self.all_entries()?;
-        entries.retain(|entry| entry.record.name == record.name);
+        // What was adopted is still somebody else's: nobody asked us to replace it.
+        entries.retain(|entry| entry.record.name == record.name && !entry.adopted);
         let known = entries
             .iter()
             .find(|entry| entry.inode == found)
-            .or_else(|| {
-                entries.iter().rfind(|entry| {
-                    entry.is_complete()
-                        && Tree::open(&path).is_ok_and(|tree| {
-                            self.check_tree(&entry.record, &Arc::new(tree)).is_ok()
-                        })
-                })
-            });
+            .or_else(|| entries.iter().rfind(|entry| self.is_all_of(entry)));
         let entry = known.ok_or_else(not_ours)?;
         Ok(Some(Replaced {
             key: entry.key(),
@@ -371,12 +367,4 @@ fn finish_directories(
     attributes::apply_mode_and_time(&root, record.mode | 0o700, checked.root_mtime, tree.path())?;
     root.sync_all()
         .map_err(PrefixError::io_at("sync", tree.path()))
-}
-
-/// Milliseconds since the Unix epoch.
-fn now() -> UnixMillis {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -3,6 +3,7 @@
 use crate::part::PartError;
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::envelope::EnvelopeError;
+use scrfs::layout::scr::ScrError;
 use scrfs::name::{Name, RelPath};
 use scrfs::store::StoreError;
 use std::io;
@@ -86,6 +87,40 @@ pub enum PrefixError {
         /// What would be there.
         path: PathBuf,
     },
+    /// A record of SCR's.
+    #[error("{path:?}, which SCR wrote, cannot be used")]
+    Scr {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: ScrError,
+    },
+    /// No dataset of that name.
+    #[error(
+        "there is no dataset `{name}` in the prefix {prefix:?}; `scrfs list` shows what is there"
+    )]
+    NoSuch {
+        /// What was asked for.
+        name: Name,
+        /// Where.
+        prefix: PathBuf,
+    },
+    /// What was asked would harm.
+    #[error("`{name}` in the prefix {prefix:?} {why}")]
+    InUse {
+        /// Which dataset.
+        name: Name,
+        /// Where.
+        prefix: PathBuf,
+        /// What it is needed for.
+        why: &'static str,
+    },
+    /// Somebody else changed it at the same moment.
+    #[error("{path:?} was changed by somebody else just now: look, and try again")]
+    Changed {
+        /// What.
+        path: PathBuf,
+    },
     /// Only sealed datasets are flushed.
     #[error("dataset {dataset} is not sealed")]
     NotSealed {
@@ -134,19 +169,24 @@ impl PrefixError {
     /// What kind of trouble it is.
     pub fn cause(&self) -> Cause {
         match self {
-            Self::Missing { .. } | Self::NotADirectory { .. } | Self::NotSealed { .. } => {
-                Cause::Other
-            }
+            Self::Missing { .. }
+            | Self::NotADirectory { .. }
+            | Self::NotSealed { .. }
+            | Self::NoSuch { .. } => Cause::Other,
             Self::Io { source, .. } => cause_of(source),
             Self::Part(error) => match error.io() {
                 Some(source) => cause_of(source),
                 None if error.is_damage() => Cause::Damaged,
                 None => Cause::Other,
             },
-            Self::NotOurs { .. } | Self::Collision { .. } => Cause::Conflict,
-            Self::Incomplete { .. } | Self::Damaged { .. } | Self::NotThere { .. } => {
-                Cause::Damaged
-            }
+            Self::NotOurs { .. }
+            | Self::Collision { .. }
+            | Self::InUse { .. }
+            | Self::Changed { .. } => Cause::Conflict,
+            Self::Incomplete { .. }
+            | Self::Damaged { .. }
+            | Self::NotThere { .. }
+            | Self::Scr { .. } => Cause::Damaged,
             Self::Cancelled { .. } => Cause::Cancelled,
         }
     }

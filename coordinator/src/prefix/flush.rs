@@ -62,6 +62,8 @@ impl Prefix {
         }
         if id.slot == Slot(0) {
             self.remove_earlier_attempts(record);
+            self.store
+                .put(&self.paths.inflight_job(record.key()), self.job.as_bytes())?;
         }
         let manifest_path = self.paths.manifest(record.key(), id.slot);
         self.store.remove(&manifest_path)?;

@@ -14,6 +14,7 @@
 //! read here, to say when a flush ended. Which datasets are flushed or fetched, and when, is decided
 //! elsewhere; agreement between nodes too.
 
+mod adopt;
 mod complete;
 mod error;
 mod fetch;
@@ -22,13 +23,17 @@ mod outgoing;
 mod pointers;
 mod publish;
 mod reconcile;
+mod scr;
 mod streams;
+mod track;
 
 #[cfg(test)]
 mod tests;
 
+pub use adopt::Added;
 pub use error::{Cause, PrefixError};
 use nix::unistd::AccessFlags;
+pub use scr::scr_class;
 use scrfs::id::DatasetKey;
 use scrfs::layout::index::{EntryState, IndexEntry};
 use scrfs::layout::path::PrefixPaths;
@@ -89,6 +94,7 @@ pub struct Prefix {
     paths: PrefixPaths,
     store: PosixStore,
     pace: Pace,
+    job: String,
 }
 
 /// Called before each step that a crash could separate from the next; tests make it fail.
@@ -129,7 +135,15 @@ impl Prefix {
             paths: PrefixPaths::new(path),
             store: PosixStore::new(),
             pace: Pace::default(),
+            job: String::new(),
         })
+    }
+
+    /// The same, for what `job` does there.
+    #[must_use]
+    pub fn of_job(mut self, job: &str) -> Self {
+        job.clone_into(&mut self.job);
+        self
     }
 
     /// Where everything lies.
@@ -139,8 +153,11 @@ impl Prefix {
 
     /// What the index says of one dataset; `None` when nothing that can be believed.
     pub fn entry(&self, key: DatasetKey) -> Result<Option<IndexEntry>, PrefixError> {
-        let path = self.paths.entry(key);
-        let Some(bytes) = self.store.get(&path)? else {
+        self.read_entry(&self.paths.entry(key), key)
+    }
+
+    fn read_entry(&self, path: &Path, key: DatasetKey) -> Result<Option<IndexEntry>, PrefixError> {
+        let Some(bytes) = self.store.get(path)? else {
             return Ok(None);
         };
         match IndexEntry::decode(&bytes) {

@@ -185,7 +185,7 @@ fn is_unknown(error: &io::Error) -> bool {
 }
 
 /// A directory that its owner may not write to cannot be moved. It is about to go.
-fn make_movable(path: &Path) -> Result<(), PrefixError> {
+pub(super) fn make_movable(path: &Path) -> Result<(), PrefixError> {
     let found = fs::symlink_metadata(path).map_err(PrefixError::io_at("stat", path))?;
     let mode = found.permissions().mode();
     if mode & 0o200 != 0 || nix::unistd::Uid::effective().is_root() {

@@ -1,4 +1,5 @@
-//! What a crash left in the prefix: finished where all of it is there, removed where not.
+//! What a crash left in the prefix: finished where all of it is there, removed where not. What other jobs
+//! are at work on is left alone; what they have abandoned is not.
 //!
 //! Run by rank 0 at the start of an epoch, before anything is flushed in it. An entry `Flushing` was
 //! written after every file had been checked: the dataset is all there, and is given its name now.
@@ -10,10 +11,17 @@ use super::{Prefix, inode};
 use crate::part::{Tree, report};
 use scrfs::id::DatasetKey;
 use scrfs::layout::index::{EntryState, IndexEntry};
+use scrfs::layout::path::parse_deleted;
 use scrfs::store::Store;
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// What other jobs have begun is theirs until it has not changed for so long. Should one that lives be
+/// slower, it begins its flush again.
+const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 impl Prefix {
     /// Finishes or removes what earlier epochs left. Attempts of the datasets in `keep` stay; their
@@ -23,7 +31,11 @@ impl Prefix {
     ///
     /// Only when the index cannot be listed; what is wrong with single datasets is reported.
     pub fn reconcile(&self, keep: &BTreeSet<DatasetKey>) -> Result<(), PrefixError> {
+        if fs::symlink_metadata(self.paths.control()).is_err() {
+            return Ok(());
+        }
         let entries = self.all_entries()?;
+        let abandoned = self.abandoned_before();
         let mut waiting = BTreeSet::new();
         let mut complete = BTreeSet::new();
         for entry in &entries {
@@ -34,6 +46,11 @@ impl Prefix {
                     if let Some(replaced) = replaced {
                         self.remove_replaced(entry, replaced);
                     }
+                }
+                (EntryState::Flushing, _)
+                    if entry.job != self.job && !is_older(&self.paths.entry(key), abandoned) =>
+                {
+                    waiting.insert(key);
                 }
                 (EntryState::Flushing, _) => match self.finish(entry) {
                     Ok(()) => {
@@ -57,10 +74,12 @@ impl Prefix {
             let stays = key.is_some_and(|key| {
                 waiting.contains(&key) || keep.contains(&key) && !complete.contains(&key)
             });
-            if stays {
+            let path = self.paths.inflights().join(&name);
+            let theirs = key.is_some_and(|key| self.is_of_another_job(key));
+            if stays || theirs && !is_older(&path, abandoned) {
                 continue;
             }
-            self.tidy(&self.paths.inflights().join(&name));
+            self.tidy(&path);
             if let Some(key) = key.filter(|key| !complete.contains(key) && !keep.contains(key)) {
                 self.tidy(&self.paths.manifests(key));
             }
@@ -72,12 +91,95 @@ impl Prefix {
             .filter_map(|entry| Some(self.aside(entry.replaces?)))
             .collect();
         for name in self.store.list(&self.paths.trash())? {
-            let path = self.paths.trash().join(name);
+            let path = self.paths.trash().join(&name);
+            if let Some(key) = name.to_str().and_then(parse_deleted) {
+                self.finish_deletion(key, &path);
+                continue;
+            }
             if !needed.contains(&path) {
                 self.tidy(&path);
             }
         }
+        for entry in self.dropped()? {
+            // Put back, but for this.
+            if self.entry(entry.key())?.is_some() {
+                self.tidy(&self.paths.dropped_entry(entry.key()));
+            }
+        }
+        self.remove_orphans(keep, abandoned)?;
+        self.prune_gone()
+    }
+
+    /// Manifests that belong to nothing, and records that never came to their place.
+    fn remove_orphans(
+        &self,
+        keep: &BTreeSet<DatasetKey>,
+        abandoned: Option<SystemTime>,
+    ) -> Result<(), PrefixError> {
+        let paths = &self.paths;
+        for name in self.store.list(&paths.all_manifests())? {
+            let path = paths.all_manifests().join(&name);
+            let key = name.to_str().and_then(DatasetKey::parse);
+            let belongs = key.is_some_and(|key| {
+                let owners = [
+                    paths.entry(key),
+                    paths.dropped_entry(key),
+                    paths.inflight(key),
+                ];
+                keep.contains(&key) || owners.iter().any(|path| fs::symlink_metadata(path).is_ok())
+            });
+            if !belongs && is_older(&path, abandoned) {
+                self.tidy(&path);
+            }
+        }
+        for directory in [paths.index(), paths.dropped(), paths.gone(), paths.failed()] {
+            for name in self.store.list(&directory)? {
+                let path = directory.join(&name);
+                if name.as_encoded_bytes().starts_with(b".") && is_older(&path, abandoned) {
+                    self.tidy(&path);
+                }
+            }
+        }
         Ok(())
+    }
+
+    fn is_of_another_job(&self, key: DatasetKey) -> bool {
+        let job = self.store.get(&self.paths.inflight_job(key));
+        matches!(job, Ok(Some(job)) if job != self.job.as_bytes())
+    }
+
+    /// What has not changed since then, nobody is at work on. By the file server's clock, which stamps
+    /// what we compare it with; `None` when it does not tell.
+    fn abandoned_before(&self) -> Option<SystemTime> {
+        let clock = self.paths.clock();
+        let told = self.store.put(&clock, b"").is_ok();
+        let now = fs::metadata(&clock).and_then(|found| found.modified());
+        now.ok().filter(|_| told)?.checked_sub(ABANDONED_AFTER)
+    }
+
+    /// Ends what a crash interrupted, if it is what was to be deleted that lies there.
+    fn finish_deletion(&self, key: DatasetKey, aside: &Path) {
+        let entry = self.entry(key).and_then(|entry| match entry {
+            None => self.read_entry(&self.paths.dropped_entry(key), key),
+            entry => Ok(entry),
+        });
+        let ended = entry.and_then(|entry| {
+            let strange = entry.filter(|entry| {
+                inode(aside) != Some(entry.inode)
+                    && !Tree::open(aside)
+                        .is_ok_and(|tree| self.check_tree(&entry.record, &Arc::new(tree)).is_ok())
+            });
+            match strange {
+                Some(entry) => Err(PrefixError::NotOurs {
+                    path: aside.to_owned(),
+                    name: entry.record.name,
+                }),
+                None => self.finish_removal(key, &|_| Ok(())),
+            }
+        });
+        if let Err(error) = ended {
+            report("a deletion that was interrupted cannot be finished", &error);
+        }
     }
 
     fn finish(&self, entry: &IndexEntry) -> Result<(), PrefixError> {
@@ -99,6 +201,10 @@ impl Prefix {
     /// Forgets an entry whose dataset is not all there; what it was about to replace stays, or comes
     /// back.
     fn give_up(&self, entry: &IndexEntry) {
+        if self.has_its_name(entry) {
+            // Another has finished it meanwhile.
+            return;
+        }
         let name = self.paths.dataset(&entry.record.name);
         if let Some(replaced) = entry.replaces {
             let aside = self.aside(replaced);
@@ -114,4 +220,16 @@ impl Prefix {
         }
         self.tidy(&self.paths.entry(entry.key()));
     }
+}
+
+/// Whether neither a file or directory nor anything directly in it has changed since `then`.
+fn is_older(path: &Path, then: Option<SystemTime>) -> bool {
+    let below = fs::read_dir(path).into_iter().flatten().flatten();
+    let all = below.map(|entry| entry.path()).chain([path.to_owned()]);
+    let times = all.map(|path| fs::symlink_metadata(&path).and_then(|found| found.modified()));
+    then.is_some_and(|then| {
+        times
+            .into_iter()
+            .all(|time| time.is_ok_and(|time| time < then))
+    })
 }

@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adoption;
 mod crashes;
 mod jobs;
 mod refusals;
+mod tracking;
 
 use super::*;
 use crate::part::testing::{describe, random_tree, sealed};

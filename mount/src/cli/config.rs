@@ -63,6 +63,15 @@ impl ConfigOptions {
 
     /// The effective configuration. Everything wrong with it is wrong usage.
     pub(super) fn load(&self) -> Result<(Config, Provenance), Failure> {
+        self.load_with_prefix(None)
+    }
+
+    /// The same, with the prefix of a mount when the command line names none.
+    pub(super) fn load_with_prefix(
+        &self,
+        mounted: Option<PathBuf>,
+    ) -> Result<(Config, Provenance), Failure> {
+        let prefix = self.prefix.clone().or(mounted);
         let mut cli = Vec::new();
         for cache in &self.cache {
             let path = match cache.to_str() {
@@ -71,14 +80,14 @@ impl ConfigOptions {
             };
             cli.push(("store.path".to_owned(), path));
         }
-        if let Some(prefix) = &self.prefix {
+        if let Some(prefix) = &prefix {
             cli.push(("prefix".to_owned(), text(prefix)?));
         }
         if let Some(job) = &self.job {
             cli.push(("job".to_owned(), job.clone()));
         }
         let named = self.config.as_deref();
-        let (user, must_exist) = Config::user_file(named, self.prefix.as_deref(), &environment);
+        let (user, must_exist) = Config::user_file(named, prefix.as_deref(), &environment);
         let sources = Sources {
             env: &environment,
             user: read(&user, must_exist)?,

@@ -8,6 +8,7 @@ mod config;
 mod dataset;
 mod halt;
 mod mount;
+mod prefix;
 mod status;
 mod unmount;
 
@@ -91,6 +92,16 @@ enum Verb {
     Flush(dataset::FlushArgs),
     /// End the job by itself: now, soon, after so many checkpoints, in time
     Halt(halt::HaltArgs),
+    /// All datasets in the prefix and in this node's cache, with or without a mount
+    List(prefix::ListArgs),
+    /// Show or set the checkpoint to restart from
+    Current(prefix::CurrentArgs),
+    /// Remove a dataset from the prefix: its files, and what is known of it
+    Delete(prefix::DeleteArgs),
+    /// Forget a dataset of the prefix; its files stay
+    Drop(prefix::DropArgs),
+    /// Put a dropped dataset back, or take in a directory of the prefix that others wrote
+    Add(prefix::AddArgs),
     /// The effective configuration, and where each value came from
     Config(config::ConfigArgs),
     /// This machine's figures, each beside its limit, in one run
@@ -132,6 +143,11 @@ pub fn main() -> ExitCode {
         Verb::Wait(args) => dataset::wait(&args),
         Verb::Flush(args) => dataset::flush(&args),
         Verb::Halt(args) => halt::run(&args),
+        Verb::List(args) => prefix::list(&args),
+        Verb::Current(args) => prefix::current(&args),
+        Verb::Delete(args) => prefix::delete(&args),
+        Verb::Drop(args) => prefix::drop_entry(&args),
+        Verb::Add(args) => prefix::add(&args),
         Verb::Config(args) => config::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Run { args } => exec_program("scrfs-coordinator", "run", &args),

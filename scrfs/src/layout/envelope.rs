@@ -42,6 +42,8 @@ pub enum Kind {
     IndexEntry = 7,
     /// All [`super::pointer::Pointers`].
     Pointers = 8,
+    /// A [`super::index::Choice`].
+    Choice = 9,
 }
 
 /// Why bytes are not the record that was asked for.

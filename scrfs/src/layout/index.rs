@@ -9,6 +9,7 @@
 use super::envelope::{EnvelopeError, Kind, open, seal};
 use super::record::{DatasetRecord, UnixMillis};
 use crate::id::{DatasetKey, Epoch};
+use crate::name::Name;
 use serde::{Deserialize, Serialize};
 
 /// How far the prefix has it.
@@ -49,6 +50,36 @@ pub struct IndexEntry {
     pub bytes: u64,
     /// Regular files of all parts.
     pub files: u64,
+    /// The job that flushed it.
+    pub job: String,
+    /// Written by somebody else, and taken in as it lay there: never removed unasked.
+    pub adopted: bool,
+}
+
+/// The checkpoint that somebody chose to restart from: it holds until a newer one is complete.
+///
+/// So nothing has to be written when a checkpoint is flushed for the restart to move forward, and two
+/// jobs that flush at once cannot move it back.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Choice {
+    /// Which.
+    pub key: DatasetKey,
+    /// The newest dataset that was flushed when it was chosen.
+    pub newest: DatasetKey,
+    /// The last job whose configuration chose one, and which: it does so once.
+    pub asked: Option<(String, Name)>,
+}
+
+impl Choice {
+    /// As it lies on disk.
+    pub fn encode(&self) -> Vec<u8> {
+        seal(Kind::Choice, self)
+    }
+
+    /// From what lies on disk.
+    pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        open(Kind::Choice, bytes)
+    }
 }
 
 impl IndexEntry {

@@ -11,3 +11,4 @@ pub mod merge;
 pub mod path;
 pub mod pointer;
 pub mod record;
+pub mod scr;

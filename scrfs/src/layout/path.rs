@@ -18,7 +18,13 @@
 //!
 //! <prefix>/<dataset>/               the application's files and nothing else
 //! <prefix>/.scrfs/inflight/<key>/<epoch>/   a flush that has not ended, one directory an attempt
+//! <prefix>/.scrfs/inflight/<key>/job        the job that makes them
 //! <prefix>/.scrfs/index/<key>       IndexEntry
+//! <prefix>/.scrfs/dropped/<key>     IndexEntry of a dataset that is not to be listed any more
+//! <prefix>/.scrfs/failed/<key>      empty: a restart from it did not work
+//! <prefix>/.scrfs/gone/<key>        empty: it was deleted
+//! <prefix>/.scrfs/current           Choice
+//! <prefix>/.scrfs/clock             empty: its time is that of the file server
 //! <prefix>/.scrfs/manifests/<key>/<slot>.{manifest,sums}
 //! <prefix>/.scrfs/trash/            datasets on their way out
 //! ```
@@ -190,6 +196,14 @@ pub fn parse_slot_directory(name: &str) -> Option<(Slot, Keep)> {
     (slot.to_string() == number).then_some((Slot(slot), keep))
 }
 
+/// Ends the name of the files of a dataset that is being deleted.
+const DELETED: &str = ".deleted";
+
+/// The dataset that is being deleted, whose files have this name in the trash.
+pub fn parse_deleted(name: &str) -> Option<DatasetKey> {
+    DatasetKey::parse(name.strip_suffix(DELETED)?)
+}
+
 /// Paths of a prefix directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PrefixPaths {
@@ -207,6 +221,11 @@ impl PrefixPaths {
     /// The prefix directory itself.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Everything of SCR's, where it has been.
+    pub fn scr(&self) -> PathBuf {
+        self.root.join(".scr")
     }
 
     /// Everything of ours.
@@ -244,6 +263,11 @@ impl PrefixPaths {
         self.inflights().join(key.to_string())
     }
 
+    /// Which job makes them.
+    pub fn inflight_job(&self, key: DatasetKey) -> PathBuf {
+        self.inflight(key).join("job")
+    }
+
     /// One attempt: that of one epoch, so that a late-comer of an earlier one writes elsewhere.
     pub fn attempt(&self, key: DatasetKey, epoch: Epoch) -> PathBuf {
         self.inflight(key).join(epoch.0.to_string())
@@ -259,9 +283,54 @@ impl PrefixPaths {
         self.index().join(key.to_string())
     }
 
+    /// Entries that were taken out of the index, to be put back some day.
+    pub fn dropped(&self) -> PathBuf {
+        self.control().join("dropped")
+    }
+
+    /// One such entry.
+    pub fn dropped_entry(&self, key: DatasetKey) -> PathBuf {
+        self.dropped().join(key.to_string())
+    }
+
+    /// Marks of datasets from which no restart worked.
+    pub fn failed(&self) -> PathBuf {
+        self.control().join("failed")
+    }
+
+    /// One such mark.
+    pub fn failed_mark(&self, key: DatasetKey) -> PathBuf {
+        self.failed().join(key.to_string())
+    }
+
+    /// Marks of datasets that were deleted.
+    pub fn gone(&self) -> PathBuf {
+        self.control().join("gone")
+    }
+
+    /// One such mark.
+    pub fn gone_mark(&self, key: DatasetKey) -> PathBuf {
+        self.gone().join(key.to_string())
+    }
+
+    /// Written to learn what time it is where the prefix is.
+    pub fn clock(&self) -> PathBuf {
+        self.control().join("clock")
+    }
+
+    /// The checkpoint that somebody chose.
+    pub fn choice(&self) -> PathBuf {
+        self.control().join("current")
+    }
+
+    /// All manifests.
+    pub fn all_manifests(&self) -> PathBuf {
+        self.control().join("manifests")
+    }
+
     /// The manifests of a dataset.
     pub fn manifests(&self, key: DatasetKey) -> PathBuf {
-        self.control().join("manifests").join(key.to_string())
+        self.all_manifests().join(key.to_string())
     }
 
     /// The manifest of one part of a dataset.
@@ -277,5 +346,138 @@ impl PrefixPaths {
     /// Where replaced datasets wait to be removed.
     pub fn trash(&self) -> PathBuf {
         self.control().join("trash")
+    }
+
+    /// The files of a dataset that is being deleted. Their being here is what decides it.
+    pub fn deleted(&self, key: DatasetKey) -> PathBuf {
+        self.trash().join(format!("{key}{DELETED}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Class;
+    use crate::id::Epoch;
+    use crate::layout::index::{Choice, EntryState, IndexEntry};
+    use crate::layout::record::{DatasetRecord, PartSummary, Phase, Seal};
+    use crate::redundancy::Scheme;
+
+    const PAGE: &str = include_str!("../../../docs/layout.md");
+    const KEY: DatasetKey = DatasetKey {
+        id: DatasetId(5),
+        created: 1000,
+    };
+
+    fn block(name: &str) -> &'static str {
+        let begin = format!("```{name}\n");
+        let rest = PAGE.split_once(begin.as_str()).expect("the block").1;
+        rest.split_once("```").expect("its end").0
+    }
+
+    fn bytes(name: &str) -> Vec<u8> {
+        let words = block(name).split_whitespace();
+        words
+            .map(|word| u8::from_str_radix(word, 16).expect("hexadecimal"))
+            .collect()
+    }
+
+    fn name() -> Name {
+        Name::new(b"ckpt.5").expect("a name")
+    }
+
+    fn entry() -> IndexEntry {
+        let seal = Seal {
+            epoch: Epoch(3),
+            scheme: Scheme::Single,
+            chunk_bytes: 1 << 20,
+            unit_bytes: 256 << 10,
+            sets: vec![vec![Slot(0)]],
+            parts: vec![PartSummary {
+                log_bytes: 7,
+                files: 1,
+                manifest_crc: 0x0102_0304,
+            }],
+        };
+        let record = DatasetRecord {
+            id: KEY.id,
+            name: name(),
+            committed_from: Some(Name::new(b"ckpt.5.tmp").expect("a name")),
+            class: Class::Checkpoint,
+            checkpoint: Some(2),
+            phase: Phase::Sealed,
+            epoch: Epoch(3),
+            created: KEY.created,
+            sealed: Some(1500),
+            protected: None,
+            flushing: false,
+            flushed: None,
+            seal: Some(seal),
+            error: None,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        };
+        IndexEntry {
+            record,
+            state: EntryState::Complete,
+            attempt: Epoch(3),
+            inode: 99,
+            replaces: None,
+            flushed: 2000,
+            bytes: 7,
+            files: 1,
+            job: "job".into(),
+            adopted: false,
+        }
+    }
+
+    #[test]
+    fn the_page_on_the_layout_tells_the_truth() {
+        let said = block("paths")
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        let paths = PrefixPaths::new(Path::new(""));
+        let made = [
+            paths.dataset(&name()),
+            paths.entry(KEY),
+            paths.manifest(KEY, Slot(2)),
+            paths.sums(KEY, Slot(2)),
+            paths.attempt(KEY, Epoch(3)),
+            paths.inflight_job(KEY),
+            paths.dropped_entry(KEY),
+            paths.gone_mark(KEY),
+            paths.failed_mark(KEY),
+            paths.deleted(KEY),
+            paths.choice(),
+            paths.pointers(),
+            paths.pointer_new(),
+            paths.clock(),
+        ];
+        assert!(
+            said.eq(made.iter().filter_map(|path| path.to_str())),
+            "{made:?}"
+        );
+        let choice = Choice {
+            key: KEY,
+            newest: DatasetKey {
+                id: DatasetId(7),
+                created: 2000,
+            },
+            asked: Some(("job".into(), name())),
+        };
+        assert_eq!(choice.encode(), bytes("choice"));
+        assert_eq!(Choice::decode(&bytes("choice")), Ok(choice));
+        assert_eq!(entry().encode(), bytes("entry"));
+        assert_eq!(IndexEntry::decode(&bytes("entry")), Ok(entry()));
+    }
+
+    #[test]
+    fn what_is_being_deleted_is_known_by_its_name() {
+        let paths = PrefixPaths::new(Path::new("/p"));
+        let path = paths.deleted(KEY);
+        let name = path.file_name().and_then(|name| name.to_str());
+        assert_eq!(name.and_then(parse_deleted), Some(KEY));
+        assert_eq!(parse_deleted("5.1000.99"), None);
     }
 }

@@ -10,9 +10,20 @@ use crate::name::Name;
 use crate::redundancy::{GeometryError, Scheme, SetGeometry};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since the Unix epoch, UTC.
 pub type UnixMillis = u64;
+
+/// A time of the clock as records have it.
+pub fn millis(time: SystemTime) -> UnixMillis {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Checksums cover units of this many bytes where chunks are not smaller; also the size of a unit on the
+/// wire.
+pub const UNIT_BYTES: u32 = 256 << 10;
 
 /// How far the life of a dataset has come, as far as it cannot be derived.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

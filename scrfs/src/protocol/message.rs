@@ -6,13 +6,14 @@
 use crate::control::{
     Activity, DirectoryChange, NodeStatus, Piece, Pressure, Progress, Refusal, Request,
 };
-use crate::id::{DatasetId, Epoch, Rank, Slot};
+use crate::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
 use crate::layout::envelope::{self, EnvelopeError, Kind};
 use crate::layout::pointer::{PointerRecord, Pointers};
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
 use crate::name::Name;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Why something was not done: for programs an errno, for people words.
@@ -341,6 +342,10 @@ pub struct PrefixView {
     pub complete: Vec<DatasetRecord>,
     /// The pointer files that were written there.
     pub pointers: Pointers,
-    /// The dataset the user wants to restart from, by name; newest when none.
-    pub current: Option<Name>,
+    /// The checkpoint to restart from, if the caches have none.
+    pub current: Option<DatasetKey>,
+    /// Datasets from which no restart worked, wherever they are.
+    pub failed: BTreeSet<DatasetKey>,
+    /// Datasets that the prefix does not have any more because somebody wanted it so.
+    pub gone: BTreeSet<DatasetKey>,
 }

@@ -13,13 +13,16 @@
 //! - A dataset with lost slots is rebuildable when it was protected and no set lost more than its
 //!   scheme tolerates; otherwise the prefix must have it, else it is lost. A slot without its parity
 //!   is as good as lost then; when all files are there, only its parity is made again.
-//! - What the prefix does not have any more is not flushed, whatever its record says.
+//! - What the prefix does not have any more is not flushed, whatever its record says; but what was
+//!   deleted there on purpose is done with: it is not flushed again, and if only the prefix had it,
+//!   it is no more.
+//! - What was marked failed in the prefix is failed, and nothing else is.
 //! - Two live datasets of one name: one was being removed when the last epoch ended, and that was
 //!   begun before the other got the name. An open one says on the leader's node that it is, so that
 //!   of an open and a sealed one it is the sealed one; of two sealed ones, the one sealed first.
 
-use super::message::Inventory;
-use crate::id::{DatasetId, Epoch, Rank, Slot};
+use super::message::{Inventory, PrefixView};
+use crate::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
 use crate::layout::record::{DatasetRecord, Phase, Seal};
 use crate::name::Name;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,10 +51,10 @@ pub struct Beginning {
     pub last_checkpoint: u64,
 }
 
-/// Decides what there is. `complete` are the datasets that the prefix has; `None` when that is not known.
+/// Decides what there is. `prefix` is what the prefix says; `None` when that is not known.
 pub fn decide(
     inventories: &BTreeMap<Rank, Inventory>,
-    complete: Option<&[DatasetRecord]>,
+    prefix: Option<&PrefixView>,
     epoch: Epoch,
     new_run: bool,
 ) -> Beginning {
@@ -82,18 +85,33 @@ pub fn decide(
         .values()
         .flat_map(|found| &found.datasets)
         .map(|entry| &entry.record);
+    let complete = prefix.map(|prefix| &prefix.complete);
     for record in seen.chain(complete.into_iter().flatten()) {
         beginning.last_dataset = beginning.last_dataset.max(record.id.0);
         let number = record.checkpoint.unwrap_or(0);
         beginning.last_checkpoint = beginning.last_checkpoint.max(number);
     }
+    let marked = |marks: fn(&PrefixView) -> &BTreeSet<DatasetKey>, key| {
+        prefix.map(|prefix| marks(prefix).contains(&key))
+    };
+    let last_gone = prefix.and_then(|prefix| prefix.gone.last());
+    let last_gone = last_gone.map_or(0, |key| key.id.0);
+    beginning.last_dataset = beginning.last_dataset.max(last_gone);
     for (id, mut record) in records {
         record.epoch = epoch;
+        let is_gone = marked(|prefix| &prefix.gone, record.key()) == Some(true);
         let same = |known: &&DatasetRecord| is_same(known, &record);
         if let (Some(complete), true) = (complete, record.seal.is_some()) {
-            // One that somebody has taken out of the prefix is not safe there any more.
+            // One that was lost from the prefix is not safe there any more.
             let flushed = complete.iter().find(same);
-            record.flushed = flushed.map(|flushed| record.flushed.or(flushed.flushed).unwrap_or(0));
+            let flushed = flushed.map(|flushed| record.flushed.or(flushed.flushed).unwrap_or(0));
+            let kept = is_gone.then(|| record.flushed.unwrap_or(0));
+            record.flushed = flushed.or(kept);
+        }
+        match marked(|prefix| &prefix.failed, record.key()) {
+            Some(true) if record.seal.is_some() => record.phase = Phase::Failed,
+            Some(false) if record.phase == Phase::Failed => record.phase = Phase::Sealed,
+            _ => {}
         }
         record.flushing = false;
         let found = match record.seal.clone() {
@@ -103,7 +121,9 @@ pub fn decide(
             }
             Some(seal) => sealed(record, &seal, inventories),
         };
-        beginning.datasets.insert(id, found);
+        if !(is_gone && found.record.phase == Phase::Evicted) {
+            beginning.datasets.insert(id, found);
+        }
     }
     settle_names(&mut beginning.datasets);
     beginning
@@ -332,7 +352,7 @@ mod tests {
         }
     }
 
-    fn begun_with(complete: Option<&[DatasetRecord]>) -> DatasetRecord {
+    fn found_with(prefix: Option<&PrefixView>) -> Option<DatasetRecord> {
         let entry = InventoryEntry {
             record: evicted(),
             parts: Vec::new(),
@@ -343,19 +363,52 @@ mod tests {
             ..Inventory::default()
         };
         let all = BTreeMap::from([(Rank(0), inventory)]);
-        let mut beginning = decide(&all, complete, Epoch(2), false);
-        let found = beginning.datasets.remove(&DatasetId(1)).expect("known");
-        found.record
+        let mut beginning = decide(&all, prefix, Epoch(2), false);
+        assert_eq!(beginning.last_dataset, 1);
+        let found = beginning.datasets.remove(&DatasetId(1));
+        found.map(|found| found.record)
+    }
+
+    fn begun_with(prefix: Option<&PrefixView>) -> DatasetRecord {
+        found_with(prefix).expect("known")
+    }
+
+    fn having(complete: &[DatasetRecord]) -> PrefixView {
+        PrefixView {
+            complete: complete.to_vec(),
+            ..PrefixView::default()
+        }
     }
 
     #[test]
     fn what_was_taken_out_of_the_prefix_is_not_safe_there_any_more() {
-        let kept = begun_with(Some(&[evicted()]));
+        let kept = begun_with(Some(&having(&[evicted()])));
         assert_eq!((kept.phase, kept.flushed), (Phase::Evicted, Some(4)));
-        let removed = begun_with(Some(&[]));
+        let removed = begun_with(Some(&having(&[])));
         assert_eq!((removed.phase, removed.flushed), (Phase::Lost, None));
         // A prefix that cannot be read says nothing.
         let unknown = begun_with(None);
         assert_eq!((unknown.phase, unknown.flushed), (Phase::Evicted, Some(4)));
+    }
+
+    #[test]
+    fn what_was_deleted_on_purpose_is_not_lost_but_no_more() {
+        let mut prefix = having(&[]);
+        prefix.gone.insert(evicted().key());
+        assert_eq!(found_with(Some(&prefix)), None);
+        // Another one of that number is not meant.
+        prefix.gone = BTreeSet::from([DatasetKey {
+            created: 9,
+            ..evicted().key()
+        }]);
+        assert_eq!(begun_with(Some(&prefix)).phase, Phase::Lost);
+    }
+
+    #[test]
+    fn failed_is_what_is_marked_so() {
+        let mut prefix = having(&[evicted()]);
+        prefix.failed.insert(evicted().key());
+        let failed = begun_with(Some(&prefix));
+        assert_eq!((failed.phase, failed.flushed), (Phase::Failed, Some(4)));
     }
 }

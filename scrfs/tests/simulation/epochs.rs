@@ -49,7 +49,7 @@ impl World {
                         .map(|(record, _)| record.clone())
                         .collect(),
                     pointers: prefix.pointers.clone(),
-                    current: None,
+                    ..PrefixView::default()
                 });
             let start = Start {
                 epoch: self.epoch,

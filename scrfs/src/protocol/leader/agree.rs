@@ -18,7 +18,7 @@ use super::{Asker, Leader, Led, Purpose};
 use crate::config::CommitWait;
 use crate::control::{Level, Refusal};
 use crate::id::{DatasetId, Rank, Slot};
-use crate::layout::record::{PartSummary, Phase, Seal};
+use crate::layout::record::{PartSummary, Phase, Seal, UNIT_BYTES};
 use crate::name::Name;
 use crate::protocol::Now;
 use crate::protocol::message::{Failure, Message, Order};
@@ -26,9 +26,6 @@ use crate::protocol::step::Step;
 use crate::redundancy::Scheme;
 use crate::topology;
 use std::collections::BTreeMap;
-
-/// Checksums cover units of this many bytes; also the size of a unit on the wire.
-pub(super) const UNIT_BYTES: u32 = 256 << 10;
 
 /// A commit that is being agreed on.
 #[derive(Debug)]

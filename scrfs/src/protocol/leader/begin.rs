@@ -19,12 +19,11 @@ impl Leader {
         if self.hellos.len() < self.size as usize {
             return;
         }
-        let complete = self.prefix.as_ref().map(|prefix| &prefix.complete[..]);
         let Beginning {
             datasets,
             last_dataset,
             last_checkpoint,
-        } = recover::decide(&self.hellos, complete, self.epoch, self.new_run);
+        } = recover::decide(&self.hellos, self.prefix.as_ref(), self.epoch, self.new_run);
         self.last_dataset = last_dataset;
         self.last_checkpoint = last_checkpoint;
         for (
@@ -74,7 +73,9 @@ impl Leader {
             let Some(led) = self.datasets.get(&entry.record.id) else {
                 continue;
             };
-            if led.record.phase == Phase::Evicted {
+            // What no restart works from is not worth the space, where it is safe elsewhere.
+            let useless = led.record.phase == Phase::Failed && led.record.flushed.is_some();
+            if useless || led.record.phase == Phase::Evicted {
                 continue;
             }
             for part in &entry.parts {

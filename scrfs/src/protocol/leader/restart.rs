@@ -7,7 +7,7 @@ use super::work::Working;
 use super::{Leader, Led, Purpose, Ticket};
 use crate::config::Class;
 use crate::id::{DatasetId, Rank, Slot};
-use crate::layout::record::Phase;
+use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
 use crate::protocol::Now;
 use crate::protocol::message::{Message, Order};
@@ -71,24 +71,18 @@ impl Leader {
             .flat_map(|led| led.names().cloned())
             .collect();
         let prefix = self.prefix.as_mut()?;
-        prefix.complete.sort_by_key(|record| record.id);
-        let wanted = prefix.current.clone();
-        let named = wanted.and_then(|name| {
-            prefix
-                .complete
-                .iter()
-                .rposition(|record| record.name == name)
-        });
-        while let Some(last) = prefix.complete.len().checked_sub(1) {
-            let record = prefix
-                .complete
-                .remove(named.filter(|&at| at < last).unwrap_or(last));
+        prefix.complete.sort_by_key(DatasetRecord::key);
+        if let Some(current) = prefix.current.take() {
+            // Newer ones were not wanted.
+            prefix.complete.retain(|record| record.key() <= current);
+        }
+        while let Some(record) = prefix.complete.pop() {
             let id = record.id;
             let spoilt = self.datasets.get(&id).is_some_and(|led| {
                 led.record.phase == Phase::Failed
                     || led.leaving
                     || !recover::is_same(&led.record, &record)
-            });
+            }) || prefix.failed.contains(&record.key());
             if record.class == Class::Output || record.seal.is_none() || spoilt {
                 continue;
             }

@@ -121,7 +121,8 @@ impl Leader {
             .datasets
             .iter()
             .rev()
-            .filter(|(_, led)| led.record.phase == Phase::Sealed && !led.leaving)
+            .filter(|(_, led)| matches!(led.record.phase, Phase::Sealed | Phase::Failed))
+            .filter(|(_, led)| !led.leaving)
             .map(|(id, _)| *id)
             .collect();
         for (place, dataset) in sealed.into_iter().enumerate().skip(count.max(1)) {
@@ -147,7 +148,9 @@ impl Leader {
             }
             if flushed {
                 self.drop_cached(dataset, step);
-            } else if !led.record.class.is_output() && !self.is_due(led) {
+            } else if !led.record.class.is_output()
+                && (!self.is_due(led) || led.record.phase == Phase::Failed)
+            {
                 self.forget(dataset, None, step);
             }
         }

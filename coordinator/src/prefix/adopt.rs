@@ -1,0 +1,214 @@
+//! Taking in what somebody else wrote to the prefix, as it lies there, so that a restart can read it.
+//!
+//! A directory becomes a dataset of one slot when all of it has been read and summed, and has not
+//! changed meanwhile. Nothing in it is touched. Order: read all -> look again -> claim a key by making
+//! its directory of manifests -> checksums, manifest -> index entry. What a crash leaves is a directory of
+//! manifests without an entry, which [`Prefix::reconcile`] removes some time later.
+//!
+//! Its files go to one node when they are fetched, and are read from there by all.
+
+use super::error::PrefixError;
+use super::flush::piece_bytes;
+use super::streams::{Job, run};
+use super::{FlushLimits, Prefix, StepHook, inode};
+use crate::part::records::encode_manifest;
+use crate::part::{Log, Tree, Units, scan_part};
+use scrfs::config::Class;
+use scrfs::id::{DatasetId, DatasetKey, Epoch, Slot};
+use scrfs::layout::envelope::{Kind, seal};
+use scrfs::layout::index::{EntryState, IndexEntry};
+use scrfs::layout::manifest::{Manifest, Sums};
+use scrfs::layout::record::{DatasetRecord, Phase, Seal, UNIT_BYTES, millis};
+use scrfs::name::Name;
+use scrfs::redundancy::{Scheme, Stream};
+use scrfs::store::Store;
+use scrfs::store::posix::sync_directory;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+/// Parity would be laid out in chunks of this many bytes; there is none.
+const CHUNK_BYTES: u64 = 1 << 20;
+/// While it is not known which dataset it is.
+const NONE: DatasetId = DatasetId(0);
+
+/// How a dataset came into the index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Added {
+    /// It is there already.
+    Already,
+    /// It had been dropped.
+    PutBack,
+    /// Somebody else wrote it.
+    Adopted,
+}
+
+impl Prefix {
+    /// Puts a dropped dataset back, or takes in a directory that somebody else wrote, as `class`.
+    /// `progress` gets the bytes read. Blocks; not to be called from async code.
+    ///
+    /// # Errors
+    ///
+    /// There is no such directory, it changes, or has what cannot be brought back.
+    pub fn add(
+        &self,
+        name: &Name,
+        class: Class,
+        progress: &dyn Fn(u64),
+    ) -> Result<Added, PrefixError> {
+        self.add_with(name, class, progress, &|_| Ok(()))
+    }
+
+    pub(super) fn add_with(
+        &self,
+        name: &Name,
+        class: Class,
+        progress: &dyn Fn(u64),
+        step: StepHook<'_>,
+    ) -> Result<Added, PrefixError> {
+        for entry in self.all_entries()? {
+            let is_it = entry.record.name == *name
+                && self
+                    .own_directory(&entry)
+                    .is_ok_and(|found| found.is_some());
+            if is_it {
+                return Ok(Added::Already);
+            }
+        }
+        if self.put_back(name, step)? {
+            return Ok(Added::PutBack);
+        }
+        self.adopt(name, class, progress, step)?;
+        Ok(Added::Adopted)
+    }
+
+    fn adopt(
+        &self,
+        name: &Name,
+        class: Class,
+        progress: &dyn Fn(u64),
+        step: StepHook<'_>,
+    ) -> Result<(), PrefixError> {
+        let path = self.paths.dataset(name);
+        let number = inode(&path).filter(|_| path != self.paths.control());
+        let inode = number.ok_or_else(|| PrefixError::NoSuch {
+            name: name.clone(),
+            prefix: self.paths.root().to_owned(),
+        })?;
+        let step = |name| step(name).map_err(PrefixError::io_at(name, &path));
+        let found = fs::symlink_metadata(&path).map_err(PrefixError::io_at("stat", &path))?;
+        let mut manifest = scan_part(&path, NONE, Slot(0), Epoch(0))?;
+        step("read the files")?;
+        let mut sums = self.sum_up(&path, &manifest, progress)?;
+        if scan_part(&path, NONE, Slot(0), Epoch(0))? != manifest {
+            return Err(PrefixError::Changed { path });
+        }
+        step("claim a number")?;
+        let key = self.claim_key()?;
+        manifest.dataset = key.id;
+        sums.dataset = key.id;
+        let (bytes, summary) = encode_manifest(&manifest);
+        step("write the checksums")?;
+        let sums_path = self.paths.sums(key, Slot(0));
+        self.store.put(&sums_path, &seal(Kind::Sums, &sums))?;
+        step("write the manifest")?;
+        self.store.put(&self.paths.manifest(key, Slot(0)), &bytes)?;
+        let record = DatasetRecord {
+            id: key.id,
+            name: name.clone(),
+            committed_from: None,
+            class,
+            checkpoint: None,
+            phase: Phase::Sealed,
+            epoch: Epoch(0),
+            created: key.created,
+            sealed: Some(key.created),
+            protected: None,
+            flushing: false,
+            flushed: Some(key.created),
+            seal: Some(Seal {
+                epoch: Epoch(0),
+                scheme: Scheme::Single,
+                chunk_bytes: CHUNK_BYTES,
+                unit_bytes: UNIT_BYTES,
+                sets: vec![vec![Slot(0)]],
+                parts: vec![summary.clone()],
+            }),
+            error: None,
+            mode: found.mode() & 0o7777,
+            uid: found.uid(),
+            gid: found.gid(),
+        };
+        let entry = IndexEntry {
+            record,
+            state: EntryState::Complete,
+            attempt: Epoch(0),
+            inode,
+            replaces: None,
+            flushed: key.created,
+            bytes: summary.log_bytes,
+            files: summary.files,
+            job: String::new(),
+            adopted: true,
+        };
+        step("write the entry")?;
+        self.store.put(&self.paths.entry(key), &entry.encode())?;
+        Ok(())
+    }
+
+    /// Reads everything, makes sure that it is durable, and gives the checksums.
+    fn sum_up(
+        &self,
+        path: &Path,
+        manifest: &Manifest,
+        progress: &dyn Fn(u64),
+    ) -> Result<Sums, PrefixError> {
+        let tree = Tree::open(path)?;
+        let root = tree.open_directory(None)?;
+        nix::unistd::syncfs(&root)
+            .map_err(io::Error::from)
+            .map_err(PrefixError::io_at("sync", path))?;
+        let total = manifest.log_bytes;
+        let sums = Sums::unknown(NONE, Slot(0), Stream::Data, UNIT_BYTES, total);
+        let log = Log::new(Arc::new(manifest.clone()), tree, false);
+        let units = Units::new(Arc::new(log), Arc::new(Mutex::new(sums)));
+        let reader = units.clone();
+        let job = Job {
+            dataset: NONE,
+            total,
+            piece: piece_bytes(UNIT_BYTES),
+            streams: FlushLimits::default().streams,
+            pace: None,
+            cancel: &AtomicBool::new(false),
+        };
+        run(&job, progress, move |offset, len| {
+            Ok(reader.read(offset, len).map(drop)?)
+        })?;
+        Ok(units.sums())
+    }
+
+    /// A key that nobody else has: who makes its directory has it.
+    fn claim_key(&self) -> Result<DatasetKey, PrefixError> {
+        let all = self.paths.all_manifests();
+        fs::create_dir_all(&all).map_err(PrefixError::io_at("make the directory", &all))?;
+        let mut key = DatasetKey {
+            id: DatasetId(self.highest_number()?.saturating_add(1)),
+            created: millis(SystemTime::now()),
+        };
+        loop {
+            let path = self.paths.manifests(key);
+            match fs::create_dir(&path) {
+                Ok(()) => break,
+                // Another's; or ours, made by a request that an NFS server answered twice.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => key.created += 1,
+                Err(error) => return Err(PrefixError::io_at("make the directory", &path)(error)),
+            }
+        }
+        sync_directory(&all)?;
+        Ok(key)
+    }
+}

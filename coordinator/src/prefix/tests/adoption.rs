@@ -1,0 +1,322 @@
+//! Taking in what somebody else wrote.
+
+use super::*;
+use crate::part::testing::random_tree;
+use scrfs::config::Class;
+use scrfs::layout::manifest::Sums;
+use std::cell::Cell;
+use std::collections::BTreeSet;
+
+impl World {
+    fn theirs(&self) -> (Name, PathBuf) {
+        let path = self.published("theirs");
+        random_tree(&path, 0, 4711);
+        (Name::new(b"theirs").unwrap(), path)
+    }
+
+    fn adopt(&self, name: &Name) -> Result<Added, PrefixError> {
+        self.prefix.add(name, Class::Checkpoint, &|_| {})
+    }
+
+    fn only(&self) -> DatasetRecord {
+        let mut entries = self.prefix.list().unwrap();
+        assert_eq!(entries.len(), 1);
+        entries.remove(0).record
+    }
+}
+
+#[test]
+fn what_was_adopted_is_untouched_and_comes_back_as_it_is() {
+    let world = World::new();
+    let (name, path) = world.theirs();
+    let before = describe(&path);
+    let told = Cell::new(0);
+    let added = world
+        .prefix
+        .add(&name, Class::Both, &|bytes| told.set(bytes))
+        .unwrap();
+    assert_eq!(added, Added::Adopted);
+    assert_eq!(describe(&path), before);
+    let record = world.only();
+    assert_eq!(
+        (record.name.clone(), record.class),
+        (name.clone(), Class::Both)
+    );
+    assert_eq!(told.get(), record.seal.as_ref().unwrap().bytes());
+    let cache = CachePaths::at(&world.root.path().join("other"));
+    world
+        .prefix
+        .fetch_part(&record, Slot(0), &cache, &|_| {}, &GO)
+        .unwrap();
+    assert_eq!(describe(&cache.tree(record.id, Slot(0))), before);
+    let entries = world.prefix.list().unwrap();
+    assert_eq!(world.prefix.current(&entries).unwrap(), Some(&entries[0]));
+    assert_eq!(world.adopt(&name).unwrap(), Added::Already);
+}
+
+#[test]
+fn every_byte_of_what_was_adopted_is_summed() {
+    let world = World::new();
+    let (name, path) = world.theirs();
+    fs::write(path.join("big"), vec![3; 700_000]).unwrap();
+    world.adopt(&name).unwrap();
+    let record = world.only();
+    let sums: Sums = world.prefix.sums(&record, Slot(0)).unwrap();
+    assert!(sums.is_complete() && sums.crcs.len() > 2);
+    let cache = CachePaths::at(&world.root.path().join("other"));
+    for at in [0, 300_000, 699_999] {
+        flip(&path.join("big"), at);
+        let fetched = world
+            .prefix
+            .fetch_part(&record, Slot(0), &cache, &|_| {}, &GO);
+        assert_eq!(fetched.unwrap_err().cause(), Cause::Damaged);
+        flip(&path.join("big"), at);
+    }
+    world
+        .prefix
+        .fetch_part(&record, Slot(0), &cache, &|_| {}, &GO)
+        .unwrap();
+}
+
+#[test]
+fn invariant_an_adoption_that_dies_leaves_no_dataset_or_a_whole_one() {
+    let mut steps = vec![];
+    for at in 0.. {
+        let world = World::new();
+        let (name, path) = world.theirs();
+        let before = describe(&path);
+        let count = Cell::new(0);
+        let hook = |step: &'static str| {
+            count.set(count.get() + 1);
+            if count.get() > at {
+                steps.push(step);
+                return Err(io::Error::other("crashed"));
+            }
+            Ok(())
+        };
+        let hook = std::cell::RefCell::new(hook);
+        let died = world
+            .prefix
+            .add_with(&name, Class::Checkpoint, &|_| {}, &|step| {
+                (hook.borrow_mut())(step)
+            })
+            .is_err();
+        world.prefix.reconcile(&BTreeSet::new()).unwrap();
+        assert_eq!(world.ids().is_empty(), died);
+        assert_eq!(describe(&path), before);
+        assert_eq!(
+            world.adopt(&name).unwrap(),
+            if died { Added::Adopted } else { Added::Already }
+        );
+        world
+            .prefix
+            .verify_part(&world.only(), Slot(0), &|_| {}, &GO)
+            .unwrap();
+        // What was left goes when it is old.
+        let manifests = world.prefix.paths().all_manifests();
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(4000);
+        for entry in fs::read_dir(&manifests).unwrap() {
+            let path = entry.unwrap().path();
+            for below in fs::read_dir(&path).unwrap() {
+                let file = File::open(below.unwrap().path()).unwrap();
+                file.set_modified(long_ago).unwrap();
+            }
+            File::open(&path).unwrap().set_modified(long_ago).unwrap();
+        }
+        world.prefix.reconcile(&BTreeSet::new()).unwrap();
+        assert_eq!(fs::read_dir(&manifests).unwrap().count(), 1);
+        world
+            .prefix
+            .verify_part(&world.only(), Slot(0), &|_| {}, &GO)
+            .unwrap();
+        if !died {
+            break;
+        }
+    }
+    assert_eq!(steps.len(), 5, "{steps:?}");
+}
+
+#[test]
+fn what_changes_while_it_is_read_is_not_adopted() {
+    let world = World::new();
+    let (name, path) = world.theirs();
+    let change = |step: &'static str| match step {
+        "read the files" => fs::write(path.join("late"), b"late"),
+        _ => Ok(()),
+    };
+    let error = world
+        .prefix
+        .add_with(&name, Class::Checkpoint, &|_| {}, &change)
+        .unwrap_err();
+    assert!(matches!(error, PrefixError::Changed { .. }), "{error}");
+    assert_eq!(world.ids(), []);
+}
+
+#[test]
+fn what_is_no_directory_is_not_adopted() {
+    let world = World::new();
+    fs::write(world.published("file"), b"").unwrap();
+    symlink("/", world.published("link")).unwrap();
+    for name in ["file", "link", "nothing", ".scrfs"] {
+        let name = Name::new(name.as_bytes()).unwrap();
+        assert!(matches!(
+            world.adopt(&name),
+            Err(PrefixError::NoSuch { .. })
+        ));
+    }
+}
+
+#[test]
+fn what_was_adopted_is_not_replaced_by_a_flush() {
+    let world = World::new();
+    let (name, path) = world.theirs();
+    let before = describe(&path);
+    world.adopt(&name).unwrap();
+    let record = world.files(9, "theirs", &[("a", b"new")]);
+    world.flush_slots(&record);
+    let error = world.prefix.complete_flush(&record).unwrap_err();
+    assert!(matches!(error, PrefixError::NotOurs { .. }), "{error}");
+    assert_eq!(describe(&path), before);
+    // Deleted when somebody says so, though.
+    world.prefix.delete(&name, true).unwrap();
+    assert!(!path.exists());
+}
+
+/// A tree of keys as SCR packs it: how many, then each with what is below it.
+fn tree(below: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = (below.len() as u32).to_be_bytes().to_vec();
+    for (key, below) in below {
+        bytes.extend([key.as_bytes(), b"\0", below].concat());
+    }
+    bytes
+}
+
+fn value(text: &str) -> Vec<u8> {
+    tree(&[(text, tree(&[]))])
+}
+
+fn put_scr(path: &Path, tree: &[u8]) {
+    let mut bytes = b"\x95\x1f\xc3\xf5\0\x01\0\x01".to_vec();
+    bytes.extend((20 + tree.len() as u64).to_be_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(tree);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+/// A prefix as SCR leaves it: `step 6` with two files in `ckpt.6/`, whose map is in two parts; and one
+/// that it did not finish.
+fn of_scr(world: &World) -> PathBuf {
+    let root = world.prefix.paths().root().to_owned();
+    let facts = |name: &str| {
+        tree(&[
+            ("NAME", value(name)),
+            ("FLAG_CKPT", value("1")),
+            ("FLAG_OUTPUT", value("1")),
+            ("FILES", value("2")),
+            ("SIZE", value("9")),
+        ])
+    };
+    let six = tree(&[("COMPLETE", value("1")), ("DSET", facts("step 6"))]);
+    let seven = tree(&[("COMPLETE", value("0")), ("DSET", facts("step 7"))]);
+    let index = tree(&[("DSET", tree(&[("6", six), ("7", seven)]))]);
+    put_scr(&root.join(".scr/index.scr"), &index);
+    let map = root.join(".scr/scr.dataset.6/rank2file");
+    let rank = |file: &str| tree(&[("FILE", value(file)), ("OFFSET", value("0"))]);
+    let ranks = tree(&[("0", rank(".0.0")), ("1", rank(".0.1"))]);
+    put_scr(&map, &tree(&[("LEVEL", value("1")), ("RANK", ranks)]));
+    for (number, file) in [("0", "ckpt.6/a"), ("1", "ckpt.6/deep/b")] {
+        let ranks = tree(&[(number, rank(file))]);
+        let leaf = tree(&[("LEVEL", value("0")), ("RANK", ranks)]);
+        put_scr(
+            &root.join(format!(".scr/scr.dataset.6/rank2file.0.{number}")),
+            &leaf,
+        );
+    }
+    fs::create_dir_all(root.join("ckpt.6/deep")).unwrap();
+    fs::write(root.join("ckpt.6/a"), b"four").unwrap();
+    fs::write(root.join("ckpt.6/deep/b"), b"fives").unwrap();
+    root
+}
+
+#[test]
+fn a_complete_dataset_of_scr_is_taken_in() {
+    let world = World::new();
+    let root = of_scr(&world);
+    let index = world.prefix.scr_index().unwrap().unwrap();
+    let all: Vec<_> = index
+        .datasets
+        .iter()
+        .map(|it| (it.id, it.complete))
+        .collect();
+    assert_eq!(all, [(6, true), (7, false)]);
+    let six = Name::new(b"step 6").unwrap();
+    let (name, added) = world.prefix.add_scr(&six, None, &|_| {}).unwrap().unwrap();
+    assert_eq!((name.as_bytes(), added), (&b"ckpt.6"[..], Added::Adopted));
+    let record = world.only();
+    assert_eq!(record.class, Class::Both);
+    let cache = CachePaths::at(&world.root.path().join("other"));
+    world
+        .prefix
+        .fetch_part(&record, Slot(0), &cache, &|_| {}, &GO)
+        .unwrap();
+    assert_eq!(
+        describe(&cache.tree(record.id, Slot(0))),
+        describe(&root.join("ckpt.6"))
+    );
+    let seven = Name::new(b"step 7").unwrap();
+    let error = world.prefix.add_scr(&seven, None, &|_| {}).unwrap_err();
+    assert!(error.to_string().contains("not complete"), "{error}");
+    let other = Name::new(b"step 8").unwrap();
+    assert_eq!(world.prefix.add_scr(&other, None, &|_| {}).unwrap(), None);
+}
+
+#[test]
+fn what_is_not_as_scr_left_it_is_not_taken_in() {
+    type Harm = fn(&Path);
+    let harms: [(Harm, &str); 6] = [
+        (
+            |root| fs::remove_file(root.join("ckpt.6/a")).unwrap(),
+            "ckpt.6/a",
+        ),
+        (
+            |root| fs::write(root.join("ckpt.6/a"), b"longer").unwrap(),
+            "bytes",
+        ),
+        (
+            |root| fs::remove_file(root.join(".scr/scr.dataset.6/rank2file.0.1")).unwrap(),
+            "0.1",
+        ),
+        (
+            |root| fs::write(root.join(".scr/scr.dataset.6/rank2file"), b"x").unwrap(),
+            "rank2file",
+        ),
+        (
+            // A map that leads to itself.
+            |root| {
+                let map = root.join(".scr/scr.dataset.6/rank2file");
+                fs::copy(&map, root.join(".scr/scr.dataset.6/rank2file.0.0")).unwrap();
+            },
+            "rank2file.0.",
+        ),
+        (
+            |root| {
+                fs::remove_file(root.join("ckpt.6/a")).unwrap();
+                symlink("/etc/passwd", root.join("ckpt.6/a")).unwrap();
+            },
+            "something else",
+        ),
+    ];
+    for (harm, what) in harms {
+        let world = World::new();
+        let root = of_scr(&world);
+        harm(&root);
+        let six = Name::new(b"step 6").unwrap();
+        let error = world.prefix.add_scr(&six, None, &|_| {}).unwrap_err();
+        assert!(
+            crate::effects::chain(&error).contains(what),
+            "{what}: {error}"
+        );
+        assert_eq!(world.ids(), []);
+    }
+}
