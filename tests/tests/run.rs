@@ -327,6 +327,31 @@ fn a_failed_run_is_launched_again_and_its_code_is_ours() {
 }
 
 #[test]
+fn a_checkpoint_that_the_application_died_from_twice_is_not_tried_again() {
+    let site = Site::start(1);
+    let script = r#"
+from=$(readlink /scr/.scr/restart || echo nothing)
+echo "from $from"
+step() { mkdir /scr/$1.tmp && echo $1 > /scr/$1.tmp/data && mv -T /scr/$1.tmp /scr/$1; }
+case $from in
+nothing) step ckpt.1 && step ckpt.2; exit 3;;
+../ckpt.2) exit 4;;
+*) step ckpt.3;;
+esac
+"#;
+    let path = site.shared().join("app.sh");
+    fs::write(&path, script).unwrap();
+    let rsh = site.cluster.rsh().display().to_string();
+    let app = ["node1", "sh", path.to_str().unwrap()];
+    let launcher = [&[rsh.as_str()][..], &app].concat();
+    let output = site.run(&["--runs", "4"], &launcher).expect(0);
+    assert_eq!(output.matches("\nfrom ../ckpt.2\n").count(), 2, "{output}");
+    assert!(output.contains("ckpt.2 is marked failed"), "{output}");
+    assert!(output.contains("\nfrom ../ckpt.1\n"), "{output}");
+    assert!(site.prefix().join("ckpt.3/data").exists(), "{output}");
+}
+
+#[test]
 fn a_host_that_does_not_come_up_is_replaced_before_the_first_launch() {
     let site = Site::start(3);
     site.cluster.kill(1, Loss::Crash).unwrap();

@@ -11,6 +11,7 @@
 //! watchdog    does it move, and its end (pure)  tally      what it was worth (pure)
 //! checks      which nodes are fit          nodes        `scrfs nodes`
 //! outside     what the prefix and the resource manager say meanwhile
+//! suspect     which dataset to blame (pure)
 //! ```
 //!
 //! No MPI in here, and one thread, `outside`. Everything that waits does so in `Supervisor::turn`, so that
@@ -36,6 +37,7 @@ pub mod resource;
 mod run;
 pub mod stacks;
 mod supervisor;
+mod suspect;
 pub mod tally;
 pub mod watchdog;
 pub mod words;

@@ -15,6 +15,7 @@ use super::child;
 use super::epoch::Held;
 use super::resource::{Allocation, Here};
 use super::supervisor::Supervisor;
+use super::suspect::Suspect;
 use super::tally::Cause;
 use super::watchdog::Why;
 use anyhow::{Context, Result};
@@ -100,6 +101,7 @@ impl Supervisor<'_> {
         };
         // Of the last launch.
         let mut code = None;
+        let mut suspect = Suspect::default();
         loop {
             if let Some(signal) = self.stop {
                 return failed(128 + signal as u8);
@@ -128,9 +130,16 @@ impl Supervisor<'_> {
             if self.is_any_lost() || self.stop.is_some() || self.halts().is_some() {
                 continue;
             }
+            if let Some(name) = suspect.blame(restart.as_ref()) {
+                self.mark_failed(&name)?;
+                continue;
+            }
             let mut application = self.launch(restart.as_ref())?;
             let end = self.watch(&mut application)?;
             let cause = self.cause(&end);
+            if matches!(cause, Cause::Failed(_)) {
+                suspect.died();
+            }
             self.report.end_launch(cause.clone());
             self.report.stage(&match cause {
                 Cause::Finished => "the application has finished".to_owned(),

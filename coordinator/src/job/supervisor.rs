@@ -24,6 +24,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use scrfs::halt::{Conditions, Halt, Situation};
 use scrfs::id::Epoch;
+use scrfs::name::Name;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -483,6 +484,31 @@ impl<'a> Supervisor<'a> {
             "{up} of {} hosts are up after {took:.2} s",
             hosts.len()
         ));
+        Ok(())
+    }
+
+    /// Has a dataset marked failed, by a node that knows it; the next epoch does not offer it.
+    pub(super) fn mark_failed(&mut self, name: &Name) -> Result<()> {
+        self.report.stage(&format!(
+            "{name} is marked failed: the application died from it twice before its next commit"
+        ));
+        let Some(host) = self.placed().into_iter().next() else {
+            return Ok(());
+        };
+        let mut words = vec![self.programs.scrfs.display().to_string()];
+        words.extend(["current".to_owned(), "--mount".to_owned()]);
+        words.extend(self.mount_options.iter().cloned());
+        words.extend(["--failed".to_owned(), "--".to_owned(), name.to_string()]);
+        let command = args::remote_line(&self.environment, &self.args.mount, &words);
+        let mut fleet = Fleet::new(&self.shell, "failed", vec![(host, command)]);
+        while !fleet.is_done() {
+            self.turn()?;
+            for ended in fleet.poll() {
+                if let Err(why) = ended.result {
+                    self.report.say(&format!("{name} cannot be marked: {why}"));
+                }
+            }
+        }
         Ok(())
     }
 
