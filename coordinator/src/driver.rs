@@ -10,6 +10,7 @@
 
 use crate::effects;
 use crate::inventory;
+use crate::journal::{Journal, Places};
 use crate::link::{Link, NodeFacts};
 use crate::parts::Parts;
 use crate::pieces::{Pieces, Read, Todo, Wanted};
@@ -28,7 +29,8 @@ use scrfs::protocol::Now;
 use scrfs::protocol::member::LEADER;
 use scrfs::protocol::message::{Inventory, Message, Packet, PrefixView};
 use scrfs::protocol::node::{Node, Start};
-use scrfs::protocol::step::{Effect, Outcome, Step};
+use scrfs::protocol::step::{Effect, Outcome, Step, Write};
+use scrfs::store::StoreError;
 use scrfs::store::posix::PosixStore;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,6 +130,8 @@ pub struct Driver<F: Fabric> {
     store: PosixStore,
     paths: CachePaths,
     prefix: Option<Arc<Prefix>>,
+    /// Of rank 0; others write nothing.
+    journal: Journal,
     config: Arc<Config>,
     epoch: Epoch,
     born: Instant,
@@ -169,6 +173,12 @@ impl<F: Fabric> Driver<F> {
         let group = config.failure_group(&config.redundancy.group, &node)?;
         let inventory = inventory::take(&paths, node, group)?;
         let (prefix, view) = open_prefix(&config, (me, epoch), &inventory);
+        let paths_of_prefix = prefix.as_ref().map(|prefix| prefix.paths().clone());
+        let places = match me {
+            LEADER => Places::wanted(&config.log, paths_of_prefix),
+            _ => Places::default(),
+        };
+        let journal = Journal::begin(places).context("no thread for events")?;
         let (sender, events) = channel();
         link.listen(sender.clone(), fabric.waker())?;
         let tasks = Tasks::new(runtime.clone(), sender, fabric.waker());
@@ -199,6 +209,7 @@ impl<F: Fabric> Driver<F> {
             store,
             paths,
             prefix,
+            journal,
             config,
             epoch,
             born: Instant::now(),
@@ -456,8 +467,24 @@ impl<F: Fabric> Driver<F> {
     /// Puts the records of a step down, then does what it says.
     fn carry_out(&mut self, step: Step) -> Result<()> {
         let (store, paths, parts) = (&self.store, &self.paths, &mut self.parts);
+        let (journal, now) = (&mut self.journal, wall_clock());
         let effects = step
-            .persisted_by(|write| effects::put(store, paths, parts, write))
+            .persisted_by(|write| {
+                let before = match write {
+                    Write::Dataset(record) => parts.record(record.id).cloned(),
+                    Write::Forget(dataset) => parts.record(*dataset).cloned(),
+                    Write::Pointers(_) | Write::Epoch(_) => None,
+                };
+                effects::put(store, paths, parts, write)?;
+                match (write, before) {
+                    (Write::Dataset(record), before) => {
+                        journal.changed(before.as_ref(), record, now);
+                    }
+                    (Write::Forget(_), Some(record)) => journal.removed(&record, now),
+                    _ => {}
+                }
+                Ok::<_, StoreError>(())
+            })
             .context("cannot keep a record, so this coordinator cannot keep its word")?;
         for effect in effects {
             self.run_effect(effect)?;

@@ -7,6 +7,7 @@ pub mod driver;
 mod effects;
 mod inventory;
 pub mod job;
+mod journal;
 mod link;
 #[cfg(feature = "mpi")]
 pub mod mpi;

@@ -10,12 +10,12 @@ use crate::vfs::namespace::Names;
 use scrfs::control::{Beat, Order};
 use scrfs::id::Epoch;
 use scrfs::layout::envelope::{self, Kind};
-use scrfs::layout::record::{EpochRecord, Phase, State};
+use scrfs::layout::record::{EpochRecord, Phase, State, millis};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 /// One beat each.
 const BEAT_INTERVAL: Duration = Duration::from_millis(100);
@@ -165,8 +165,5 @@ fn is_timeout(error: &io::Error) -> bool {
 
 /// Milliseconds since the Unix epoch.
 pub fn now_millis() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    millis(SystemTime::now())
 }

@@ -17,6 +17,7 @@
 pub mod codec;
 pub mod config;
 pub mod control;
+pub mod event;
 pub mod fabric;
 pub mod halt;
 pub mod id;

@@ -533,5 +533,19 @@ fn only_the_newest_checkpoints_stay_in_the_prefix_and_none_is_missed() -> Result
     let status = node.sh("ls /scr/.scr/status")?;
     let known: Vec<&str> = status.lines().collect();
     ensure!(known == ["ckpt.4.evicted", "ckpt.5.flushed"], "{status}");
+    let events = node.sh("cat $P/.scrfs/events.jsonl")?;
+    for event in ["created", "committed", "protected", "flushed", "evicted"] {
+        let said = format!("\"event\":\"{event}\"");
+        ensure!(events.contains(&said), "no {said} in {events}");
+    }
+    let said = node.sh("mkdir /scr/new.tmp && cat /scr/.scr/events")?;
+    ensure!(
+        said.contains("\"event\":\"created\"") && said.contains("new.tmp"),
+        "{said}"
+    );
+    ensure!(
+        !said.contains("\"event\":\"flushed\""),
+        "of another daemon: {said}"
+    );
     node.sh("$SCRFS unmount /scr --now").map(drop)
 }

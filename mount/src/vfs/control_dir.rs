@@ -10,6 +10,7 @@
 //! config                  effective settings     daemon       this daemon: pid, socket, how data goes
 //! should_exit             1 when programs are to end, else 0
 //! heartbeat               written or touched by a program that wants to be known to live
+//! events                  what happened, a line of JSON each, since the daemon was started
 //! ```
 
 use super::attr::Attr;
@@ -47,6 +48,8 @@ pub enum ControlNode {
     ShouldExit,
     /// `heartbeat`
     Heartbeat,
+    /// `events`
+    Events,
     /// One file of `status/`.
     DatasetFile(DatasetId),
     /// One file of `nodes/`, by rank.
@@ -54,7 +57,7 @@ pub enum ControlNode {
 }
 
 const KIND_SHIFT: u32 = 48;
-const FIXED: [(ControlNode, &[u8]); 9] = [
+const FIXED: [(ControlNode, &[u8]); 10] = [
     (ControlNode::Top, b".scr"),
     (ControlNode::Status, b"status"),
     (ControlNode::Nodes, b"nodes"),
@@ -64,6 +67,7 @@ const FIXED: [(ControlNode, &[u8]); 9] = [
     (ControlNode::Daemon, b"daemon"),
     (ControlNode::ShouldExit, b"should_exit"),
     (ControlNode::Heartbeat, b"heartbeat"),
+    (ControlNode::Events, b"events"),
 ];
 
 impl ControlNode {
@@ -107,6 +111,7 @@ impl ControlNode {
             | Self::Daemon
             | Self::ShouldExit
             | Self::Heartbeat
+            | Self::Events
             | Self::DatasetFile(_)
             | Self::NodeFile(_) => libc::S_IFREG,
         }
@@ -293,6 +298,7 @@ impl Vfs {
                 Ok(text.to_vec())
             }
             ControlNode::Heartbeat => Ok(format!("{}\n", self.signs().beats()).into_bytes()),
+            ControlNode::Events => Ok(self.read_names().events.text()),
             ControlNode::DatasetFile(id) => {
                 let names = self.read_names();
                 let current = names.restart().map(|dataset| dataset.record.id);
@@ -360,6 +366,7 @@ impl Vfs {
             | ControlNode::Daemon
             | ControlNode::ShouldExit
             | ControlNode::Heartbeat
+            | ControlNode::Events
             | ControlNode::DatasetFile(_)
             | ControlNode::NodeFile(_) => return Err(FsError::NotDirectory),
         }

@@ -12,17 +12,18 @@ use super::{FsError, FsResult, Vfs};
 use crate::gate::Gate;
 use crate::sys;
 use scrfs::control::{Activity, DirectoryChange, NodeStatus, Progress, Refusal, Request};
+use scrfs::event::{Event, Recent, events};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::path::{Keep, parse_dataset_directory, parse_slot_directory};
-use scrfs::layout::record::{DatasetRecord, EpochRecord, Phase};
+use scrfs::layout::record::{DatasetRecord, EpochRecord, Phase, millis};
 use scrfs::name::Name;
 use scrfs::redundancy::Scheme;
 use scrfs::status::DatasetStatus;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// One dataset.
 #[derive(Debug)]
@@ -53,6 +54,8 @@ pub struct Names {
     /// Nodes of this epoch.
     pub nodes: Vec<NodeStatus>,
     slot: Option<Slot>,
+    /// What happened since the daemon was started.
+    pub events: Recent,
 }
 
 impl Names {
@@ -181,6 +184,8 @@ impl Vfs {
                 }
             }
         }
+        // They happened before.
+        self.write_names().events = Recent::default();
         Ok(())
     }
 
@@ -275,6 +280,11 @@ impl Vfs {
         let evicted = record.phase == Phase::Evicted;
         let mut names = self.write_names();
         let restartable = record.is_restartable();
+        let before = names.datasets.get(&id).map(|dataset| &dataset.record);
+        let happened = events(before, &record, millis(SystemTime::now()));
+        for event in happened {
+            names.events.push(&event);
+        }
         let newly_sealed;
         match names.datasets.get_mut(&id) {
             Some(dataset) => {
@@ -328,6 +338,10 @@ impl Vfs {
     pub fn forget_dataset(&self, id: DatasetId) {
         let mut names = self.write_names();
         let gone = names.datasets.remove(&id);
+        if let Some(dataset) = &gone {
+            let removed = Event::removed(&dataset.record, millis(SystemTime::now()));
+            names.events.push(&removed);
+        }
         names.index();
         drop(names);
         self.unwatch_dataset(id);

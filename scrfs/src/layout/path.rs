@@ -24,6 +24,7 @@
 //! <prefix>/.scrfs/failed/<key>      empty: a restart from it did not work
 //! <prefix>/.scrfs/gone/<key>        empty: it was deleted
 //! <prefix>/.scrfs/current           Choice
+//! <prefix>/.scrfs/events.jsonl      what happened, a line of JSON each; .1 what happened before
 //! <prefix>/.scrfs/clock             empty: its time is that of the file server
 //! <prefix>/.scrfs/manifests/<key>/<slot>.{manifest,sums}
 //! <prefix>/.scrfs/trash/            datasets on their way out
@@ -313,6 +314,16 @@ impl PrefixPaths {
         self.gone().join(key.to_string())
     }
 
+    /// What happened, a line each.
+    pub fn events(&self) -> PathBuf {
+        self.control().join("events.jsonl")
+    }
+
+    /// What happened before that.
+    pub fn events_before(&self) -> PathBuf {
+        self.control().join("events.jsonl.1")
+    }
+
     /// Written to learn what time it is where the prefix is.
     pub fn clock(&self) -> PathBuf {
         self.control().join("clock")
@@ -452,6 +463,9 @@ mod tests {
             paths.choice(),
             paths.pointers(),
             paths.pointer_new(),
+            paths.events(),
+            paths.events_before(),
+            paths.halt(),
             paths.clock(),
         ];
         assert!(

@@ -1,0 +1,352 @@
+//! Events, written down: lines in `<prefix>/.scrfs/events.jsonl`, and to syslog.
+//!
+//! Rank 0 of an epoch is the only writer, from the changes of its records. A line is one `write()` to a file
+//! opened for appending, so that lines of two jobs do not mix. A thread of its own writes: nobody
+//! ever waits for a prefix that hangs. What it cannot take is counted, and the count is an event.
+//! The file is bounded: a full one becomes `events.jsonl.1`, in place of the one before.
+
+use scrfs::event::{Event, events};
+use scrfs::layout::path::PrefixPaths;
+use scrfs::layout::record::{DatasetRecord, UnixMillis};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel,
+};
+use std::time::Duration;
+
+/// Lines that wait for the writer.
+const WAITING_MAX: usize = 1024;
+/// Length of a file that is full.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+/// For the last lines to be written when the coordinator ends.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+/// Where syslog listens.
+const SYSLOG: &str = "/dev/log";
+/// Facility user, severity informational.
+const SYSLOG_PRIORITY: &str = "<14>";
+
+/// What events are written to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places {
+    /// The prefix.
+    pub(crate) prefix: Option<PrefixPaths>,
+    /// Syslog's socket.
+    pub(crate) syslog: Option<PathBuf>,
+}
+
+impl Places {
+    /// What the configuration wants.
+    pub(crate) fn wanted(log: &scrfs::config::LogConfig, prefix: Option<PrefixPaths>) -> Self {
+        Self {
+            prefix: prefix.filter(|_| log.events),
+            syslog: log.syslog.then(|| SYSLOG.into()),
+        }
+    }
+}
+
+/// The writer, as the driver sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Journal {
+    lines: Option<SyncSender<Vec<u8>>>,
+    ended: Option<Receiver<()>>,
+    dropped: u64,
+}
+
+impl Journal {
+    /// Begins to write; to nowhere when there is no place.
+    pub(crate) fn begin(places: Places) -> io::Result<Self> {
+        if places.prefix.is_none() && places.syslog.is_none() {
+            return Ok(Self::default());
+        }
+        let (lines, waiting) = sync_channel(WAITING_MAX);
+        let (end, ended) = channel();
+        std::thread::Builder::new()
+            .name("events".into())
+            .spawn(move || {
+                Writer::new(places).run(&waiting);
+                // Nobody may wait for it any more.
+                let _ = end.send(());
+            })?;
+        Ok(Self {
+            lines: Some(lines),
+            ended: Some(ended),
+            dropped: 0,
+        })
+    }
+
+    /// A record has been put down; `before` is what it replaced.
+    pub(crate) fn changed(
+        &mut self,
+        before: Option<&DatasetRecord>,
+        after: &DatasetRecord,
+        now: UnixMillis,
+    ) {
+        if self.lines.is_some() {
+            for event in events(before, after, now) {
+                self.note(event.line());
+            }
+        }
+    }
+
+    /// A record has been removed.
+    pub(crate) fn removed(&mut self, record: &DatasetRecord, now: UnixMillis) {
+        self.note(Event::removed(record, now).line());
+    }
+
+    fn note(&mut self, line: Vec<u8>) {
+        let Some(lines) = &self.lines else { return };
+        if self.dropped > 0 {
+            let dropped = format!("{{\"event\":\"dropped\",\"count\":{}}}\n", self.dropped);
+            match lines.try_send(dropped.into_bytes()) {
+                Ok(()) => self.dropped = 0,
+                Err(_) => {
+                    self.dropped += 1;
+                    return;
+                }
+            }
+        }
+        if let Err(TrySendError::Full(_)) = lines.try_send(line) {
+            if self.dropped == 0 {
+                tracing::error!("events come faster than the prefix takes them; some are left out");
+            }
+            self.dropped += 1;
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.lines = None;
+        if let Some(ended) = &self.ended
+            && ended.recv_timeout(END_PATIENCE) == Err(RecvTimeoutError::Timeout)
+        {
+            tracing::warn!("the prefix does not take the last events");
+        }
+    }
+}
+
+/// On its own thread.
+struct Writer {
+    places: Places,
+    file: Option<File>,
+    bytes: u64,
+    syslog: Option<UnixDatagram>,
+    has_complained: bool,
+}
+
+impl Writer {
+    fn new(places: Places) -> Self {
+        Self {
+            places,
+            file: None,
+            bytes: 0,
+            syslog: None,
+            has_complained: false,
+        }
+    }
+
+    fn run(&mut self, lines: &Receiver<Vec<u8>>) {
+        for line in lines {
+            if let Some(paths) = self.places.prefix.clone()
+                && let Err(error) = self.append(&paths, &line)
+            {
+                // It is opened anew for the next one.
+                self.file = None;
+                self.complain(&paths.events(), &error);
+            }
+            if let Some(socket) = self.places.syslog.clone()
+                && let Err(error) = self.tell_syslog(&socket, &line)
+            {
+                self.syslog = None;
+                self.complain(&socket, &error);
+            }
+        }
+    }
+
+    fn append(&mut self, paths: &PrefixPaths, line: &[u8]) -> io::Result<()> {
+        let path = paths.events();
+        if self.bytes >= FILE_BYTES_MAX {
+            self.file = None;
+            fs::rename(&path, paths.events_before())?;
+        }
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                fs::create_dir_all(paths.control())?;
+                OpenOptions::new().create(true).append(true).open(&path)?
+            }
+        };
+        if self.bytes == 0 || self.bytes >= FILE_BYTES_MAX {
+            self.bytes = file.metadata()?.len();
+        }
+        // One call: half a line is not to be read as one.
+        let written = file.write(line)?;
+        self.bytes += written as u64;
+        if written < line.len() {
+            return Err(io::Error::from(io::ErrorKind::WriteZero));
+        }
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn tell_syslog(&mut self, path: &Path, line: &[u8]) -> io::Result<()> {
+        let socket = match self.syslog.take() {
+            Some(socket) => socket,
+            None => {
+                let socket = UnixDatagram::unbound()?;
+                socket.set_nonblocking(true)?;
+                socket.connect(path)?;
+                socket
+            }
+        };
+        let head = format!("{SYSLOG_PRIORITY}scrfs[{}]: ", std::process::id());
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        socket.send(&[head.as_bytes(), line].concat())?;
+        self.syslog = Some(socket);
+        Ok(())
+    }
+
+    fn complain(&mut self, path: &Path, error: &io::Error) {
+        if !std::mem::replace(&mut self.has_complained, true) {
+            tracing::error!(?path, %error, "events cannot be written; the run goes on without");
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::part::testing::sealed;
+    use scrfs::layout::path::CachePaths;
+    use scrfs::layout::record::Phase;
+
+    fn records(root: &Path) -> (DatasetRecord, DatasetRecord) {
+        let cache = CachePaths::at(&root.join("cache"));
+        fs::create_dir_all(cache.tree(scrfs::id::DatasetId(3), scrfs::id::Slot(0))).unwrap();
+        let sealed = sealed(&cache, 3, "ckpt.3", 1);
+        let open = DatasetRecord {
+            phase: Phase::Open,
+            seal: None,
+            sealed: None,
+            ..sealed.clone()
+        };
+        (open, sealed)
+    }
+
+    fn lines(path: &Path) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(path).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn the_life_of_a_dataset_is_written_down_and_told_to_syslog() {
+        let root = tempfile::tempdir().unwrap();
+        let syslog = UnixDatagram::bind(root.path().join("log")).unwrap();
+        let paths = PrefixPaths::new(&root.path().join("prefix"));
+        let (open, sealed) = records(root.path());
+        let mut journal = Journal::begin(Places {
+            prefix: Some(paths.clone()),
+            syslog: Some(root.path().join("log")),
+        })
+        .unwrap();
+        let mut flushed = sealed.clone();
+        flushed.flushed = Some(2500);
+        let mut failed = flushed.clone();
+        failed.error = Some("flush failed".into());
+        journal.changed(None, &open, 1);
+        journal.changed(Some(&open), &open, 1);
+        journal.changed(Some(&open), &sealed, 1001);
+        journal.changed(Some(&sealed), &flushed, 2502);
+        journal.changed(Some(&flushed), &failed, 2503);
+        journal.removed(&failed, 2504);
+        drop(journal);
+        let lines = lines(&paths.events());
+        let said: Vec<_> = lines
+            .iter()
+            .map(|line| line["event"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            said,
+            ["created", "committed", "flushed", "error", "removed"]
+        );
+        assert_eq!(lines[1]["duration_ms"], 1000);
+        assert_eq!(lines[1]["bytes"], 0);
+        assert_eq!(lines[2]["duration_ms"], 2500);
+        assert_eq!(lines[2]["time"], "1970-01-01T00:00:02.502Z");
+        assert_eq!(lines[3]["error"], "flush failed");
+        assert!(
+            lines
+                .iter()
+                .all(|line| line["id"] == 3 && line["name"] == "ckpt.3")
+        );
+        let mut buffer = [0; 4096];
+        let length = syslog.recv(&mut buffer).unwrap();
+        let told = std::str::from_utf8(&buffer[..length]).unwrap();
+        assert!(
+            told.starts_with("<14>scrfs[") && told.ends_with('}'),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_prefix_that_hangs_holds_nobody_up_and_what_it_missed_is_counted() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = PrefixPaths::new(root.path());
+        fs::create_dir(paths.control()).unwrap();
+        // Opening it for writing blocks until somebody reads.
+        let mode = nix::sys::stat::Mode::S_IRWXU;
+        nix::unistd::mkfifo(&paths.events(), mode).unwrap();
+        let (_, sealed) = records(root.path());
+        let mut journal = Journal::begin(Places {
+            prefix: Some(paths.clone()),
+            syslog: None,
+        })
+        .unwrap();
+        for _ in 0..WAITING_MAX + 10 {
+            journal.removed(&sealed, 1);
+        }
+        assert!(journal.dropped >= 8, "{}", journal.dropped);
+        let missed = journal.dropped;
+        let reader = std::thread::spawn({
+            let path = paths.events();
+            move || fs::read_to_string(path).unwrap()
+        });
+        while journal.dropped > 0 {
+            journal.removed(&sealed, 1);
+            std::thread::yield_now();
+        }
+        drop(journal);
+        let text = reader.join().unwrap();
+        let dropped = text
+            .lines()
+            .find(|line| line.contains("\"dropped\""))
+            .unwrap();
+        let count: serde_json::Value = serde_json::from_str(dropped).unwrap();
+        assert!(count["count"].as_u64().unwrap() >= missed);
+    }
+
+    #[test]
+    fn a_full_file_makes_way() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = PrefixPaths::new(root.path());
+        fs::create_dir(paths.control()).unwrap();
+        let full = File::create(paths.events()).unwrap();
+        full.set_len(FILE_BYTES_MAX).unwrap();
+        let mut writer = Writer::new(Places {
+            prefix: Some(paths.clone()),
+            syslog: None,
+        });
+        for line in [&b"one\n"[..], b"two\n", b"three\n"] {
+            writer.append(&paths, line).unwrap();
+        }
+        assert_eq!(fs::read(paths.events()).unwrap(), b"two\nthree\n");
+        let before = fs::metadata(paths.events_before()).unwrap();
+        assert_eq!(before.len(), FILE_BYTES_MAX + 4);
+    }
+}
