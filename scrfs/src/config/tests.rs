@@ -433,6 +433,31 @@ fn sizes() {
 }
 
 #[test]
+fn times() {
+    for (text, seconds) in [
+        ("0", 0.0),
+        ("90", 90.0),
+        ("1.5", 1.5),
+        ("30s", 30.0),
+        ("11min", 660.0),
+        ("1h 30m", 5400.0),
+        ("1.5h", 5400.0),
+        ("250ms", 0.25),
+        (" 2 days ", 172_800.0),
+        ("1w", 604_800.0),
+        ("2y", 63_115_200.0),
+    ] {
+        let read = parse_seconds(text).unwrap_or(f64::NAN);
+        assert!((read - seconds).abs() < 1e-9, "{text}: {read}");
+    }
+    for text in [
+        "", "min", "-1", "-5min", "5 parsec", "nan", "inf", "1h ago", "\u{e9}",
+    ] {
+        assert_eq!(parse_seconds(text), None, "{text}");
+    }
+}
+
+#[test]
 fn variables() {
     let env = |name: &str| match name {
         "A" => Some("a".to_owned()),

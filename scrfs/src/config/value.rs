@@ -206,10 +206,42 @@ pub(super) fn mtbf(raw: &Raw) -> Result<Mtbf, String> {
     if matches!(raw, Raw::Text(text) if text.eq_ignore_ascii_case("auto")) {
         return Ok(Mtbf::Auto);
     }
-    let seconds = number(raw).filter(|&seconds| seconds > 0.0);
+    let seconds = match raw {
+        Raw::Text(text) => parse_seconds(text),
+        _ => number(raw),
+    };
     seconds
+        .filter(|&seconds| seconds > 0.0)
         .map(Mtbf::Seconds)
-        .ok_or_else(|| "\"auto\" or a number of seconds above 0".into())
+        .ok_or_else(|| {
+            "\"auto\", or a time above 0 such as \"12h\"; bare numbers are seconds".into()
+        })
+}
+
+/// Reads a time such as `30s`, `11min`, `1h 30m`, `2d` or `5y`, in seconds; a bare number is seconds.
+/// A day has 24 hours, a month 30.44 days, a year 365.25. None when it is no time, or below 0.
+#[must_use]
+pub fn parse_seconds(text: &str) -> Option<f64> {
+    const DAY: f64 = 86_400.0;
+    let text = text.trim();
+    if let Ok(seconds) = text.parse::<f64>() {
+        return (seconds.is_finite() && seconds >= 0.0).then_some(seconds);
+    }
+    let span: jiff::Span = text.parse().ok()?;
+    let parts = [
+        (f64::from(span.get_years()), 365.25 * DAY),
+        (f64::from(span.get_months()), 365.25 * DAY / 12.0),
+        (f64::from(span.get_weeks()), 7.0 * DAY),
+        (f64::from(span.get_days()), DAY),
+        (f64::from(span.get_hours()), 3600.0),
+        (span.get_minutes() as f64, 60.0),
+        (span.get_seconds() as f64, 1.0),
+        (span.get_milliseconds() as f64, 1e-3),
+        (span.get_microseconds() as f64, 1e-6),
+        (span.get_nanoseconds() as f64, 1e-9),
+    ];
+    let seconds = parts.iter().map(|(number, unit)| number * unit).sum();
+    (!span.is_negative()).then_some(seconds)
 }
 
 /// Reads a size such as `64GiB`, `1MiB` or `4096`, in bytes; None when it is no whole number with
