@@ -21,6 +21,7 @@ pub mod event;
 pub mod fabric;
 pub mod halt;
 pub mod id;
+pub mod interval;
 pub mod layout;
 pub mod name;
 pub mod protocol;
