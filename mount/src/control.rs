@@ -10,6 +10,7 @@
 use crate::errno::refusal_of;
 use crate::vfs::Vfs;
 use nix::sys::socket::{getsockopt, sockopt};
+use scrfs::config::Config;
 use scrfs::control::{
     Answer, Command, FromDaemon, Hello, Level, PROTOCOL_VERSION, Refusal, Request, Role, ToDaemon,
     Welcome, read_frame, write_frame,
@@ -108,8 +109,8 @@ pub fn connect(socket: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(address)
 }
 
-/// Asks a daemon one thing.
-pub fn ask(socket: &Path, command: &Command, patience: Option<Duration>) -> io::Result<Answer> {
+/// Calls a daemon as a command does; the effective configuration is its greeting.
+fn greet(socket: &Path, patience: Option<Duration>) -> io::Result<(UnixStream, String)> {
     let mut stream = connect(socket)?;
     stream.set_read_timeout(patience)?;
     write_frame(
@@ -120,12 +121,23 @@ pub fn ask(socket: &Path, command: &Command, patience: Option<Duration>) -> io::
         },
     )?;
     match read_frame::<Welcome>(&mut stream)? {
-        Some(Welcome::Accepted { .. }) => {}
-        Some(Welcome::Refused(why)) => return Err(io::Error::other(why)),
-        None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Some(Welcome::Accepted { config, .. }) => Ok((stream, config)),
+        Some(Welcome::Refused(why)) => Err(io::Error::other(why)),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
+}
+
+/// Asks a daemon one thing.
+pub fn ask(socket: &Path, command: &Command, patience: Option<Duration>) -> io::Result<Answer> {
+    let (mut stream, _) = greet(socket, patience)?;
     write_frame(&mut stream, command)?;
     read_frame::<Answer>(&mut stream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// The effective configuration of a daemon.
+pub fn configuration(socket: &Path, patience: Duration) -> io::Result<Config> {
+    let (_, config) = greet(socket, Some(patience))?;
+    serde_json::from_str(&config).map_err(io::Error::from)
 }
 
 impl Server {

@@ -3,12 +3,15 @@
 //! Commands find the daemon by its mount point: `.scr/daemon` there names the socket. Exit codes: 0
 //! done, 1 failed, 2 wrong usage or configuration, 3 nothing to do it on, 4 timed out.
 
+mod advise;
 mod bench;
 mod config;
 mod dataset;
 mod halt;
+mod job;
 mod mount;
 mod prefix;
+mod simulate;
 mod status;
 mod unmount;
 
@@ -104,6 +107,10 @@ enum Verb {
     Add(prefix::AddArgs),
     /// The effective configuration, and where each value came from
     Config(config::ConfigArgs),
+    /// How often to checkpoint and to flush
+    Advise(advise::AdviseArgs),
+    /// What a job would lose under other settings: a table and a plot
+    Simulate(simulate::SimulateArgs),
     /// This machine's figures, each beside its limit, in one run
     Bench(bench::BenchArgs),
     /// The whole life of a job; see `scrfs run --help`
@@ -149,6 +156,8 @@ pub fn main() -> ExitCode {
         Verb::Drop(args) => prefix::drop_entry(&args),
         Verb::Add(args) => prefix::add(&args),
         Verb::Config(args) => config::run(&args),
+        Verb::Advise(args) => advise::run(&args),
+        Verb::Simulate(args) => simulate::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Run { args } => exec_program("scrfs-coordinator", "run", &args),
         Verb::Nodes { args } => exec_program("scrfs-coordinator", "nodes", &args),
