@@ -424,6 +424,8 @@ fn serve_inner(
         config_text: plan.provenance.to_string(),
         daemon_text: daemon_text.clone(),
         top: (uid, gid, 0o755),
+        rules: scrfs::interval::Rules::of(&plan.config),
+        clock: crate::heartbeat::now_millis,
         is_renaming: alias::is_renaming,
     });
     vfs.load()

@@ -11,6 +11,7 @@
 //! should_exit             1 when programs are to end, else 0
 //! heartbeat               written or touched by a program that wants to be known to live
 //! events                  what happened, a line of JSON each, since the daemon was started
+//! need_checkpoint         1 when one is due      interval     how often is best, in words and numbers
 //! ```
 
 use super::attr::Attr;
@@ -50,6 +51,10 @@ pub enum ControlNode {
     Heartbeat,
     /// `events`
     Events,
+    /// `need_checkpoint`
+    NeedCheckpoint,
+    /// `interval`
+    Interval,
     /// One file of `status/`.
     DatasetFile(DatasetId),
     /// One file of `nodes/`, by rank.
@@ -57,7 +62,7 @@ pub enum ControlNode {
 }
 
 const KIND_SHIFT: u32 = 48;
-const FIXED: [(ControlNode, &[u8]); 10] = [
+const FIXED: [(ControlNode, &[u8]); 12] = [
     (ControlNode::Top, b".scr"),
     (ControlNode::Status, b"status"),
     (ControlNode::Nodes, b"nodes"),
@@ -68,6 +73,8 @@ const FIXED: [(ControlNode, &[u8]); 10] = [
     (ControlNode::ShouldExit, b"should_exit"),
     (ControlNode::Heartbeat, b"heartbeat"),
     (ControlNode::Events, b"events"),
+    (ControlNode::NeedCheckpoint, b"need_checkpoint"),
+    (ControlNode::Interval, b"interval"),
 ];
 
 impl ControlNode {
@@ -112,6 +119,8 @@ impl ControlNode {
             | Self::ShouldExit
             | Self::Heartbeat
             | Self::Events
+            | Self::NeedCheckpoint
+            | Self::Interval
             | Self::DatasetFile(_)
             | Self::NodeFile(_) => libc::S_IFREG,
         }
@@ -236,6 +245,8 @@ impl Vfs {
         let (uid, gid, _) = self.settings().top;
         let kind = control.kind();
         let size = match kind {
+            // To look at it is not to ask.
+            libc::S_IFREG if control == ControlNode::NeedCheckpoint => super::advice::ANSWER_BYTES,
             libc::S_IFREG => self.control_content(control)?.len(),
             libc::S_IFLNK => self.control_link(control)?.len(),
             _ => 0,
@@ -285,6 +296,7 @@ impl Vfs {
         Ok([b"../", dataset.record.name.as_bytes()].concat())
     }
 
+    /// What is read of a file that is opened now.
     pub(super) fn control_content(&self, control: ControlNode) -> FsResult<Vec<u8>> {
         match control {
             ControlNode::Config => Ok(self.settings().config_text.clone().into_bytes()),
@@ -299,6 +311,8 @@ impl Vfs {
             }
             ControlNode::Heartbeat => Ok(format!("{}\n", self.signs().beats()).into_bytes()),
             ControlNode::Events => Ok(self.read_names().events.text()),
+            ControlNode::NeedCheckpoint => Ok(self.ask_need_checkpoint()),
+            ControlNode::Interval => Ok(self.interval_text().into_bytes()),
             ControlNode::DatasetFile(id) => {
                 let names = self.read_names();
                 let current = names.restart().map(|dataset| dataset.record.id);
@@ -367,6 +381,8 @@ impl Vfs {
             | ControlNode::ShouldExit
             | ControlNode::Heartbeat
             | ControlNode::Events
+            | ControlNode::NeedCheckpoint
+            | ControlNode::Interval
             | ControlNode::DatasetFile(_)
             | ControlNode::NodeFile(_) => return Err(FsError::NotDirectory),
         }

@@ -7,7 +7,7 @@
 //!
 //! - [`namespace`] datasets by name, and what the coordinator says of them
 //! - [`dir`] names inside datasets and at the top, [`rename`] their renames; `file` bytes; [`attr`] attributes
-//! - [`control_dir`] the virtual `.scr`; [`alias`] renames that come after the commit
+//! - [`control_dir`] the virtual `.scr`, [`advice`] when it says to checkpoint; [`alias`] renames that come after the commit
 //! - [`view`] sealed datasets of several nodes as a whole, and [`far`] the bytes of other nodes
 //! - [`triggers`] commits that no program asks for
 //! - [`pointers`] plain files at the top; [`signs`] signs of life and the wish that programs end
@@ -19,6 +19,7 @@
 //! open datasets have a lifetime of zero instead, because an invalidation needs the very lock
 //! that the kernel holds while it waits for our answer to a rename.
 
+pub mod advice;
 pub mod alias;
 pub mod attr;
 pub mod control_dir;
@@ -54,6 +55,7 @@ use scrfs::config::CommitConfig;
 use scrfs::control::{FromDaemon, Refusal};
 use scrfs::id::DatasetId;
 use scrfs::layout::path::CachePaths;
+use scrfs::layout::record::UnixMillis;
 use scrfs::trigger::Triggers;
 use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, Instant};
@@ -192,6 +194,10 @@ pub struct Settings {
     pub files: u64,
     /// Owner, group and mode of the top directory.
     pub top: (u32, u32, u32),
+    /// When a program that asks is told to checkpoint.
+    pub rules: scrfs::interval::Rules,
+    /// Milliseconds since the Unix epoch.
+    pub clock: fn() -> UnixMillis,
     /// Tells whether a thread is inside `rename`.
     pub is_renaming: fn(u32) -> Option<bool>,
 }
@@ -223,6 +229,7 @@ pub struct Vfs {
     pointers: pointers::PointerFiles,
     requests: Arc<Requests>,
     far: Arc<far::Far>,
+    questions: Mutex<advice::Questions>,
     /// How the bytes travel, for people; set once when mounted.
     data_path: Mutex<String>,
     passthrough: std::sync::atomic::AtomicBool,
@@ -253,6 +260,7 @@ impl Vfs {
             handles: Handles::default(),
             pointers: pointers::PointerFiles::default(),
             requests,
+            questions: Mutex::default(),
             data_path: Mutex::default(),
             passthrough: std::sync::atomic::AtomicBool::new(false),
             signs: signs::Signs::default(),

@@ -16,7 +16,7 @@ use scrfs::event::{Event, Recent, events};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::path::{Keep, parse_dataset_directory, parse_slot_directory};
-use scrfs::layout::record::{DatasetRecord, EpochRecord, Phase, millis};
+use scrfs::layout::record::{DatasetRecord, EpochRecord, Phase, UnixMillis, millis};
 use scrfs::name::Name;
 use scrfs::redundancy::Scheme;
 use scrfs::status::DatasetStatus;
@@ -53,6 +53,8 @@ pub struct Names {
     restart: Option<DatasetId>,
     /// Nodes of this epoch.
     pub nodes: Vec<NodeStatus>,
+    /// When recovery last ended.
+    pub recovered: UnixMillis,
     slot: Option<Slot>,
     /// What happened since the daemon was started.
     pub events: Recent,
@@ -355,7 +357,10 @@ impl Vfs {
     /// Recovery has ended.
     pub fn ready(&self, restart: Option<DatasetId>) {
         self.settings().space.set_ready();
-        self.write_names().restart = restart;
+        let recovered = (self.settings().clock)();
+        let mut names = self.write_names();
+        names.restart = restart;
+        names.recovered = recovered;
     }
 
     /// For `.scr/nodes`.

@@ -33,6 +33,48 @@ fn me() -> Caller {
     Caller { uid, gid, ..ME }
 }
 
+thread_local! {
+    /// What time it is for the mount of this test.
+    static CLOCK: std::cell::Cell<u64> = const { std::cell::Cell::new(1_000) };
+}
+
+fn rules() -> scrfs::interval::Rules {
+    let env = |_: &str| None;
+    let sources = scrfs::config::Sources {
+        env: &env,
+        user: Some((
+            "user.toml".into(),
+            "prefix = \"/p\"\n[advice]\ninterval = 3\nseconds = 60".into(),
+        )),
+        system: None,
+        cli: Vec::new(),
+    };
+    let (config, _) = scrfs::config::Config::load(&sources).expect("a configuration");
+    scrfs::interval::Rules::of(&config)
+}
+
+fn record(id: u64, name: &str, phase: Phase, from: Option<&str>) -> DatasetRecord {
+    DatasetRecord {
+        id: DatasetId(id),
+        name: Name::new(name.as_bytes()).expect("a name"),
+        committed_from: from.map(|from| Name::new(from.as_bytes()).expect("a name")),
+        class: Class::Checkpoint,
+        checkpoint: None,
+        phase,
+        epoch: Epoch(1),
+        created: 1,
+        sealed: None,
+        protected: None,
+        flushing: false,
+        flushed: None,
+        seal: None,
+        error: None,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+    }
+}
+
 impl World {
     fn new(is_renaming: fn(u32) -> Option<bool>) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -60,6 +102,8 @@ impl World {
             config_text: "config\n".into(),
             daemon_text: "daemon\n".into(),
             top: (0, 0, 0o755),
+            rules: rules(),
+            clock: || CLOCK.with(std::cell::Cell::get),
             is_renaming,
         });
         let (outbox, said) = mpsc::channel();
@@ -73,28 +117,13 @@ impl World {
 
     /// A dataset as the coordinator would publish it.
     fn publish(&self, id: u64, name: &str, phase: Phase, from: Option<&str>) {
-        let id = DatasetId(id);
-        let tree = self.vfs.settings().cache.tree(id, Slot(0));
+        self.put(record(id, name, phase, from));
+    }
+
+    fn put(&self, record: DatasetRecord) {
+        let tree = self.vfs.settings().cache.tree(record.id, Slot(0));
         std::fs::create_dir_all(&tree).expect("a tree");
-        self.vfs.publish(DatasetRecord {
-            id,
-            name: Name::new(name.as_bytes()).expect("a name"),
-            committed_from: from.map(|from| Name::new(from.as_bytes()).expect("a name")),
-            class: Class::Checkpoint,
-            checkpoint: None,
-            phase,
-            epoch: Epoch(1),
-            created: 1,
-            sealed: None,
-            protected: None,
-            flushing: false,
-            flushed: None,
-            seal: None,
-            error: None,
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-        });
+        self.vfs.publish(record);
     }
 
     fn lookup(&self, path: &str) -> FsResult<Entry> {
@@ -487,4 +516,68 @@ fn a_pointer_file_proposes_the_dataset_it_names_until_it_is_sealed() {
     world.publish(1, "global_step10", Phase::Sealed, None);
     world.vfs.tell_pointer_written(&latest, b"global_step10\n");
     assert!(world.said.try_recv().is_err(), "sealed");
+}
+
+#[test]
+fn a_question_is_an_opening_and_a_new_checkpoint_begins_the_count_again() {
+    let world = World::new(|_| Some(false));
+    CLOCK.set(1_000);
+    world.vfs.ready(None);
+    let ino = world.ino(".scr/need_checkpoint");
+    let ask = || {
+        let opened =
+            wait(|answer| world.vfs.open(me(), ino, libc::O_RDONLY, answer)).expect("open");
+        let read = |handle| wait(|answer| world.vfs.read(handle, 0, 16, answer));
+        let bytes = read(opened).expect("an answer");
+        assert_eq!(
+            read(opened).expect("again"),
+            bytes,
+            "of one handle it does not change"
+        );
+        String::from_utf8(bytes).expect("text")
+    };
+    // Every third question, or after a minute.
+    assert_eq!([ask(), ask()], ["0\n", "0\n"]);
+    assert_eq!(
+        world
+            .lookup(".scr/need_checkpoint")
+            .expect("there")
+            .attr
+            .size,
+        2
+    );
+    assert_eq!([ask(), ask()], ["1\n", "1\n"], "until one is begun");
+    CLOCK.set(2_000);
+    let begun = |id, name| DatasetRecord {
+        created: 2_000 * id,
+        ..record(id, name, Phase::Open, None)
+    };
+    world.put(begun(1, "a.tmp"));
+    assert_eq!([ask(), ask()], ["0\n", "0\n"]);
+    // Committed within the same millisecond.
+    world.put(DatasetRecord {
+        sealed: Some(2_000),
+        phase: Phase::Sealed,
+        ..begun(1, "a")
+    });
+    assert_eq!([ask(), ask(), ask()], ["0\n", "0\n", "1\n"]);
+    world.put(begun(2, "b.tmp"));
+    assert_eq!([ask(), ask()], ["0\n", "0\n"]);
+    CLOCK.set(64_000);
+    assert_eq!(ask(), "1\n");
+    // Output is no checkpoint.
+    world.put(DatasetRecord {
+        class: Class::Output,
+        ..begun(32, "out.tmp")
+    });
+    assert_eq!(ask(), "1\n");
+    world.vfs.ready(None);
+    assert_eq!(ask(), "0\n", "after a recovery it counts anew");
+    world.vfs.signs().tell_exit(true);
+    assert_eq!(ask(), "1\n", "it is to end, and to keep its work before");
+    let text = world.ino(".scr/interval");
+    let text = wait(|answer| world.vfs.open(me(), text, libc::O_RDONLY, answer)).expect("open");
+    let text = wait(|answer| world.vfs.read(text, 0, 4096, answer)).expect("words");
+    let text = String::from_utf8(text).expect("text");
+    assert!(text.starts_with("checkpoint every "), "{text}");
 }
