@@ -24,6 +24,7 @@ use bytes::Bytes;
 use mpi::ffi;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::{TimeSpec, TimeValLike};
+use scrfs::buffers::{self, Buffer};
 use scrfs::fabric::{Envelope, Fabric, FabricError, Lane, Waker};
 use scrfs::id::Rank;
 use std::collections::{HashMap, VecDeque};
@@ -34,8 +35,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The largest message, either way; far above anything sent, far below what MPI counts in an int.
@@ -61,11 +62,6 @@ const DOORBELL_PROOF: Duration = Duration::from_millis(200);
 /// How long `finalize` waits for requests to complete.
 const FINALIZE_WAIT: Duration = Duration::from_secs(2);
 
-/// Receive buffers of at least this many bytes are used again.
-const POOLED_BYTES_MIN: usize = 64 << 10;
-/// How many bytes of idle receive buffers are kept.
-const POOL_BYTES_MAX: usize = 32 << 20;
-
 /// The fabric of one MPI process in `MPI_COMM_WORLD`. Dropping it without
 /// [`finalize`](Self::finalize) leaks what MPI may still touch.
 pub struct MpiFabric {
@@ -82,7 +78,6 @@ pub struct MpiFabric {
     ready: VecDeque<Envelope>,
     /// Bytes in `ready`, in the streams and in receptions under way.
     held_bytes: usize,
-    pool: Arc<Pool>,
     doorbell: Option<Doorbell>,
     wake: Arc<Wake>,
     /// Where the waker's datagrams arrive.
@@ -105,8 +100,7 @@ enum Operation {
         from: Rank,
         lane: Lane,
         index: u64,
-        buffer: Vec<u8>,
-        size: usize,
+        buffer: Buffer,
     },
 }
 
@@ -117,18 +111,6 @@ struct Stream {
     first: u64,
     /// `None` while under way.
     slots: VecDeque<Option<Bytes>>,
-}
-
-/// Large receive buffers, so that bulk traffic does not fault in fresh pages for each message.
-#[derive(Default)]
-struct Pool {
-    idle: Mutex<(usize, Vec<Vec<u8>>)>,
-}
-
-/// A receive buffer that goes back to its pool when the last `Bytes` of it is dropped.
-struct Pooled {
-    buffer: Vec<u8>,
-    pool: Arc<Pool>,
 }
 
 struct Doorbell {
@@ -214,7 +196,6 @@ impl MpiFabric {
             streams: HashMap::new(),
             ready: VecDeque::new(),
             held_bytes: 0,
-            pool: Arc::default(),
             doorbell,
             wake: Arc::new(Wake {
                 asked: AtomicBool::new(false),
@@ -328,9 +309,9 @@ impl MpiFabric {
                     call: "MPI_Get_count (size)",
                     code: size,
                 })?;
-            let mut buffer = self.pool.take(bytes);
-            // SAFETY: `buffer` has capacity for `size` bytes; its heap block stays in place while
-            // the vector moves into `operations`, where it stays until the request completes.
+            let mut buffer = buffers::take(bytes);
+            // SAFETY: `buffer` has `size` bytes; its heap block stays in place while the value moves
+            // into `operations`, where it stays until the request completes.
             let request = unsafe {
                 let mut request = ffi::RSMPI_REQUEST_NULL;
                 let code = ffi::MPI_Imrecv(
@@ -361,7 +342,6 @@ impl MpiFabric {
                     lane,
                     index,
                     buffer,
-                    size: bytes,
                 },
             );
         }
@@ -414,14 +394,11 @@ impl MpiFabric {
                 from,
                 lane,
                 index,
-                mut buffer,
-                size,
+                buffer,
             } = self.operations.swap_remove(index)
             {
-                // SAFETY: the capacity is at least `size`, and the completed reception wrote that
-                // many bytes: a matched message has exactly the size its probe told.
-                unsafe { buffer.set_len(size) };
-                self.deliver(from, lane, index, Pool::bytes(&self.pool, buffer));
+                // As long as what was received: a matched message has the size its probe told.
+                self.deliver(from, lane, index, buffer.freeze());
             }
         }
         self.completed = completed;
@@ -597,54 +574,6 @@ impl Drop for MpiFabric {
         // MPI may still read and write these: they must outlive the process.
         std::mem::forget(std::mem::take(&mut self.operations));
         std::mem::forget(std::mem::take(&mut self.requests));
-    }
-}
-
-impl Pool {
-    /// An empty buffer with room for `size` bytes.
-    fn take(&self, size: usize) -> Vec<u8> {
-        if size >= POOLED_BYTES_MIN {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            let fits = |b: &Vec<u8>| b.capacity() >= size && b.capacity() <= 2 * size;
-            if let Some(index) = idle.1.iter().rposition(fits) {
-                let buffer = idle.1.swap_remove(index);
-                idle.0 -= buffer.capacity();
-                return buffer;
-            }
-        }
-        Vec::with_capacity(size)
-    }
-
-    fn bytes(pool: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
-        if buffer.capacity() < POOLED_BYTES_MIN {
-            return Bytes::from(buffer);
-        }
-        Bytes::from_owner(Pooled {
-            buffer,
-            pool: pool.clone(),
-        })
-    }
-}
-
-impl AsRef<[u8]> for Pooled {
-    fn as_ref(&self) -> &[u8] {
-        &self.buffer
-    }
-}
-
-impl Drop for Pooled {
-    fn drop(&mut self) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.clear();
-        let mut idle = self
-            .pool
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if idle.0 + buffer.capacity() <= POOL_BYTES_MAX {
-            idle.0 += buffer.capacity();
-            idle.1.push(buffer);
-        }
     }
 }
 
@@ -924,22 +853,5 @@ mod tests {
             }),
             None
         );
-    }
-
-    #[test]
-    fn a_pool_gives_back_what_was_dropped() {
-        let pool = Arc::<Pool>::default();
-        let mut buffer = pool.take(1 << 20);
-        let address = buffer.as_ptr();
-        buffer.resize(1 << 20, 7);
-        let bytes = Pool::bytes(&pool, buffer);
-        let slice = bytes.slice(5..9);
-        drop(bytes);
-        let other = pool.take(1 << 20);
-        assert_ne!(other.as_ptr(), address, "a slice still holds the buffer");
-        assert_eq!(&slice[..], [7; 4]);
-        drop(slice);
-        let again = pool.take(1 << 20);
-        assert_eq!((again.as_ptr(), again.len()), (address, 0));
     }
 }

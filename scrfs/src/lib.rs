@@ -14,6 +14,7 @@
 //! - **I-4** Every decision about a dataset is taken by rank 0 of one epoch, and can be taken
 //!   again by the next epoch from what is on disk.
 
+pub mod buffers;
 pub mod codec;
 pub mod config;
 pub mod control;

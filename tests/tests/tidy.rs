@@ -10,7 +10,7 @@ use std::process::Command;
 const LINES_MAX: usize = 800;
 /// Those that are longer, with the length they may not pass. May only shrink.
 const LONGER: [(&str, usize); 3] = [
-    ("coordinator/src/mpi.rs", 945),
+    ("coordinator/src/mpi.rs", 857),
     ("coordinator/src/transfer.rs", 805),
     ("mount/src/fuse.rs", 900),
 ];

@@ -16,6 +16,7 @@ use super::records::{SealedPart, load_manifest, load_sums, store_manifest, store
 use super::tree::Tree;
 use super::units::{Units, check_unit};
 use bytes::Bytes;
+use scrfs::buffers;
 use scrfs::id::Slot;
 use scrfs::layout::manifest::{Manifest, Sums};
 use scrfs::layout::path::{CachePaths, Keep};
@@ -132,10 +133,10 @@ impl Part {
 
     /// Reads `offset..offset + len` of the part log; shorter only where the log ends.
     pub fn read_data(&self, offset: u64, len: u32) -> Result<Bytes, PartError> {
-        let mut buffer = vec![0; self.within(Stream::Data, offset, len)];
+        let mut buffer = buffers::take(self.within(Stream::Data, offset, len));
         let done = self.log.read_at(offset, &mut buffer)?;
         buffer.truncate(done);
-        Ok(buffer.into())
+        Ok(buffer.freeze())
     }
 
     /// As [`Self::read_data`], into a buffer of the caller's; returns how far the log reaches in it.
@@ -234,13 +235,13 @@ impl Part {
 
     /// Reads `offset..offset + len` of the parity; shorter only where it ends.
     pub fn read_parity(&self, offset: u64, len: u32) -> Result<Bytes, PartError> {
-        let mut buffer = vec![0; self.within(Stream::Parity, offset, len)];
+        let mut buffer = buffers::take(self.within(Stream::Parity, offset, len));
         if buffer.is_empty() {
-            return Ok(buffer.into());
+            return Ok(Bytes::new());
         }
         let file = self.parity_to_read()?;
         match file.read_exact_at(&mut buffer, offset) {
-            Ok(()) => Ok(buffer.into()),
+            Ok(()) => Ok(buffer.freeze()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(PartError::Short {
                 part: self.id(),
                 path: self.parity_path(),

@@ -15,6 +15,7 @@
 //! the deadline of a wait; there are no delays and no losses other than a kill's.
 
 use super::{Envelope, Fabric, FabricError, Lane, Waker};
+use crate::buffers;
 use crate::id::Rank;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -173,7 +174,9 @@ impl Fabric for LocalFabric {
             let inbox = &mut inboxes.ranks[self.me.0 as usize];
             if let Some(Envelope { from, lane, bytes }) = inbox.take() {
                 drop(inboxes);
-                let bytes = Bytes::copy_from_slice(&bytes);
+                let mut copy = buffers::take(bytes.len());
+                copy.copy_from_slice(&bytes);
+                let bytes = copy.freeze();
                 return Ok(Some(Envelope { from, lane, bytes }));
             }
             if std::mem::take(&mut inbox.woken) {
