@@ -789,15 +789,9 @@ fn make(
         scratch.resize(length, 0);
     }
     let made = &mut scratch[..length];
-    if terms.iter().all(|term| term.coefficient == 1) {
-        let sources: Vec<&[u8]> = sources.iter().map(|bytes| &bytes[..]).collect();
-        codec::xor_all(made, &sources);
-    } else {
-        made.fill(0);
-        for (term, bytes) in terms.iter().zip(&sources) {
-            codec::multiply_add(made, term.coefficient, bytes);
-        }
-    }
+    let sources: Vec<&[u8]> = sources.iter().map(|bytes| &bytes[..]).collect();
+    let row: Vec<u8> = terms.iter().map(|term| term.coefficient).collect();
+    codec::combine(&mut [&mut *made], &[&row], &sources);
     store.write(dataset, *destination, made, crc32c(made))
 }
 

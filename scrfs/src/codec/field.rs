@@ -206,7 +206,7 @@ impl Code {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::multiply_add;
+    use crate::codec::add;
     use proptest::prelude::*;
 
     #[test]
@@ -278,7 +278,7 @@ mod tests {
             for p in 0..parity {
                 let mut made = [0];
                 for (d, &shard) in shards.iter().enumerate().take(data) {
-                    multiply_add(&mut made, code.encode_coefficient(p, d), &[shard]);
+                    add(&mut [&mut made], &[&[code.encode_coefficient(p, d)]], &[&[shard]]);
                 }
                 shards.push(made[0]);
             }
@@ -293,7 +293,7 @@ mod tests {
                 let mut made = [0];
                 for (shard, c) in code.rebuild_row(&present, wanted).expect("enough") {
                     prop_assert!(present.contains(&shard) && c != 0);
-                    multiply_add(&mut made, c, &[shards[shard]]);
+                    add(&mut [&mut made], &[&[c]], &[&[shards[shard]]]);
                 }
                 prop_assert_eq!(made[0], shards[wanted]);
             }

@@ -2,111 +2,39 @@
 //!
 //! Encoding, rebuilding, degraded reads and copies are all
 //! `destination = sum of coefficient * source` over GF(2^8), polynomial 0x11d; addition is XOR.
-//! [`multiply_add`] adds one term, [`xor_all`] writes a whole sum of coefficient 1.
+//! [`combine`] makes such sums, [`add`] adds them to what is there: any number of sources and
+//! destinations in one pass, with the fastest of the [`kernels`] that the processor has.
 //!
 //! Invariants: a source is never longer than its destination, and what it is short of counts as
-//! zeros; nothing is allocated; the result does not depend on the order of the terms.
-//! Coefficients come from [`field`]. There is no I/O here, no bytes on disk, and no checksum.
+//! zeros; nothing is allocated; the result does not depend on the order of the terms, nor on the
+//! kernel. Coefficients come from [`field`]. There is no I/O here, no bytes on disk, and no checksum.
 
 pub mod field;
+pub mod kernels;
 
-use reed_solomon_erasure::galois_8;
+use kernels::Kernel;
 
-/// Bytes that [`xor_all`] finishes before it goes on: they stay in the first-level cache.
-const BLOCK_BYTES: usize = 8 << 10;
-
-/// Adds `coefficient * source` to `destination`, byte by byte: `destination ^= coefficient *
-/// source`.
+/// Sets each destination to its sum: `destinations[d] = sum over s of rows[d][s] * sources[s]`. What
+/// they held before does not matter; without sources, and beyond the end of all of them, a sum is zeros.
 ///
-/// Destination bytes beyond `source.len()` are left alone. Coefficient 0 changes nothing,
-/// coefficient 1 is plain XOR at nearly the speed of a copy.
+/// Every source is read once, for all destinations. Coefficients of 1 alone are plain XOR, at nearly the
+/// speed of a copy.
 ///
 /// # Panics
 ///
-/// When `source` is longer than `destination`: the plan that asked for it is broken.
-pub fn multiply_add(destination: &mut [u8], coefficient: u8, source: &[u8]) {
-    let destination = covered(destination, source);
-    match coefficient {
-        0 => {}
-        1 => xor1(destination, source),
-        _ => galois_8::mul_slice_xor(coefficient, source, destination),
-    }
+/// When destinations differ in length, a source is longer than they are, or there is not one row for each
+/// destination with one coefficient for each source: the plan that asked for it is broken.
+pub fn combine(destinations: &mut [&mut [u8]], rows: &[&[u8]], sources: &[&[u8]]) {
+    Kernel::best().sum(destinations, rows, sources, false);
 }
 
-/// Sets `destination` to the XOR of all `sources` in one pass; what it held before does not
-/// matter. The first source is copied, the others are added while the bytes are in cache.
-///
-/// No sources, and bytes beyond every source's end, give zeros.
+/// As [`combine`], but adds the sums to what the destinations hold.
 ///
 /// # Panics
 ///
-/// When a source is longer than `destination`: the plan that asked for it is broken.
-pub fn xor_all(destination: &mut [u8], sources: &[&[u8]]) {
-    for source in sources {
-        covered(destination, source);
-    }
-    let Some((first, others)) = sources.split_first() else {
-        destination.fill(0);
-        return;
-    };
-    let length = destination.len();
-    for start in (0..length).step_by(BLOCK_BYTES) {
-        let end = length.min(start + BLOCK_BYTES);
-        let block = &mut destination[start..end];
-        let head = clip(first, start, end);
-        let (copied, rest) = block.split_at_mut(head.len());
-        copied.copy_from_slice(head);
-        rest.fill(0);
-        for group in others.chunks(3) {
-            match group {
-                [a, b, c] => xor_group(block, [a, b, c].map(|s| clip(s, start, end))),
-                _ => group
-                    .iter()
-                    .for_each(|s| xor_group(block, [clip(s, start, end)])),
-            }
-        }
-    }
-}
-
-/// The part of `destination` that `source` reaches.
-fn covered<'d>(destination: &'d mut [u8], source: &[u8]) -> &'d mut [u8] {
-    assert!(
-        source.len() <= destination.len(),
-        "a source of {} bytes does not fit a destination of {}",
-        source.len(),
-        destination.len()
-    );
-    &mut destination[..source.len()]
-}
-
-/// The bytes `start..end` of `source` as far as it has them.
-fn clip(source: &[u8], start: usize, end: usize) -> &[u8] {
-    &source[start.min(source.len())..end.min(source.len())]
-}
-
-/// Adds all of `sources` in one pass over `block` where they are of full length.
-fn xor_group<const N: usize>(block: &mut [u8], sources: [&[u8]; N]) {
-    if N == 3 && sources.iter().all(|s| s.len() == block.len()) {
-        xor3(block, sources[0], sources[1], sources[2]);
-    } else {
-        for source in sources {
-            xor1(&mut block[..source.len()], source);
-        }
-    }
-}
-
-/// Plain loops over equal lengths: the compiler turns them into vector instructions. With zipped
-/// slices it sees that no index can be out of bounds.
-fn xor1(destination: &mut [u8], source: &[u8]) {
-    for (d, s) in destination.iter_mut().zip(source) {
-        *d ^= s;
-    }
-}
-
-fn xor3(destination: &mut [u8], a: &[u8], b: &[u8], c: &[u8]) {
-    for (((d, a), b), c) in destination.iter_mut().zip(a).zip(b).zip(c) {
-        *d ^= a ^ b ^ c;
-    }
+/// As [`combine`].
+pub fn add(destinations: &mut [&mut [u8]], rows: &[&[u8]], sources: &[&[u8]]) {
+    Kernel::best().sum(destinations, rows, sources, true);
 }
 
 #[cfg(test)]
@@ -129,36 +57,141 @@ mod tests {
         u8::try_from(product).expect("reduced below 256 after every shift")
     }
 
+    /// One sum, byte by byte.
+    fn reference_sum(before: &[u8], row: &[u8], sources: &[&[u8]]) -> Vec<u8> {
+        let mut sum = before.to_vec();
+        for (&coefficient, source) in row.iter().zip(sources) {
+            for (made, &byte) in sum.iter_mut().zip(*source) {
+                *made ^= reference_product(coefficient, byte);
+            }
+        }
+        sum
+    }
+
+    /// Bytes that look random and differ by `seed`.
+    fn bytes(seed: u64, length: usize) -> Vec<u8> {
+        let word = |i: usize| (seed + i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (0..length).map(|i| (word(i) >> 40) as u8).collect()
+    }
+
     #[test]
-    fn all_products_agree_with_the_reference() {
+    fn what_the_processor_has_is_used() {
+        let kernels = Kernel::available();
+        assert_eq!(kernels.last(), Some(&Kernel::SCALAR));
+        assert_eq!(kernels.first(), Some(&Kernel::best()));
+        #[cfg(target_arch = "x86_64")]
+        {
+            let has = |name| kernels.iter().any(|kernel| kernel.name() == name);
+            assert_eq!(has("AVX2"), is_x86_feature_detected!("avx2"));
+            let wide = is_x86_feature_detected!("gfni") && is_x86_feature_detected!("avx512bw");
+            assert_eq!(has("GFNI"), wide);
+        }
+        #[cfg(target_arch = "aarch64")]
+        assert_eq!(kernels.len(), 2, "every such processor has NEON");
+    }
+
+    #[test]
+    fn every_kernel_knows_all_products() {
         let every: Vec<u8> = (0..=255).collect();
-        for c in 0..=255_u8 {
-            let mut destination = vec![0_u8; 256];
-            multiply_add(&mut destination, c, &every);
-            let expected: Vec<u8> = every.iter().map(|&x| reference_product(c, x)).collect();
-            assert_eq!(destination, expected, "coefficient {c}");
+        for kernel in Kernel::available() {
+            for c in 0..=255_u8 {
+                let mut made = vec![0_u8; 256];
+                kernel.sum(&mut [&mut made], &[&[c]], &[&every], false);
+                let expected: Vec<u8> = every.iter().map(|&x| reference_product(c, x)).collect();
+                assert_eq!(made, expected, "{kernel:?}, coefficient {c}");
+            }
+        }
+    }
+
+    /// Every length up to beyond several vectors, at every place within one, and not a byte beside.
+    #[test]
+    fn every_kernel_does_every_length_at_every_alignment() {
+        const AROUND: usize = 64;
+        let (one, two) = (bytes(1, 700), bytes(2, 700));
+        for kernel in Kernel::available() {
+            for length in 0..=300 {
+                for (row, keep) in [([1, 1], false), ([1, 1], true), ([7, 200], false)] {
+                    let (at, from) = (length * 7 % AROUND, length * 13 % AROUND);
+                    let sources = [&one[from..from + length], &two[at..at + length]];
+                    let mut made = bytes(3, length + 2 * AROUND);
+                    let before = made.clone();
+                    let target = &mut made[at..at + length];
+                    kernel.sum(&mut [target], &[&row], &sources, keep);
+                    let start = match keep {
+                        true => before[at..at + length].to_vec(),
+                        false => vec![0; length],
+                    };
+                    let expected = reference_sum(&start, &row, &sources);
+                    let case = format!("{kernel:?}, {length} bytes at {at} from {from}, {row:?}");
+                    assert_eq!(made[at..at + length], expected, "{case}");
+                    assert_eq!(made[..at], before[..at], "{case}");
+                    assert_eq!(made[at + length..], before[at + length..], "{case}");
+                }
+            }
         }
     }
 
     #[test]
-    #[should_panic(expected = "does not fit")]
+    #[should_panic(expected = "a source of 4 bytes does not fit a destination of 3")]
     fn a_source_longer_than_its_destination_is_refused() {
-        multiply_add(&mut [0; 3], 0, &[1; 4]);
+        combine(&mut [&mut [0; 3]], &[&[0]], &[&[1; 4]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "destinations of 3 and 4 bytes")]
+    fn destinations_of_several_lengths_are_refused() {
+        combine(&mut [&mut [0; 3], &mut [0; 4]], &[&[1], &[1]], &[&[1; 3]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 coefficients for 2 sources")]
+    fn a_row_too_short_is_refused() {
+        combine(&mut [&mut [0; 3]], &[&[1]], &[&[1; 3], &[2; 3]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "2 rows of coefficients for 1 destinations")]
+    fn a_row_too_many_is_refused() {
+        combine(&mut [&mut [0; 3]], &[&[1], &[2]], &[&[1; 3]]);
     }
 
     proptest! {
+        /// More sources and destinations than one pass takes, of any lengths.
         #[test]
-        fn multiply_add_adds_the_product_and_leaves_the_tail(
-            mut destination in proptest::collection::vec(any::<u8>(), 0..600),
-            source in proptest::collection::vec(any::<u8>(), 0..600),
-            c in any::<u8>(),
+        fn every_kernel_makes_the_sums_of_the_reference(
+            length in prop_oneof![0_usize..600, 4000_usize..9000],
+            ends in proptest::collection::vec(any::<Option<u16>>(), 0..40),
+            coefficients in proptest::collection::vec(any::<u8>(), 240),
+            plain in any::<bool>(),
+            targets in 1_usize..6,
+            keep in any::<bool>(),
+            offset in 0_usize..64,
         ) {
-            let source = &source[..source.len().min(destination.len())];
-            let expected: Vec<u8> = destination.iter().enumerate()
-                .map(|(i, d)| d ^ source.get(i).map_or(0, |&s| reference_product(c, s)))
+            let all: Vec<Vec<u8>> = (0..).zip(&ends)
+                .map(|(seed, end)| {
+                    let own = end.map_or(length, |end| usize::from(end) % (length + 1));
+                    bytes(seed, offset + own)
+                })
                 .collect();
-            multiply_add(&mut destination, c, source);
-            prop_assert_eq!(&destination, &expected);
+            let sources: Vec<&[u8]> = all.iter().map(|source| &source[offset..]).collect();
+            let coefficient = |c: u8| if plain { 1 } else { c };
+            let rows: Vec<Vec<u8>> = (0..targets)
+                .map(|t| (0..sources.len()).map(|s| coefficient(coefficients[t * 40 + s])).collect())
+                .collect();
+            let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+            let before: Vec<Vec<u8>> = (0..targets).map(|t| bytes(t as u64 + 99, length)).collect();
+            let expected: Vec<Vec<u8>> = before.iter().zip(&rows)
+                .map(|(before, row)| match keep {
+                    true => reference_sum(before, row, &sources),
+                    false => reference_sum(&vec![0; length], row, &sources),
+                })
+                .collect();
+            for kernel in Kernel::available() {
+                let mut made = before.clone();
+                let mut to: Vec<&mut [u8]> = made.iter_mut().map(Vec::as_mut_slice).collect();
+                kernel.sum(&mut to, &rows, &sources, keep);
+                prop_assert!(made == expected, "{:?}", kernel);
+            }
         }
 
         #[test]
@@ -167,55 +200,10 @@ mod tests {
             source in proptest::collection::vec(any::<u8>(), 0..=300),
             c in any::<u8>(),
         ) {
-            let mut destination = before.clone();
-            multiply_add(&mut destination, c, &source);
-            multiply_add(&mut destination, c, &source);
-            prop_assert_eq!(destination, before);
+            let mut made = before.clone();
+            add(&mut [&mut made], &[&[c]], &[&source]);
+            add(&mut [&mut made], &[&[c]], &[&source]);
+            prop_assert_eq!(made, before);
         }
-
-        #[test]
-        fn xor_all_is_the_sum_of_its_sources(
-            len in 0_usize..3 * BLOCK_BYTES,
-            cuts in proptest::collection::vec((any::<u64>(), any::<bool>()), 0..9),
-        ) {
-            let sources: Vec<Vec<u8>> = cuts.iter().map(|&(seed, whole)| {
-                let own = if whole { len } else { seed as usize % (len + 1) };
-                (0..own).map(|i| (seed.wrapping_mul(i as u64 | 1) >> 29) as u8).collect()
-            }).collect();
-            let mut expected = vec![0; len];
-            for source in &sources {
-                for (e, s) in expected.iter_mut().zip(source) {
-                    *e ^= s;
-                }
-            }
-            let mut destination = vec![0xa5; len];
-            let slices: Vec<&[u8]> = sources.iter().map(Vec::as_slice).collect();
-            xor_all(&mut destination, &slices);
-            prop_assert!(destination == expected);
-        }
-    }
-
-    /// `cargo test --release -p scrfs codec::tests::speed -- --ignored --nocapture`
-    #[test]
-    #[ignore = "prints figures, checks nothing"]
-    #[allow(clippy::disallowed_methods)]
-    fn speed() {
-        let bytes = 256 << 10;
-        let sources: Vec<Vec<u8>> = (1..=4).map(|i| vec![i; bytes]).collect();
-        let slices: Vec<&[u8]> = sources.iter().map(Vec::as_slice).collect();
-        let mut destination = vec![0; bytes];
-        let mut time = |name: &str, moved: usize, run: &dyn Fn(&mut [u8])| {
-            let mut best = f64::MAX;
-            for _ in 0..400 {
-                let start = std::time::Instant::now();
-                run(std::hint::black_box(&mut destination));
-                best = best.min(start.elapsed().as_secs_f64());
-            }
-            println!("{name:12} {:6.1} GB/s", moved as f64 / best / 1e9);
-        };
-        time("copy", bytes, &|d| d.copy_from_slice(&sources[0]));
-        time("xor", bytes, &|d| multiply_add(d, 1, &sources[0]));
-        time("xor_all of 4", 4 * bytes, &|d| xor_all(d, &slices));
-        time("times 7", bytes, &|d| multiply_add(d, 7, &sources[0]));
     }
 }

@@ -4,7 +4,7 @@
 //! checked: it must lie in its stream, and must not belong to a lost member.
 
 use super::*;
-use crate::codec::multiply_add;
+use crate::codec::add;
 use crate::id::Slot;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -75,11 +75,8 @@ impl World {
                 let bytes = self.streams.get(&(source.slot, source.stream));
                 let bytes = bytes.expect("a plan never reads what is lost");
                 let start = source.offset as usize;
-                multiply_add(
-                    target,
-                    *coefficient,
-                    &bytes[start..start + source.len as usize],
-                );
+                let bytes = &bytes[start..start + source.len as usize];
+                add(&mut [&mut *target], &[&[*coefficient]], &[bytes]);
             }
         }
         assert_eq!(next, from + len, "each byte once, to the end");
@@ -333,7 +330,7 @@ fn parts_of_megabytes_survive_two_losses() {
             } in terms
             {
                 let bytes = &world[&(s.slot, s.stream)][s.offset as usize..][..s.len as usize];
-                multiply_add(target, coefficient, bytes);
+                add(&mut [&mut *target], &[&[coefficient]], &[bytes]);
             }
         }
         made
