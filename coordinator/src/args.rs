@@ -1,5 +1,6 @@
 //! The command lines of the two coordinator programs. Nobody types them: `scrfs` does.
 
+use crate::bench::{Task, Work};
 use crate::driver::Options;
 use clap::Args;
 use scrfs::id::Epoch;
@@ -28,6 +29,31 @@ impl Serve {
             epoch: self.epoch.map(Epoch),
             new_run: self.new_run,
         }
+    }
+}
+
+/// Encode and rebuild of one redundancy set on this machine, beside their limits, as JSON
+#[derive(Args, Clone, Debug)]
+pub struct Bench {
+    /// What to measure
+    #[arg(required = true)]
+    pub works: Vec<Work>,
+    /// Directory for the files, in the store that is measured
+    #[arg(long)]
+    pub directory: PathBuf,
+    /// MiB a node
+    #[arg(long)]
+    pub part: u64,
+    /// Runs that count
+    #[arg(long)]
+    pub runs: u32,
+}
+
+impl Bench {
+    /// As the measurement wants it.
+    pub fn tasks(&self) -> impl Iterator<Item = Task> {
+        let task = |work| Task::new(work, self.directory.clone(), self.part << 20, self.runs);
+        self.works.iter().copied().map(task)
     }
 }
 

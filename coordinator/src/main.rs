@@ -2,14 +2,14 @@
 //! supervisor behind `scrfs run`, and what people ask of a prefix.
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use scrfs::fabric::local;
-use scrfs_coordinator::args::{Serve, init_log, runtime};
-use scrfs_coordinator::bench::{Encode, bench_encode};
+use scrfs_coordinator::args::{Bench, Serve, init_log, runtime};
+use scrfs_coordinator::bench::bench_local;
+use scrfs_coordinator::bench::launch::bench_mpi;
 use scrfs_coordinator::driver::Driver;
 use scrfs_coordinator::job::{self, Each, NodesArgs, ProbeArgs, Reap, RunArgs, Stacks};
 use scrfs_coordinator::track::{self, Track};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// The coordinator of a cluster of one, and the supervisor of jobs. Started by scrfs.
@@ -41,21 +41,7 @@ enum Command {
     Bench(Bench),
 }
 
-/// The encode of four nodes in one process, and its limits
-#[derive(Args)]
-struct Bench {
-    /// Directory for the files, in the store that is measured
-    #[arg(long)]
-    directory: PathBuf,
-    /// MiB a node
-    #[arg(long)]
-    part: u64,
-    /// Runs that count
-    #[arg(long)]
-    runs: u32,
-}
-
-/// Nodes of the encode that is measured.
+/// Nodes of the set that is measured.
 const BENCH_NODES: u32 = 4;
 
 fn main() -> ExitCode {
@@ -94,12 +80,14 @@ fn serve_alone(serve: Serve) -> Result<()> {
 }
 
 fn bench(args: &Bench) -> Result<()> {
-    let what = Encode {
-        part_bytes: args.part << 20,
-        runs: args.runs,
-        ..Encode::default()
-    };
-    let figures = bench_encode(BENCH_NODES, &args.directory, what)?;
+    let mut figures = Vec::new();
+    for task in args.tasks() {
+        figures.extend(bench_local(BENCH_NODES, &task)?);
+        match bench_mpi(BENCH_NODES, &task)? {
+            Some(found) => figures.extend(found),
+            None => tracing::warn!("nothing is measured over MPI: there is no mpirun for it"),
+        }
+    }
     println!("{}", serde_json::to_string(&figures)?);
     Ok(())
 }

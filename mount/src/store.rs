@@ -63,7 +63,7 @@ pub fn place(config: &Config) -> Result<Place, Failure> {
             words: format!("directory {}", store.path.display()),
         });
     }
-    let cache = CachePaths::new(Path::new(PRIVATE_HOME), uid, &config.job);
+    let cache = private_paths(&config.job);
     let fallback = CachePaths::new(Path::new(FALLBACK_HOME), uid, &config.job);
     let mounted = mount_private(cache.root(), || {
         if has_datasets(&fallback) {
@@ -89,6 +89,12 @@ pub fn place(config: &Config) -> Result<Place, Failure> {
             }
         }
     })
+}
+
+/// The cache of a job in its private tmpfs, if it has one.
+pub fn private_paths(job: &str) -> CachePaths {
+    let uid = nix::unistd::geteuid().as_raw();
+    CachePaths::new(Path::new(PRIVATE_HOME), uid, job)
 }
 
 fn has_datasets(cache: &CachePaths) -> bool {

@@ -2,7 +2,8 @@
 //!
 //! It mounts a filesystem of its own on a temporary directory and takes it down again, so that nothing
 //! of a job is touched, twice: as a user would, and with the bytes served by the daemon. Raw and mounted
-//! runs alternate, after one of each that does not count; the figure is the median. The cross-node figures come from `scrfs-coordinator bench`.
+//! runs alternate, after one of each that does not count; the figure is the median. What crosses nodes
+//! is measured by `scrfs-coordinator bench`, `scrfs bench encode` or `rebuild` is that alone.
 
 mod data;
 mod names;
@@ -16,11 +17,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// The job of the mounts here.
+const JOB: &str = "bench";
 /// Commits that are timed.
 const COMMITS: u32 = 20;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct BenchArgs {
+    /// Only this
+    #[arg(value_enum)]
+    what: Option<What>,
     /// The store to measure on; `tmpfs` is a private one, beside plain /dev/shm
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     store: PathBuf,
@@ -30,7 +36,7 @@ pub(super) struct BenchArgs {
     /// How many small files, all in one directory
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     files: u32,
-    /// MiB a node of the encode, of four nodes in one process
+    /// MiB a node of encode and rebuild, of four nodes on this machine
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     part: u64,
     /// Runs that count
@@ -39,6 +45,15 @@ pub(super) struct BenchArgs {
     /// A JSON array of name, value, unit, limit, ratio, runs
     #[arg(long)]
     json: bool,
+}
+
+/// What can be measured by itself.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum What {
+    /// The parity of four nodes, by each scheme
+    Encode,
+    /// One lost node of four, by each scheme
+    Rebuild,
 }
 
 /// One measured number; the fields are stable.
@@ -82,7 +97,7 @@ impl Bench {
             .arg(cache)
             .arg("--prefix")
             .arg(bench.root.join("prefix"))
-            .args(["--job", "bench"])
+            .args(["--job", JOB])
             .args(served.then_some(["-o", "no_passthrough"]).iter().flatten())
             .env("SCR_FLUSH", "0")
             .status()
@@ -99,6 +114,15 @@ impl Bench {
 
     fn raw(&self) -> PathBuf {
         self.root.join("raw")
+    }
+
+    /// The private tmpfs that a mount on `tmpfs` has.
+    fn private_store(&self) -> Result<PathBuf> {
+        let root = crate::store::private_paths(JOB).root().to_owned();
+        if crate::mountpoint::mounted_on(&root)?.is_none() {
+            bail!("there is no private tmpfs to measure on: `scrfs status` of a mount says why");
+        }
+        Ok(root)
     }
 }
 
@@ -219,6 +243,11 @@ fn measure(args: &BenchArgs) -> Result<Vec<Figure>> {
     if args.file == 0 || !args.file.is_multiple_of(16) {
         bail!("--file {}: must be a multiple of 16 MiB", args.file);
     }
+    match args.what {
+        Some(What::Encode) => return redundancy(&["encode"], args),
+        Some(What::Rebuild) => return redundancy(&["rebuild"], args),
+        None => {}
+    }
     let mut figures = Vec::new();
     let workloads = data::workloads(args.file << 20);
     for path_name in ["mount", "served"] {
@@ -243,13 +272,20 @@ fn measure(args: &BenchArgs) -> Result<Vec<Figure>> {
             figures.push(commits(&bench.mountpoint())?);
         }
     }
-    let store = match args.store.to_string_lossy().into_owned() {
-        private if private == "tmpfs" => "/dev/shm".to_owned(),
-        store => store,
-    };
-    progress("four nodes", "encode");
-    figures.extend(coordinator(&["bench", "--directory", &store], args)?);
+    figures.extend(redundancy(&["encode", "rebuild"], args)?);
     Ok(figures)
+}
+
+/// What the coordinator measures, on the same store.
+fn redundancy(works: &[&str], args: &BenchArgs) -> Result<Vec<Figure>> {
+    progress("four nodes", &works.join(", "));
+    if args.store != Path::new("tmpfs") {
+        return coordinator(works, &args.store, args);
+    }
+    // The private tmpfs is the one of a mount.
+    let bench = Bench::mount(&args.store, false)?;
+    let store = bench.private_store()?;
+    coordinator(works, &store, args)
 }
 
 /// Says on a terminal what is being measured.
@@ -282,11 +318,14 @@ fn commits(mountpoint: &Path) -> Result<Figure> {
 }
 
 /// Figures that the coordinator takes.
-fn coordinator(command: &[&str], args: &BenchArgs) -> Result<Vec<Figure>> {
+fn coordinator(works: &[&str], directory: &Path, args: &BenchArgs) -> Result<Vec<Figure>> {
     let program = crate::daemon::find_program("scrfs-coordinator")
         .context("scrfs-coordinator is neither beside this program nor on the PATH")?;
     let output = Command::new(&program)
-        .args(command)
+        .arg("bench")
+        .args(works)
+        .arg("--directory")
+        .arg(directory)
         .args([
             "--part",
             &args.part.to_string(),
