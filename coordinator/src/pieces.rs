@@ -329,7 +329,7 @@ fn bytes_of(wanted: &Wanted) -> u64 {
 
 /// That there can be such a piece: of a sealed dataset, and in its part log.
 fn check(record: Option<&DatasetRecord>, wanted: &Wanted) -> Result<()> {
-    let sealed = record.filter(|record| record.phase == Phase::Sealed);
+    let sealed = record.filter(|record| record.is_cached());
     let seal = sealed.and_then(|record| record.seal.as_ref());
     let part = seal.and_then(|seal| seal.part(wanted.slot));
     let part = part.ok_or(Refusal::Missing)?;

@@ -36,6 +36,8 @@ pub struct Manners {
     pub silent: bool,
     /// Stop after freezing, as if it died before the seal.
     pub die_frozen: bool,
+    /// Programs start anew with it: what is open was left behind.
+    pub new_run: bool,
     /// Parts of other nodes in every dataset that is sealed.
     pub elsewhere: Option<Elsewhere>,
 }
@@ -46,6 +48,7 @@ impl Default for Manners {
             grace: Duration::from_secs(10),
             silent: false,
             die_frozen: false,
+            new_run: false,
             elsewhere: None,
         }
     }
@@ -217,8 +220,11 @@ impl Player {
                 continue;
             };
             let bytes = std::fs::read(self.cache.record(id))?;
-            let record: DatasetRecord =
+            let mut record: DatasetRecord =
                 envelope::open(Kind::Dataset, &bytes).map_err(std::io::Error::other)?;
+            if self.manners.new_run && record.phase == Phase::Open {
+                record.phase = Phase::Incomplete;
+            }
             self.last = self.last.max(id.0);
             self.publish(record, Then::Nothing)?;
         }
@@ -249,7 +255,8 @@ impl Player {
             .values()
             .rfind(|record| record.is_restartable());
         let restart = restart.map(|record| record.id);
-        self.tell(&ToDaemon::Ready { restart })
+        let new_run = self.manners.new_run;
+        self.tell(&ToDaemon::Ready { restart, new_run })
     }
 
     fn put(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -268,7 +275,8 @@ impl Player {
     }
 
     fn is_taken(&self, name: &Name) -> bool {
-        self.datasets.values().any(|record| record.name == *name)
+        let mut all = self.datasets.values();
+        all.any(|record| record.name == *name && !record.is_removed())
     }
 
     fn handle(&mut self, message: FromDaemon) -> std::io::Result<()> {
@@ -382,7 +390,7 @@ impl Player {
                 let taken = self
                     .datasets
                     .values()
-                    .any(|it| it.name == to && it.id != dataset);
+                    .any(|it| it.name == to && it.id != dataset && !it.is_removed());
                 if taken {
                     return self.reply(request, Err(Refusal::Exists));
                 }
@@ -413,6 +421,11 @@ impl Player {
                 self.tell(&ToDaemon::Quiesce { dataset, settle_ms })
             }
             Request::Remove { dataset } => {
+                let known = self.datasets.get(&dataset).cloned();
+                if let Some(mut record) = known.filter(|it| it.phase == Phase::Sealed) {
+                    record.phase = Phase::Removed { overtaken: false };
+                    return self.publish(record, Then::Reply(request));
+                }
                 self.datasets.remove(&dataset);
                 let sequence = self.await_done(Then::Reply(request));
                 self.tell(&ToDaemon::Forget { sequence, dataset })?;
@@ -429,9 +442,8 @@ impl Player {
         changes: Vec<PointerChange>,
         absent: Option<&Name>,
     ) -> std::io::Result<()> {
-        let is_dataset = |change: &PointerChange| {
-            change.pointer.is_some() && self.datasets.values().any(|it| it.name == change.name)
-        };
+        let is_dataset =
+            |change: &PointerChange| change.pointer.is_some() && self.is_taken(&change.name);
         let exists = absent.is_some_and(|name| self.pointers.live(name).is_some());
         if exists || changes.iter().any(is_dataset) {
             return self.reply(request, Err(Refusal::Exists));

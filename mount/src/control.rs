@@ -359,7 +359,12 @@ impl Server {
         };
         match message {
             ToDaemon::Dataset { sequence, record } => {
+                let removed = record.is_removed();
                 vfs.publish(*record);
+                if removed {
+                    // Before the answer: what programs have open stays until they close it.
+                    vfs.settings().space.tell_in_use(vfs);
+                }
                 done(sequence, Ok(()));
             }
             ToDaemon::Forget { sequence, dataset } => {
@@ -414,8 +419,8 @@ impl Server {
             }
             ToDaemon::Progress(progress) => vfs.set_progress(progress),
             ToDaemon::Nodes(nodes) => vfs.set_nodes(nodes),
-            ToDaemon::Ready { restart } => {
-                vfs.ready(restart);
+            ToDaemon::Ready { restart, new_run } => {
+                vfs.ready(restart, new_run);
                 if let Some(link) = &mut self.lock().link {
                     link.ready = true;
                 }

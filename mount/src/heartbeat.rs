@@ -79,11 +79,7 @@ impl Pulse {
         let record =
             record.and_then(|bytes| envelope::open::<EpochRecord>(Kind::Epoch, &bytes).ok());
         let names = self.vfs.read_names();
-        let sealed = || {
-            names
-                .iter()
-                .filter(|dataset| dataset.record.phase == Phase::Sealed)
-        };
+        let sealed = || names.iter().filter(|dataset| dataset.record.is_cached());
         let pending = sealed().filter(|dataset| {
             let record = &dataset.record;
             let due = record

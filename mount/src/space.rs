@@ -29,7 +29,7 @@
 //! there is space, with the error in its record. Space of records and manifests is not counted one by one:
 //! `slack` is kept for them.
 //!
-//! Lock: `Inner`, a leaf.
+//! Locks: `saying`, in which names and handles are looked at; `Inner`, a leaf.
 
 mod memory;
 
@@ -174,6 +174,8 @@ pub struct Space {
     capacity: Capacity,
     rules: Vec<RedundancyConfig>,
     inner: Mutex<Inner>,
+    /// Held from looking at what is open until that is said: the last word is the newest.
+    saying: Mutex<()>,
     wake: Sender<()>,
     woken: Mutex<Option<Receiver<()>>>,
 }
@@ -258,6 +260,7 @@ impl Space {
             capacity: Capacity::Unlimited,
             rules: Vec::new(),
             inner: Mutex::default(),
+            saying: Mutex::default(),
             wake,
             woken: Mutex::new(Some(woken)),
         }
@@ -393,7 +396,7 @@ impl Space {
     /// A dataset is now as `record` says: when it is sealed and without parity, its parity gets a room,
     /// which is filled at leisure. Called before anybody may begin to encode it.
     pub fn publish(&self, record: &DatasetRecord) {
-        if let (Phase::Sealed, Some(seal)) = (record.phase, &record.seal) {
+        if let (true, Some(seal)) = (record.is_cached(), &record.seal) {
             for slot in self.slots(record.id) {
                 if let Err(error) = self.make_room(record.id, slot, Self::parity_bytes(seal, slot))
                 {
@@ -504,7 +507,7 @@ impl Space {
     fn sealed(vfs: &Vfs) -> Vec<(DatasetId, Seal)> {
         vfs.read_names()
             .iter()
-            .filter(|dataset| dataset.record.phase == Phase::Sealed)
+            .filter(|dataset| dataset.record.is_cached())
             .filter_map(|dataset| Some((dataset.record.id, dataset.record.seal.clone()?)))
             .collect()
     }
@@ -519,8 +522,6 @@ impl Space {
                 .map(|dataset| dataset.record.id)
                 .collect::<BTreeSet<_>>()
         };
-        let sealed = of_phase(Phase::Sealed);
-        let in_use = vfs.in_use().intersection(&sealed).copied().collect();
         let has_open = !of_phase(Phase::Open).is_empty();
         let last_bytes = Self::sealed(vfs).last().map_or(0, |(dataset, seal)| {
             let slots = self.slots(*dataset).into_iter();
@@ -533,6 +534,8 @@ impl Space {
             || of_phase(Phase::Evicted)
                 .iter()
                 .any(|dataset| !self.slots(*dataset).is_empty());
+        let saying = self.saying.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_use = vfs.in_use();
         let mut inner = self.lock();
         if !inner.ready {
             return;
@@ -563,6 +566,25 @@ impl Space {
             drop(inner);
             vfs.requests().tell(FromDaemon::Pressure(pressure));
         }
+        drop(saying);
+    }
+
+    /// Says what programs have open now, if the coordinator does not know.
+    pub fn tell_in_use(&self, vfs: &Vfs) {
+        let _saying = self.saying.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_use = vfs.in_use();
+        let mut inner = self.lock();
+        let Some((told, _)) = inner
+            .told
+            .as_mut()
+            .filter(|(told, _)| told.in_use != in_use)
+        else {
+            return;
+        };
+        told.in_use = in_use;
+        let pressure = told.clone();
+        drop(inner);
+        vfs.requests().tell(FromDaemon::Pressure(pressure));
     }
 
     /// Measures, and sets the bound.

@@ -26,7 +26,7 @@ use std::io::{self, Read, Write};
 /// Longest frame either side accepts.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// The first frame of every connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -173,7 +173,8 @@ pub enum Request {
         /// program says that all is written, more when that is only guessed (ADR 0011).
         settle_ms: u64,
     },
-    /// Remove a dataset that is not sealed, on every node.
+    /// Remove a dataset, on every node: its name is free when it is answered. What is sealed is kept
+    /// out of sight until a newer checkpoint is as safe.
     Remove {
         /// Which.
         dataset: DatasetId,
@@ -351,6 +352,8 @@ pub enum ToDaemon {
     Ready {
         /// The dataset `.scr/restart` names.
         restart: Option<DatasetId>,
+        /// Programs start anew: what those before them had begun is not gone on with.
+        new_run: bool,
     },
 }
 

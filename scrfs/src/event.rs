@@ -27,6 +27,8 @@ pub enum What {
     Evicted,
     /// It was brought back from the prefix.
     Fetched,
+    /// A program has removed it: out of sight, and kept until a newer checkpoint is as safe.
+    Fenced,
     /// It is no more, and nobody needs it.
     Removed,
     /// Its run ended before it was committed.
@@ -157,6 +159,7 @@ pub fn events(
             Phase::Incomplete => note(What::Incomplete, None),
             Phase::Lost => note(What::Lost, None),
             Phase::Failed => note(What::Failed, None),
+            Phase::Removed { .. } => note(What::Fenced, None),
             Phase::Open | Phase::Sealed => {}
         }
     }

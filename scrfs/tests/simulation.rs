@@ -16,6 +16,8 @@ mod daemon;
 mod disk;
 #[path = "simulation/epochs.rs"]
 mod epochs;
+#[path = "simulation/fence.rs"]
+mod fence;
 #[path = "simulation/jobs.rs"]
 mod jobs;
 #[path = "simulation/pointers.rs"]
@@ -152,6 +154,8 @@ struct Told {
     evicted: u64,
     answered: u64,
     granted: u64,
+    lifted: u64,
+    returned: u64,
 }
 
 fn live(seed: u64, logging: bool) -> (Result<Told, String>, Vec<String>) {
@@ -169,6 +173,8 @@ fn live(seed: u64, logging: bool) -> (Result<Told, String>, Vec<String>) {
         evicted: world.checker.evicted,
         answered: world.programs.answered,
         granted: world.programs.granted,
+        lifted: world.checker.promise.lifted,
+        returned: world.checker.promise.returned,
     };
     (
         world.violation.take().map_or(Ok(told), Err),
@@ -241,12 +247,14 @@ fn random_lives_of_a_cluster() {
         all.evicted += told.evicted;
         all.answered += told.answered;
         all.granted += told.granted;
+        all.lifted += told.lifted;
+        all.returned += told.returned;
     }
     assert!(failed.is_empty(), "{} failed", failed.len());
     // A simulation in which nothing succeeds proves nothing.
     eprintln!(
-        "{} commits, {} evicted, {} of {} requests granted",
-        all.commits, all.evicted, all.granted, all.answered
+        "{} commits, {} evicted, {} of {} requests granted, {} fences lifted, {} came back",
+        all.commits, all.evicted, all.granted, all.answered, all.lifted, all.returned
     );
 }
 

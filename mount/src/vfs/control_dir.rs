@@ -146,7 +146,8 @@ pub(super) fn status_of(dataset: &Dataset, current: Option<DatasetId>) -> Datase
     status
 }
 
-fn status_name(dataset: &Dataset) -> Vec<u8> {
+/// With the number behind it when one of this name was removed again since.
+fn status_name(names: &Names, dataset: &Dataset) -> Vec<u8> {
     let record = &dataset.record;
     let mut name = record.name.as_bytes().to_vec();
     name.extend_from_slice(format!(".{}", record.state()).as_bytes());
@@ -157,6 +158,13 @@ fn status_name(dataset: &Dataset) -> Vec<u8> {
     if let (State::Flushing, Some(flush)) = (record.state(), flush) {
         let percent = u128::from(flush.done_bytes) * 100 / u128::from(flush.total_bytes);
         name.extend_from_slice(format!(".{percent}%").as_bytes());
+    }
+    let again = names.iter().any(|other| {
+        let named = other.record.is_removed() && other.record.name == record.name;
+        named && other.record.id > record.id
+    });
+    if record.is_removed() && again {
+        name.extend_from_slice(format!(".{}", record.id).as_bytes());
     }
     name
 }
@@ -225,10 +233,9 @@ impl Vfs {
 
     pub(super) fn lookup_control(&self, parent: ControlNode, name: &OsStr) -> FsResult<Entry> {
         if parent == ControlNode::Incomplete {
+            let dataset = self.incomplete_of(name).ok_or(FsError::Missing)?;
             let names = self.read_names();
-            let found = incomplete(&names)
-                .find(|dataset| incomplete_name(&names, dataset) == name.as_bytes())
-                .and_then(|dataset| dataset.tree.clone());
+            let found = names.get(dataset).and_then(|dataset| dataset.tree.clone());
             drop(names);
             return self.entry_of_tree(found.ok_or(FsError::Missing)?);
         }
@@ -241,8 +248,16 @@ impl Vfs {
         self.control_entry(ControlNode::of(ino).ok_or(FsError::Missing)?)
     }
 
+    /// What is listed under `incomplete/` by that name.
+    pub(super) fn incomplete_of(&self, name: &OsStr) -> Option<DatasetId> {
+        let names = self.read_names();
+        let mut listed = incomplete(&names).filter(|dataset| dataset.tree.is_some());
+        let found = listed.find(|dataset| incomplete_name(&names, dataset) == name.as_bytes());
+        found.map(|dataset| dataset.record.id)
+    }
+
     pub(super) fn control_attr(&self, control: ControlNode) -> FsResult<Attr> {
-        let (uid, gid, _) = self.settings().top;
+        let (uid, gid, top) = self.settings().top;
         let kind = control.kind();
         let size = match kind {
             // To look at it is not to ask.
@@ -252,6 +267,8 @@ impl Vfs {
             _ => 0,
         };
         let mode = match kind {
+            // Who may remove a dataset may remove what is left of one.
+            libc::S_IFDIR if control == ControlNode::Incomplete => top,
             libc::S_IFDIR => 0o555,
             libc::S_IFLNK => 0o777,
             _ if control == ControlNode::Heartbeat => 0o666,
@@ -360,7 +377,7 @@ impl Vfs {
             ControlNode::Status => listing.extend(names.iter().map(|dataset| {
                 listed(
                     ControlNode::DatasetFile(dataset.record.id),
-                    &status_name(dataset),
+                    &status_name(&names, dataset),
                 )
             })),
             ControlNode::Nodes => listing.extend(

@@ -5,6 +5,7 @@
 //! once ([`carry_out`]); all else is local and behind the gate. No symbolic link is ever followed.
 
 use super::attr::{self, Attr};
+use super::control_dir::ControlNode;
 use super::gates::PassGuard;
 use super::inode::{Inode, ROOT};
 use super::{Caller, Entry, FsError, FsResult, Node, TTL, Vfs};
@@ -86,9 +87,11 @@ impl Vfs {
         let tree = match found {
             Some(Ok(tree)) => tree,
             Some(Err(remote)) => {
+                let attr = remote?;
+                let remote = super::view::Remote::of(attr.ino).ok_or(FsError::Broken)?;
                 return Ok(Entry {
-                    attr: remote?,
-                    generation: 0,
+                    attr,
+                    generation: self.returns(remote.dataset),
                     entry_ttl: Duration::ZERO,
                     attr_ttl: Duration::ZERO,
                 });
@@ -128,9 +131,14 @@ impl Vfs {
         // Another node may rename or remove a directory of an open dataset at any time.
         let fixed = !inode.is_directory() || self.is_sealed(inode.dataset);
         let entry_ttl = if fixed { TTL } else { Duration::ZERO };
+        let returns = match inode.is_directory() {
+            // The kernel looks at the lower 32 bits.
+            true => self.returns(inode.dataset).wrapping_mul(0x9e37_79b1),
+            false => 0,
+        };
         Ok(Entry {
             attr,
-            generation: inode.generation(),
+            generation: inode.generation().wrapping_add(returns),
             entry_ttl,
             attr_ttl: TTL,
         })
@@ -162,6 +170,7 @@ impl Vfs {
 
     /// `readdirplus` names an inode: counts one reference by the kernel.
     pub fn lookup_listed(&self, parent: &Arc<Inode>, name: &OsStr) -> FsResult<Entry> {
+        self.check_listed(parent, name)?;
         let inode = open_child(parent, name)?;
         self.entry(inode)
     }
@@ -219,11 +228,18 @@ impl Vfs {
     ) {
         let what = match self.node(parent) {
             Ok(Node::Pointer(_)) => Err(FsError::NotDirectory),
-            Ok(Node::Root) => self.remove_request(name),
+            Ok(Node::Root) => return self.remove_at_top(name, answer),
+            Ok(Node::Control(ControlNode::Incomplete)) => {
+                return match self.incomplete_of(name) {
+                    Some(dataset) => self.remove_hidden(dataset, answer),
+                    None => answer(Err(FsError::Missing)),
+                };
+            }
             Ok(Node::Control(_)) => Err(FsError::NotPermitted),
-            Ok(Node::Remote(_)) => Err(FsError::Sealed),
-            // Before its names are looked at: they may lie elsewhere.
-            Ok(Node::File(inode)) if self.is_merged(inode.dataset) => Err(FsError::Sealed),
+            Ok(parent @ Node::Remote(_)) => return self.hide(parent, name, true, answer),
+            Ok(Node::File(inode)) if self.is_fixed(inode.dataset) => {
+                return self.hide(Node::File(inode), name, true, answer);
+            }
             Ok(Node::File(inode)) => self.directory_at(&inode, name).and_then(|child| {
                 if !is_empty(&child)? {
                     return Err(FsError::NotEmpty);
@@ -243,18 +259,25 @@ impl Vfs {
         }
     }
 
-    fn remove_request(&self, name: &OsStr) -> FsResult<Request> {
-        let name = Name::new(name.as_bytes())?;
-        let names = self.read_names();
-        let dataset = names.find(&name).ok_or(FsError::Missing)?;
-        if dataset.record.phase != Phase::Open {
-            return Err(FsError::Sealed);
-        }
-        match &dataset.tree {
-            Some(tree) if !is_empty(tree)? => Err(FsError::NotEmpty),
-            _ => Ok(Request::Remove {
-                dataset: dataset.record.id,
-            }),
+    fn remove_at_top(
+        self: &Arc<Self>,
+        name: &OsStr,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let found = Name::new(name.as_bytes()).map_err(FsError::from);
+        let found = found.and_then(|name| {
+            let names = self.read_names();
+            let dataset = names.find(&name).ok_or(FsError::Missing)?;
+            let is_open = dataset.record.phase == Phase::Open;
+            match dataset.tree.as_ref().filter(|_| is_open) {
+                Some(tree) if !is_empty(tree)? => Err(FsError::NotEmpty),
+                _ => Ok((dataset.record.id, is_open)),
+            }
+        });
+        match found {
+            Ok((dataset, true)) => self.ask(Request::Remove { dataset }, answer),
+            Ok((dataset, false)) => self.remove_hidden(dataset, answer),
+            Err(error) => answer(Err(error)),
         }
     }
 
@@ -293,6 +316,13 @@ impl Vfs {
     ) {
         if parent == ROOT {
             return self.unlink_at_top(name, answer);
+        }
+        match self.node(parent) {
+            Ok(parent @ Node::Remote(_)) => return self.hide(parent, name, false, answer),
+            Ok(Node::File(inode)) if self.is_fixed(inode.dataset) => {
+                return self.hide(Node::File(inode), name, false, answer);
+            }
+            _ => {}
         }
         let (name, vfs) = (name.to_owned(), Arc::clone(self));
         self.change_in(parent, answer, move |parent, _| {
@@ -570,7 +600,7 @@ pub(super) fn open_path(dir: BorrowedFd<'_>, name: &OsStr) -> FsResult<OwnedFd> 
 }
 
 /// The inode behind a name in a directory of a dataset.
-fn open_child(parent: &Arc<Inode>, name: &OsStr) -> FsResult<Arc<Inode>> {
+pub(super) fn open_child(parent: &Arc<Inode>, name: &OsStr) -> FsResult<Arc<Inode>> {
     if matches!(name.as_bytes(), b"." | b"..") {
         return Err(FsError::Invalid);
     }

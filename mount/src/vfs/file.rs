@@ -10,6 +10,7 @@
 use super::control_dir::ControlNode;
 use super::far::Reader;
 use super::handle::{Listed, Open, Whole, WholeListing};
+use super::hidden::Hiding;
 use super::inode::{Backing, Inode, ROOT};
 use super::view::View;
 use super::{Caller, Entry, FsError, FsResult, Node, Vfs};
@@ -76,6 +77,13 @@ impl Vfs {
         answer: impl FnOnce(FsResult<u64>) + Send + 'static,
     ) {
         let inode = match self.node(ino) {
+            // By a name that the kernel still believes.
+            Ok(Node::File(inode)) if self.is_gone(inode.dataset) => {
+                return answer(Err(FsError::Missing));
+            }
+            Ok(Node::Remote(remote)) if self.is_gone(remote.dataset) => {
+                return answer(Err(FsError::Missing));
+            }
             Ok(Node::File(inode)) => inode,
             Ok(Node::Control(ControlNode::Heartbeat)) if is_writable(flags) => {
                 return answer(Ok(self.handles.insert(Open::Heartbeat).0));
@@ -522,7 +530,7 @@ impl Vfs {
                     return Ok(items(&whole.listed, offset));
                 }
                 let fd = fd.lock().unwrap_or_else(PoisonError::into_inner);
-                let entries = sys::read_directory(fd.as_fd(), offset as i64)?;
+                let entries = self.read_shown(inode, fd.as_fd(), offset as i64)?;
                 let top = self.tree_by_ino(inode.ino).is_some();
                 let item = |entry: sys::RawEntry| Item {
                     ino: if top && entry.name == b".." {
@@ -545,6 +553,34 @@ impl Vfs {
             | Open::Far(_)
             | Open::Heartbeat
             | Open::Pointer { .. } => Err(FsError::NotDirectory),
+        }
+    }
+
+    /// The next entries of a directory of the cache of which at least one is shown; none at the end.
+    fn read_shown(
+        &self,
+        directory: &Inode,
+        fd: BorrowedFd<'_>,
+        mut offset: i64,
+    ) -> FsResult<Vec<sys::RawEntry>> {
+        let Some(hiding) = self.hiding(directory.dataset) else {
+            return Ok(sys::read_directory(fd, offset)?);
+        };
+        let path = match hiding {
+            Hiding::All => Vec::new(),
+            Hiding::Names(_) => self.path_of(directory)?,
+        };
+        let dots = |name: &[u8]| matches!(name, b"." | b"..");
+        loop {
+            let mut entries = sys::read_directory(fd, offset)?;
+            let Some(last) = entries.last() else {
+                return Ok(entries);
+            };
+            offset = last.next;
+            entries.retain(|entry| dots(&entry.name) || !hiding.has(&path, &entry.name));
+            if !entries.is_empty() {
+                return Ok(entries);
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 //! - [`namespace`] datasets by name, and what the coordinator says of them
 //! - [`dir`] names inside datasets and at the top, [`rename`] their renames; `file` bytes; [`attr`] attributes
 //! - [`control_dir`] the virtual `.scr`, [`advice`] when it says to checkpoint; [`alias`] renames that come after the commit
+//! - [`hidden`] names that are removed where nothing may change
 //! - [`view`] sealed datasets of several nodes as a whole, and [`far`] the bytes of other nodes
 //! - [`triggers`] commits that no program asks for
 //! - [`pointers`] plain files at the top; [`signs`] signs of life and the wish that programs end
@@ -29,6 +30,7 @@ pub mod far;
 pub mod file;
 pub mod gates;
 pub mod handle;
+pub mod hidden;
 pub mod inode;
 pub mod namespace;
 pub mod pointers;
@@ -273,9 +275,12 @@ impl Vfs {
         &self.settings
     }
 
-    /// Datasets of which programs have something open.
-    pub fn in_use(&self) -> std::collections::BTreeSet<DatasetId> {
-        self.handles.in_use()
+    /// Sealed datasets of which programs have something open.
+    pub fn in_use(&self) -> Vec<DatasetId> {
+        let opened = self.handles.in_use();
+        let names = self.read_names();
+        let sealed = |id: &DatasetId| names.get(*id).is_some_and(|it| it.record.is_cached());
+        opened.into_iter().filter(sealed).collect()
     }
 
     /// What waits for the coordinator.

@@ -6,6 +6,7 @@
 
 use super::control_dir::status_of;
 use super::gates::{GateCell, Herald};
+use super::hidden::Hidden;
 use super::inode::Inode;
 use super::view::ViewCell;
 use super::{FsError, FsResult, Vfs};
@@ -36,6 +37,11 @@ pub struct Dataset {
     pub trees: Vec<(Slot, Arc<Inode>)>,
     /// All of it, once somebody looked into it.
     pub view: Arc<ViewCell>,
+    /// Names of it that programs have removed here while it may not change.
+    pub hidden: Arc<Hidden>,
+    /// How often hidden names came back. The kernel takes a directory that it has removed for dead as
+    /// long as anybody is in it: one that comes back must be another.
+    pub returns: u64,
     /// Who may change it.
     pub gate: Arc<GateCell>,
     /// When this daemon learned that it is sealed; `None` when it was sealed before.
@@ -86,11 +92,11 @@ impl Names {
         self.get(id).map(|dataset| Arc::clone(&dataset.gate))
     }
 
-    /// What `.scr/restart` names.
+    /// What `.scr/restart` names: an older one when that one has been removed.
     pub fn restart(&self) -> Option<&Dataset> {
-        self.restart
-            .and_then(|id| self.get(id))
-            .filter(|found| found.record.is_restartable())
+        let mut older = self.datasets.range(..=self.restart?).rev();
+        let found = older.find(|(_, found)| found.record.is_restartable());
+        found.map(|(_, found)| found)
     }
 
     /// The number of the newest checkpoint that was ever sealed; 0 when there was none.
@@ -116,10 +122,18 @@ impl Dataset {
         matches!(self.record.phase, Phase::Open | Phase::Sealed) && self.top_ino().is_some()
     }
 
+    /// Hidden names come back.
+    fn show_all(&mut self) {
+        if self.record.is_removed() || !self.hidden.is_empty() {
+            self.returns += 1;
+        }
+        self.hidden = Arc::default();
+    }
+
     /// Whether a rename, or an fsync of its directory, has something to wait for.
     pub fn is_unprotected(&self) -> bool {
         let single = |scheme: &Scheme| matches!(scheme, Scheme::Single);
-        self.record.phase == Phase::Sealed
+        self.record.is_cached()
             && self.record.protected.is_none()
             && self.record.flushed.is_none()
             && !self
@@ -291,6 +305,9 @@ impl Vfs {
         match names.datasets.get_mut(&id) {
             Some(dataset) => {
                 newly_sealed = sealed && dataset.record.phase == Phase::Open;
+                if dataset.record.phase != record.phase {
+                    dataset.show_all();
+                }
                 if newly_sealed {
                     dataset.sealed_here = Some(Instant::now());
                 }
@@ -313,6 +330,8 @@ impl Vfs {
                     tree,
                     trees,
                     view: Arc::default(),
+                    hidden: Arc::default(),
+                    returns: 0,
                     gate,
                     sealed_here,
                     progress,
@@ -354,13 +373,17 @@ impl Vfs {
         self.settings().space.forget(id);
     }
 
-    /// Recovery has ended.
-    pub fn ready(&self, restart: Option<DatasetId>) {
+    /// Recovery has ended. Programs that start anew see what there is, whatever those before them had
+    /// begun to remove.
+    pub fn ready(&self, restart: Option<DatasetId>, new_run: bool) {
         self.settings().space.set_ready();
         let recovered = (self.settings().clock)();
         let mut names = self.write_names();
         names.restart = restart;
         names.recovered = recovered;
+        for dataset in names.datasets.values_mut().filter(|_| new_run) {
+            dataset.show_all();
+        }
     }
 
     /// For `.scr/nodes`.
@@ -426,7 +449,10 @@ impl Vfs {
                 let found = names.get(*dataset)?;
                 came(found.record.phase == Phase::Sealed && found.record.name == *to)
             }
-            Request::Remove { dataset } => came(names.get(*dataset).is_none()),
+            Request::Remove { dataset } => {
+                let found = names.get(*dataset);
+                came(found.is_none_or(|found| found.record.is_removed()))
+            }
             Request::Change { dataset, change } => {
                 let tree = names.get(*dataset)?.tree.clone()?;
                 drop(names);

@@ -522,7 +522,7 @@ fn a_pointer_file_proposes_the_dataset_it_names_until_it_is_sealed() {
 fn a_question_is_an_opening_and_a_new_checkpoint_begins_the_count_again() {
     let world = World::new(|_| Some(false));
     CLOCK.set(1_000);
-    world.vfs.ready(None);
+    world.vfs.ready(None, true);
     let ino = world.ino(".scr/need_checkpoint");
     let ask = || {
         let opened =
@@ -571,7 +571,7 @@ fn a_question_is_an_opening_and_a_new_checkpoint_begins_the_count_again() {
         ..begun(32, "out.tmp")
     });
     assert_eq!(ask(), "1\n");
-    world.vfs.ready(None);
+    world.vfs.ready(None, true);
     assert_eq!(ask(), "0\n", "after a recovery it counts anew");
     world.vfs.signs().tell_exit(true);
     assert_eq!(ask(), "1\n", "it is to end, and to keep its work before");

@@ -31,7 +31,7 @@ use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::manifest::{EntryKind, Manifest, Node};
 use scrfs::layout::merge::{self, Found, Merged, Source};
 use scrfs::layout::path::Keep;
-use scrfs::layout::record::{DatasetRecord, PartSummary, Phase};
+use scrfs::layout::record::{DatasetRecord, PartSummary};
 use scrfs::name::RelPath;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -162,7 +162,7 @@ impl Dataset {
     pub fn is_merged(&self) -> bool {
         let seal = self.record.seal.as_ref();
         let several = seal.is_some_and(|seal| seal.parts.len() > 1 || self.tree.is_none());
-        self.record.phase == Phase::Sealed && several
+        self.record.is_cached() && several
     }
 
     /// The number of its top directory.
@@ -509,6 +509,7 @@ impl Vfs {
 
     /// What `name` in a directory of the tree is; counts one reference by the kernel.
     pub(super) fn lookup_in(&self, view: &View, place: usize, name: &OsStr) -> FsResult<Entry> {
+        self.check_shown(view, place, name)?;
         let child = view
             .merged
             .child(place, name.as_bytes())
@@ -536,9 +537,14 @@ impl Vfs {
                 }
             }
         }
+        let attr = view.attr(place)?;
+        let generation = match attr.mode & libc::S_IFMT {
+            libc::S_IFDIR => self.returns(view.dataset),
+            _ => 0,
+        };
         Ok(Entry {
-            attr: view.attr(place)?,
-            generation: 0,
+            attr,
+            generation,
             entry_ttl: TTL,
             attr_ttl: TTL,
         })
@@ -569,8 +575,19 @@ impl Vfs {
             name: name.to_vec(),
         };
         let mut listed = vec![special(own, b"."), special(above, b"..")];
+        let hiding = self.hiding(view.dataset);
+        let path = view
+            .merged
+            .path(place)
+            .map_or(&[][..], |path| path.as_bytes());
         for &child in view.merged.children(place) {
             let name = view.merged.name(child).to_vec();
+            if hiding
+                .as_ref()
+                .is_some_and(|hiding| hiding.has(path, &name))
+            {
+                continue;
+            }
             let kind = match (view.merged.found(child), view.merged.shown(child)) {
                 (Found::Conflict, _) | (_, None) => 0,
                 (_, Some(shown)) => type_bits(&view.merged.entry(shown).kind),

@@ -19,8 +19,9 @@ const MAGIC: &[u8; 6] = b"SCRFS\n";
 const HEADER_BYTES: usize = 16;
 /// Length of the checksum that an envelope ends with.
 pub const CHECKSUM_BYTES: usize = 4;
-/// The encoding this build writes and the newest it reads.
-pub const VERSION: u8 = 1;
+/// The encoding this build writes and the newest it reads. What version 1 wrote is read as it is;
+/// in version 2 a dataset may be removed.
+pub const VERSION: u8 = 2;
 
 /// What a payload is; a record read back as another kind is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

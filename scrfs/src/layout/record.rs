@@ -40,6 +40,13 @@ pub enum Phase {
     Failed,
     /// Only the prefix has it.
     Evicted,
+    /// Sealed, and removed by a program: not shown, its name is free; kept as it is until a newer
+    /// checkpoint is as safe.
+    Removed {
+        /// A newer checkpoint was there then. If not, it was the newest itself, and whoever removed
+        /// it did not want to go back to it.
+        overtaken: bool,
+    },
 }
 
 /// What one slot contributes to a sealed dataset.
@@ -173,6 +180,8 @@ pub enum State {
     Lost,
     /// Restarting from it did not work.
     Failed,
+    /// Removed by a program, and kept until a newer checkpoint is as safe.
+    Removed,
 }
 
 impl fmt::Display for State {
@@ -187,6 +196,7 @@ impl fmt::Display for State {
             Self::Evicted => "evicted",
             Self::Lost => "lost",
             Self::Failed => "failed",
+            Self::Removed => "removed",
         })
     }
 }
@@ -208,11 +218,22 @@ impl DatasetRecord {
             Phase::Lost => State::Lost,
             Phase::Failed => State::Failed,
             Phase::Evicted => State::Evicted,
+            Phase::Removed { .. } => State::Removed,
             Phase::Sealed if self.flushed.is_some() => State::Flushed,
             Phase::Sealed if self.flushing => State::Flushing,
             Phase::Sealed if self.protected.is_some() => State::Protected,
             Phase::Sealed => State::Sealed,
         }
+    }
+
+    /// Whether a program has removed it.
+    pub fn is_removed(&self) -> bool {
+        matches!(self.phase, Phase::Removed { .. })
+    }
+
+    /// Whether all of it is to be in the caches, for programs to see or behind the deletion fence.
+    pub fn is_cached(&self) -> bool {
+        self.phase == Phase::Sealed || self.is_removed()
     }
 
     /// Whether a program may restart from it: sealed in the cache, and a checkpoint.
@@ -232,4 +253,63 @@ pub struct EpochRecord {
     pub last_dataset: u64,
     /// The highest checkpoint number ever given out, as known here.
     pub last_checkpoint: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::envelope::{Kind, crc32c, open, seal};
+
+    fn record(phase: Phase) -> DatasetRecord {
+        DatasetRecord {
+            id: DatasetId(7),
+            name: Name::new(b"ckpt.7").expect("a name"),
+            committed_from: None,
+            class: Class::Checkpoint,
+            checkpoint: Some(3),
+            phase,
+            epoch: Epoch(2),
+            created: 1,
+            sealed: Some(2),
+            protected: None,
+            flushing: false,
+            flushed: None,
+            seal: None,
+            error: None,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        }
+    }
+
+    fn golden(version: u8, phase: &[u8]) -> Vec<u8> {
+        let before = b"\x07\x06ckpt.7\x00\x00\x01\x03";
+        let after = b"\x02\x01\x01\x02\x00\x00\x00\x00\x00\xed\x03\x00\x00";
+        let payload = [before, phase, after].concat();
+        let mut bytes = b"SCRFS\n\x01".to_vec();
+        bytes.push(version);
+        bytes.extend((payload.len() as u64).to_le_bytes());
+        bytes.extend(payload);
+        let sum = crc32c(&bytes);
+        bytes.extend(sum.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn golden_bytes_of_a_record() {
+        let removed = record(Phase::Removed { overtaken: true });
+        assert_eq!(seal(Kind::Dataset, &removed), golden(2, b"\x06\x01"));
+    }
+
+    #[test]
+    fn what_version_1_wrote_is_read() {
+        for (phase, byte) in [
+            (Phase::Open, b"\x00"),
+            (Phase::Sealed, b"\x01"),
+            (Phase::Evicted, b"\x05"),
+        ] {
+            let read = open::<DatasetRecord>(Kind::Dataset, &golden(1, byte));
+            assert_eq!(read, Ok(record(phase)));
+        }
+    }
 }

@@ -26,7 +26,7 @@ use crate::name::Name;
 use agree::Proposal;
 use point::Pointing;
 use room::Room;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use work::{Retry, Working};
 
 /// A program that waits for an answer: the rank it is on, and its request there.
@@ -123,8 +123,8 @@ enum Purpose {
     Create { dataset: DatasetId, asker: Asker },
     /// Directories changed; the result of the asker's own node counts.
     Change { asker: Asker },
-    /// An open dataset has another name.
-    Rename { asker: Asker },
+    /// A record says what was asked: an open dataset has another name, or a sealed one is removed.
+    Record { dataset: DatasetId, asker: Asker },
     /// A dataset was removed.
     Forget {
         dataset: DatasetId,
@@ -167,7 +167,7 @@ pub struct Leader {
     beginning: Option<BTreeSet<Rank>>,
     ready: bool,
     /// What was asked before it was known what there is.
-    early: Vec<(Asker, Request)>,
+    early: VecDeque<(Asker, Request)>,
     datasets: BTreeMap<DatasetId, Led>,
     tickets: BTreeMap<u64, Ticket>,
     room: Room,
@@ -196,7 +196,7 @@ impl Leader {
             hellos: BTreeMap::new(),
             beginning: None,
             ready: false,
-            early: Vec::new(),
+            early: VecDeque::new(),
             datasets: BTreeMap::new(),
             tickets: BTreeMap::new(),
             room: Room::default(),
@@ -440,7 +440,7 @@ impl Leader {
                     step,
                 );
             }
-            Purpose::Rename { asker } | Purpose::Point { asker } => {
+            Purpose::Record { asker, .. } | Purpose::Point { asker } => {
                 Self::reply(asker, first.map_or(Ok(()), Err), step)
             }
             Purpose::Forget { dataset, asker } => {

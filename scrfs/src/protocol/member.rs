@@ -213,7 +213,9 @@ impl Member {
             }
             Message::Progress(progress) => step.daemon(ToDaemon::Progress(progress)),
             Message::Nodes(nodes) => step.daemon(ToDaemon::Nodes(nodes)),
-            Message::Ready { restart } => step.daemon(ToDaemon::Ready { restart }),
+            Message::Ready { restart, new_run } => {
+                step.daemon(ToDaemon::Ready { restart, new_run })
+            }
             // What only the leader, or the driver, has a use for.
             Message::Hello(_)
             | Message::Begun

@@ -266,6 +266,8 @@ pub enum Message {
     Ready {
         /// The dataset to restart from.
         restart: Option<DatasetId>,
+        /// They start anew.
+        new_run: bool,
     },
     /// Member to member: keep this for me.
     Keep(Box<Metadata>),

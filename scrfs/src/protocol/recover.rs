@@ -20,6 +20,8 @@
 //! - Two live datasets of one name: one was being removed when the last epoch ended, and that was
 //!   begun before the other got the name. An open one says on the leader's node that it is, so that
 //!   of an open and a sealed one it is the sealed one; of two sealed ones, the one sealed first.
+//! - What programs removed stays removed, and is kept as long as it could be brought back; whether it
+//!   is is decided when it is known what can be restarted from.
 
 use super::message::{Inventory, PrefixView};
 use crate::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
@@ -99,6 +101,7 @@ pub fn decide(
     beginning.last_dataset = beginning.last_dataset.max(last_gone);
     for (id, mut record) in records {
         record.epoch = epoch;
+        let was_removed = record.is_removed();
         let is_gone = marked(|prefix| &prefix.gone, record.key()) == Some(true);
         let same = |known: &&DatasetRecord| is_same(known, &record);
         if let (Some(complete), true) = (complete, record.seal.is_some()) {
@@ -121,7 +124,9 @@ pub fn decide(
             }
             Some(seal) => sealed(record, &seal, inventories),
         };
-        if !(is_gone && found.record.phase == Phase::Evicted) {
+        // What was removed and could not be brought back is missed by nobody.
+        let is_missed = !was_removed || found.record.is_removed();
+        if is_missed && !(is_gone && found.record.phase == Phase::Evicted) {
             beginning.datasets.insert(id, found);
         }
     }
@@ -170,7 +175,8 @@ fn settle_names(datasets: &mut BTreeMap<DatasetId, Found>) {
                 Some(found) if found.record.seal.is_none() => {
                     found.record.phase = Phase::Incomplete;
                 }
-                _ => drop(datasets.remove(id)),
+                Some(found) => found.record.phase = Phase::Removed { overtaken: true },
+                None => {}
             }
         }
     }
@@ -184,6 +190,7 @@ fn better<'a>(one: &'a DatasetRecord, other: &'a DatasetRecord) -> &'a DatasetRe
             record.seal.is_some(),
             settled,
             record.phase == Phase::Incomplete,
+            record.is_removed(),
             record.protected.is_some(),
             record.flushed.is_some(),
         ];
@@ -262,6 +269,7 @@ fn sealed(
         // Evicted says where it is, failed what it is worth; neither changes with an epoch.
         Phase::Evicted if record.flushed.is_some() => Phase::Evicted,
         Phase::Failed => Phase::Failed,
+        removed @ Phase::Removed { .. } if lost.is_empty() || rebuildable => removed,
         _ if lost.is_empty() || rebuildable => Phase::Sealed,
         _ if record.flushed.is_some() => Phase::Evicted,
         _ => Phase::Lost,

@@ -4,6 +4,7 @@
 //! nothing of the protocol but what it sends and writes.
 
 use crate::disk::{Content, Disk, crc_of};
+use crate::fence::Promise;
 use crate::jobs::Kind;
 use crate::recovery::Expected;
 use crate::world::World;
@@ -57,6 +58,9 @@ pub struct Checker {
     pub failed_recovery: BTreeSet<DatasetId>,
     /// Where programs wrote, since a dataset was made.
     pub written: BTreeSet<(DatasetId, usize)>,
+    pub promise: Promise,
+    /// What each machine last said that programs have open.
+    pub in_use: BTreeMap<usize, Vec<DatasetId>>,
     /// A node could not go on without room, in this epoch.
     pub urgent: bool,
     /// Datasets that had to make room, for statistics.
@@ -129,6 +133,10 @@ impl World {
                 if let Some(before) = before {
                     self.invariant_what_goes_is_safe(at, before, record);
                 }
+                if at == 0 && before.is_some_and(|it| it.is_removed() && !record.is_removed()) {
+                    self.checker.promise.returned += 1;
+                }
+                self.promise(at, record);
                 self.invariant_flushed_means_all_of_it(record);
                 self.invariant_protected_means_parity(record);
                 if self.checker.gone.contains_key(&record.id) {
@@ -138,6 +146,9 @@ impl World {
             Write::Forget(dataset) => {
                 if let Some(before) = before {
                     self.invariant_only_what_is_spare_is_forgotten(at, before);
+                    if at == 0 {
+                        self.invariant_what_is_promised_stays(before);
+                    }
                 }
                 self.checker.forgotten.insert(*dataset);
                 let kept = self
@@ -363,7 +374,7 @@ impl World {
             return;
         };
         let counts = record.protected.is_some() && record.flushed.is_none();
-        if !counts || record.phase != Phase::Sealed || self.checker.forgotten.contains(&record.id) {
+        if !counts || !record.is_cached() || self.checker.forgotten.contains(&record.id) {
             return;
         }
         let expected = self.checker.expected.contains_key(&record.id);
@@ -383,19 +394,36 @@ impl World {
         let id = before.id;
         let excused = self.checker.forgotten.contains(&id)
             || self.checker.stale.contains(&at)
-            || before.phase != Phase::Sealed;
+            || !before.is_cached();
         if excused || !self.checker.acked.contains(&id) {
             return;
         }
         let newer = self.members().any(|disk| {
             disk.records.range(DatasetId(id.0 + 1)..).any(|(_, newer)| {
+                let kept = newer.is_removed() && newer.class != Class::Output;
                 let evicted = newer.phase == Phase::Evicted && newer.class != Class::Output;
-                (newer.is_restartable() && newer.protected.is_some())
+                ((newer.is_restartable() || kept) && newer.protected.is_some())
                     || ((newer.is_restartable() || evicted) && newer.flushed.is_some())
             })
         });
         let wanted = before.class != Class::Checkpoint && before.flushed.is_none();
-        if !newer || wanted {
+        let seal = before.seal.as_ref();
+        let protected = before.protected.is_some();
+        if seal.is_some_and(|seal| !self.is_recoverable(before, seal, protected)) {
+            return;
+        }
+        if before.is_removed() {
+            // By pressure, or an output that has arrived; or another one has its name by now.
+            let spare = newer || before.flushed.is_some();
+            let named = |it: &DatasetRecord| it.id > before.id && it.name == before.name;
+            let succeeded = self.disk_of(0).records.values().any(named);
+            if spare && (!wanted || succeeded) {
+                return;
+            }
+        } else if newer && !wanted {
+            return;
+        }
+        {
             self.violate(
                 "invariant_only_what_is_spare_is_forgotten",
                 format!("{before:?}"),
@@ -418,9 +446,10 @@ impl World {
                 ..
             } if to == 0 => self.invariant_versions_are_given_out_once(records),
             Message::Begun => drop(self.checker.begun.insert(at)),
-            Message::Ready { restart } if to == 0 => {
+            Message::Ready { restart, .. } if to == 0 => {
                 self.ready = true;
                 self.invariant_restart_is_the_newest(*restart);
+                self.invariant_deletion_fence(*restart);
             }
             Message::Reply {
                 request,
@@ -437,6 +466,7 @@ impl World {
                         self.checker.acked.insert(dataset);
                         self.invariant_answered_means_durable(dataset, Level::Sealed);
                     }
+                    Some(Request::Remove { dataset }) => self.invariant_removed_is_gone(dataset),
                     Some(Request::Point { changes, .. }) => {
                         self.invariant_pointers_are_everywhere(&changes);
                     }

@@ -173,7 +173,7 @@ impl Daemon {
             Request::Commit { dataset, to, .. } => {
                 shown(dataset).is_some_and(|it| it.phase == Phase::Sealed && it.name == *to)
             }
-            Request::Remove { dataset } => shown(dataset).is_none(),
+            Request::Remove { dataset } => shown(dataset).is_none_or(DatasetRecord::is_removed),
             Request::Change {
                 dataset,
                 change: DirectoryChange::Make { path, .. },
@@ -392,10 +392,8 @@ impl Daemon {
                     None => Seen::Wrong(format!("request {request} was answered twice")),
                 });
             }
-            ToDaemon::Piece { .. }
-            | ToDaemon::Progress(_)
-            | ToDaemon::Nodes(_)
-            | ToDaemon::Ready { .. } => {}
+            ToDaemon::Ready { .. } => self.press(Pressure::default()),
+            ToDaemon::Piece { .. } | ToDaemon::Progress(_) | ToDaemon::Nodes(_) => {}
         }
         None
     }

@@ -115,6 +115,7 @@ impl World {
             }
         }
         self.end_epoch();
+        self.keep_promise();
         let mut members: Vec<usize> = self.coords.iter().map(|coord| coord.machine).collect();
         let mut new_run = self.percent(50);
         match self.rng.random_range(0..100) {
@@ -169,6 +170,7 @@ impl World {
     /// A spare in its place, or one that was away, or nobody. True when there are fewer now: the
     /// programs cannot go on then.
     fn take_out(&mut self, members: &mut Vec<usize>, at: usize) -> bool {
+        self.lose_one();
         let draw = self.rng.random_range(0..100);
         if draw < 30 && members.len() > 1 {
             members.remove(at);

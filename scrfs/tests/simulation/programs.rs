@@ -48,7 +48,8 @@ impl World {
         let machine = self.coords[rank].machine;
         match self.rng.random_range(0..100) {
             0..=9 => self.make_dataset(machine),
-            10..=34 => self.open_file(machine),
+            10..=32 => self.open_file(machine),
+            33..=34 => self.rotate(machine),
             35..=64 => self.close_file(),
             65..=84 => self.commit(machine),
             85..=86 => self.rename(machine),
@@ -251,11 +252,29 @@ impl World {
     }
 
     fn remove(&mut self, machine: usize) {
-        let Some(record) = self.shown(machine, |it| it.phase == Phase::Open) else {
+        let kept = self.percent(30);
+        let Some(record) = self.shown(machine, |it| it.phase == Phase::Open || kept) else {
             return;
         };
-        if temporary(&record.name) {
+        if record.phase != Phase::Open || temporary(&record.name) {
             self.ask(machine, Request::Remove { dataset: record.id });
+        }
+    }
+
+    /// All but the last are removed, on one node or on every one.
+    fn rotate(&mut self, machine: usize) {
+        let everywhere = self.percent(30);
+        let shown = self.machines[machine].daemon.shown.values();
+        let sealed = shown.filter(|record| record.phase == Phase::Sealed);
+        let mut old: Vec<DatasetId> = sealed.map(|record| record.id).collect();
+        old.pop();
+        for dataset in old {
+            for at in 0..self.coords.len() {
+                let one = self.coords[at].machine;
+                if one == machine || everywhere {
+                    self.ask(one, Request::Remove { dataset });
+                }
+            }
         }
     }
 
@@ -286,6 +305,7 @@ impl World {
             in_use,
         };
         self.checker.urgent |= pressure.urgent;
+        self.checker.in_use.insert(machine, pressure.in_use.clone());
         self.note(|| format!("machine {machine} says {pressure:?}"));
         self.machines[machine].daemon.press(pressure);
     }

@@ -51,8 +51,11 @@ impl World {
                 .iter()
                 .any(|it| matches!(it.phase, Phase::Evicted | Phase::Failed));
             let protected = records.iter().any(|it| it.protected.is_some());
+            let removed = records.iter().any(DatasetRecord::is_removed);
             if !settled && self.is_recoverable(&records[0], &seal, protected) {
                 expected.insert(id, Expected::Cached);
+            } else if removed && !settled {
+                // Nobody will miss it.
             } else if self.prefix.as_ref().is_some_and(|it| {
                 it.complete
                     .get(&id)
@@ -82,12 +85,13 @@ impl World {
         (checker.term, checker.pointed) = (term, Version::default());
         checker.failed_recovery.clear();
         checker.urgent = false;
+        checker.in_use.clear();
         checker.born_now.clear();
         checker.begun.clear();
         checker.numbered_now.clear();
     }
 
-    fn is_recoverable(&self, record: &DatasetRecord, seal: &Seal, protected: bool) -> bool {
+    pub fn is_recoverable(&self, record: &DatasetRecord, seal: &Seal, protected: bool) -> bool {
         let whole = |slot: Slot| self.members().any(|disk| disk.has_whole(record, slot));
         if slots_of(seal).all(whole) {
             return true;
@@ -113,7 +117,9 @@ impl World {
         for (id, expected) in self.checker.expected.clone() {
             let known = by_id.get(&id).map(|record| record.phase);
             let good = match expected {
-                Expected::Cached => known == Some(Phase::Sealed),
+                Expected::Cached => {
+                    matches!(known, Some(Phase::Sealed | Phase::Removed { .. }))
+                }
                 Expected::Prefix => matches!(known, Some(Phase::Evicted | Phase::Failed)),
             };
             let leaving = self.checker.leaving.contains(&id);
@@ -175,7 +181,7 @@ impl World {
             self.disk_of(0)
                 .records
                 .get(id)
-                .is_some_and(|it| it.class != Class::Output)
+                .is_some_and(|it| it.class != Class::Output && !it.is_removed())
         };
         let best = cached
             .map(|(id, _)| *id)
@@ -211,7 +217,8 @@ impl World {
             .flat_map(|prefix| prefix.complete.values());
         let mut fetchable = fetchable.filter(|(record, _)| {
             let known = self.disk_of(0).records.get(&record.id);
-            let strange = known.is_some_and(|known| known.created != record.created);
+            let strange =
+                known.is_some_and(|known| known.created != record.created || known.is_removed());
             record.class != Class::Output
                 && usable(&record.id)
                 && !held(record)

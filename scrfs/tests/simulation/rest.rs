@@ -1,6 +1,7 @@
 //! What must hold when nothing is under way any more.
 
 use crate::daemon::Door;
+use crate::fence::is_weaker;
 use crate::world::World;
 use scrfs::config::Class;
 use scrfs::control::Request;
@@ -54,6 +55,7 @@ impl World {
         }
         self.check_pointers_at_rest();
         self.invariant_all_is_safe_at_rest(&catalog);
+        self.invariant_fences_are_lifted_at_rest();
     }
 
     fn invariant_all_is_safe_at_rest(&mut self, catalog: &BTreeMap<DatasetId, DatasetRecord>) {
@@ -83,7 +85,7 @@ impl World {
                 .iter()
                 .rev()
                 .take(place)
-                .any(|newer| newer.is_restartable());
+                .any(|newer| newer.is_restartable() && !is_weaker(newer, record));
             let output = record.class != Class::Checkpoint && record.flushed.is_none();
             if newer && !output {
                 return self.violate(name, format!("not evicted: {record:?}"));

@@ -96,6 +96,7 @@ impl Leader {
         }
         match led.record.phase {
             Phase::Open => {}
+            Phase::Removed { .. } => return Self::reply(asker, Err(Refusal::Missing), step),
             // The identical rename of another process, however late it comes.
             _ if led.record.seal.is_some() && led.record.name == to => {
                 led.flush_now |= wait == Level::Flushed;
@@ -264,7 +265,8 @@ impl Leader {
             .datasets
             .iter()
             .filter(|(id, led)| {
-                **id != dataset && led.record.name == to && led.record.phase != Phase::Open
+                let kept = led.record.phase == Phase::Open || led.record.is_removed();
+                **id != dataset && led.record.name == to && !kept
             })
             .map(|(id, _)| *id)
             .collect();

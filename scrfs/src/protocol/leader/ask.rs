@@ -19,7 +19,7 @@ impl Leader {
     pub(super) fn asked(&mut self, now: Now, asker: Asker, what: Request, step: &mut Step) {
         if !self.has_begun() {
             // Daemons ask again what the last epoch left unanswered, as soon as they are connected.
-            self.early.push((asker, what));
+            self.early.push_back((asker, what));
             return;
         }
         let about = match &what {
@@ -60,15 +60,7 @@ impl Leader {
                 to,
                 settle_ms,
             } => self.propose(now, asker, dataset, (to, settle_ms), step),
-            Request::Remove { dataset } => {
-                let incomplete = |led: &Led| led.record.phase == Phase::Incomplete && !led.leaving;
-                match self.open_dataset(dataset) {
-                    Err(refusal) if !self.datasets.get(&dataset).is_some_and(incomplete) => {
-                        Self::reply(asker, Err(refusal), step);
-                    }
-                    _ => self.forget(dataset, Some(asker), step),
-                }
-            }
+            Request::Remove { dataset } => self.remove(asker, dataset, step),
             Request::Point { changes, absent } => {
                 self.point(asker, changes, absent.as_ref(), step);
             }
@@ -172,7 +164,46 @@ impl Leader {
         };
         led.record.class = self.config.class_of(to.as_bytes());
         led.record.name = to;
-        self.update(dataset, Purpose::Rename { asker }, step);
+        self.update(dataset, Purpose::Record { dataset, asker }, step);
+    }
+
+    fn remove(&mut self, asker: Asker, dataset: DatasetId, step: &mut Step) {
+        let found = self.datasets.get(&dataset).filter(|led| !led.leaving);
+        match found.map(|led| led.record.phase) {
+            None => Self::reply(asker, Err(Refusal::Missing), step),
+            // By another program at the same time, or by this one before an epoch ended.
+            Some(Phase::Removed { .. }) => {
+                self.update(dataset, Purpose::Record { dataset, asker }, step);
+            }
+            // Who asks before programs may start belongs to the run before.
+            Some(Phase::Sealed) if self.new_run && !self.ready => {
+                Self::reply(asker, Err(Refusal::Busy), step);
+            }
+            Some(Phase::Sealed) => self.fence(asker, dataset, step),
+            // The prefix is not the mount's to remove anything from.
+            Some(Phase::Evicted) => Self::reply(asker, Err(Refusal::ReadOnly), step),
+            Some(Phase::Open | Phase::Incomplete | Phase::Lost | Phase::Failed) => {
+                self.forget(dataset, Some(asker), step);
+            }
+        }
+    }
+
+    /// Takes a sealed dataset out of sight; [`super::room`] lets it go.
+    fn fence(&mut self, asker: Asker, dataset: DatasetId, step: &mut Step) {
+        // Also one that is lost by now: whoever asks may not know.
+        let is_newer = |newer: &Led| match newer.record.phase {
+            Phase::Open | Phase::Incomplete | Phase::Failed => false,
+            Phase::Removed { overtaken } => overtaken,
+            Phase::Sealed | Phase::Lost | Phase::Evicted => true,
+        };
+        let mut newer = self.datasets.range(dataset..).skip(1);
+        let overtaken = newer.any(|(_, newer)| {
+            newer.record.class.is_checkpoint() && !newer.leaving && is_newer(newer)
+        });
+        if let Some(led) = self.datasets.get_mut(&dataset) {
+            led.record.phase = Phase::Removed { overtaken };
+            self.update(dataset, Purpose::Record { dataset, asker }, step);
+        }
     }
 
     pub(super) fn forget(&mut self, dataset: DatasetId, asker: Option<Asker>, step: &mut Step) {
@@ -213,7 +244,7 @@ impl Leader {
         match led.record.phase {
             Phase::Open => level == Level::Flushed && self.prefix.is_none(),
             Phase::Incomplete => true,
-            Phase::Sealed => {
+            Phase::Sealed | Phase::Removed { .. } => {
                 level == Level::Flushed && led.record.flushed.is_none() && !self.is_due(led)
             }
             Phase::Lost | Phase::Failed | Phase::Evicted => led.level() < Some(level),

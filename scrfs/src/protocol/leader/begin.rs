@@ -115,10 +115,10 @@ impl Leader {
         for led in self.datasets.values_mut() {
             led.everywhere = led.level();
         }
-        self.schedule(now, step);
-        for (asker, what) in std::mem::take(&mut self.early) {
+        while let Some((asker, what)) = self.early.pop_front() {
             self.asked(now, asker, what, step);
         }
+        self.schedule(now, step);
     }
 
     /// Whether every member has begun.

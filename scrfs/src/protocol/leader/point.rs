@@ -105,7 +105,7 @@ impl Leader {
     fn newest_sealed(&self) -> Option<DatasetId> {
         let mut sealed = self.datasets.iter().rev();
         sealed
-            .find(|(_, led)| led.record.seal.is_some())
+            .find(|(_, led)| led.record.seal.is_some() && !led.record.is_removed())
             .map(|(id, _)| *id)
     }
 
@@ -118,6 +118,13 @@ impl Leader {
             .is_some_and(|led| led.record.flushed.is_some());
         let mut before = self.datasets.range(..=after);
         arrived && !before.any(|(_, led)| self.wants_flush(led))
+    }
+
+    /// Whether a pointer file can come to the prefix only while it is known that the dataset has.
+    pub(super) fn is_awaited(&self, dataset: DatasetId) -> bool {
+        let Pointing { known, written, .. } = &self.pointing;
+        let mut all = known.all.iter();
+        all.any(|(name, it)| it.after == Some(dataset) && it.version > written.version(name))
     }
 
     /// What the prefix is to have and has not; `None` when that is nothing.
@@ -176,6 +183,7 @@ impl Leader {
                 self.pointing.retry = Some(Retry::after(self.pointing.retry.as_ref(), now));
             }
         }
-        self.schedule_pointers(now, step);
+        // What was kept for them may go, too.
+        self.schedule(now, step);
     }
 }

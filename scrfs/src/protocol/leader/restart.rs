@@ -1,6 +1,9 @@
 //! What programs restart from: the newest checkpoint that can be had, made whole before they start.
 //!
-//! From the cache, by rebuilding, an older one when that fails; else from the prefix.
+//! From the cache, by rebuilding, an older one when that fails; else from the prefix. What programs
+//! have removed comes back, under its name, when what was newer then is gone: before anything
+//! older is taken. What was the newest when it was removed comes back only in a new run, and
+//! only when there is nothing else: whoever removed it wanted to go back to another one.
 
 use super::agree::Proposal;
 use super::work::Working;
@@ -32,8 +35,13 @@ impl Leader {
             return;
         }
         // One that was just given up is dropped on every node before it may be fetched.
-        let telling =
-            |ticket: &Ticket| matches!(ticket.purpose, Purpose::Noted | Purpose::Reached { .. });
+        let telling = |ticket: &Ticket| {
+            let Ticket { purpose, .. } = ticket;
+            matches!(
+                purpose,
+                Purpose::Noted | Purpose::Record { .. } | Purpose::Reached { .. }
+            )
+        };
         if self.tickets.values().any(telling) {
             return;
         }
@@ -43,24 +51,59 @@ impl Leader {
             .rev()
             .find(|(_, led)| led.record.is_restartable() && !led.leaving)
             .map(|(&id, led)| (id, led.lost.is_empty()));
-        match cached {
-            Some((dataset, true)) => self.be_ready(now, Some(dataset), step),
-            Some((dataset, false)) => self.rebuild(dataset, step),
-            None => match self.fetchable() {
+        let fenced = self.fenced(true);
+        if fenced > cached.map(|(dataset, _)| dataset) {
+            return match self.fetchable(fenced) {
                 Some(dataset) => self.fetch(dataset, step),
-                None => self.be_ready(now, None, step),
-            },
+                None => self.bring_back(fenced, step),
+            };
         }
+        match cached {
+            Some((dataset, true)) => return self.be_ready(now, Some(dataset), step),
+            Some((dataset, false)) => return self.rebuild(dataset, step),
+            None => {}
+        }
+        if let Some(dataset) = self.fetchable(None) {
+            return self.fetch(dataset, step);
+        }
+        match self.fenced(false).filter(|_| self.new_run) {
+            None => self.be_ready(now, None, step),
+            dataset => self.bring_back(dataset, step),
+        }
+    }
+
+    /// The newest checkpoint behind the deletion fence that can have its name again.
+    fn fenced(&self, overtaken: bool) -> Option<DatasetId> {
+        let mut newest_first = self.datasets.values().rev();
+        let found = newest_first.find(|led| {
+            led.record.phase == Phase::Removed { overtaken }
+                && led.record.class.is_checkpoint()
+                && !led.leaving
+                && !self.is_taken(&led.record.name, led.record.id)
+        });
+        found.map(|led| led.record.id)
+    }
+
+    /// Programs see it again.
+    fn bring_back(&mut self, dataset: Option<DatasetId>, step: &mut Step) {
+        let Some(dataset) = dataset else { return };
+        if let Some(led) = self.datasets.get_mut(&dataset) {
+            tracing::warn!(%dataset, name = %led.record.name, "removed, and back: what was newer is lost");
+            led.record.phase = Phase::Sealed;
+        }
+        self.update(dataset, Purpose::Noted, step);
     }
 
     fn be_ready(&mut self, now: Now, restart: Option<DatasetId>, step: &mut Step) {
         self.ready = true;
-        self.tell_all(&Message::Ready { restart }, step);
+        let new_run = self.new_run;
+        self.tell_all(&Message::Ready { restart, new_run }, step);
         self.schedule(now, step);
     }
 
-    /// The newest checkpoint that only the prefix has, of those that were not tried in vain.
-    fn fetchable(&mut self) -> Option<DatasetId> {
+    /// The newest checkpoint that only the prefix has, of those that were not tried in vain; only
+    /// one that is newer than `than`.
+    fn fetchable(&mut self, than: Option<DatasetId>) -> Option<DatasetId> {
         if !self.config.restart.fetch {
             return None;
         }
@@ -76,10 +119,12 @@ impl Leader {
             // Newer ones were not wanted.
             prefix.complete.retain(|record| record.key() <= current);
         }
-        while let Some(record) = prefix.complete.pop() {
+        let is_newer = |record: &DatasetRecord| than.is_none_or(|than| record.id > than);
+        while let Some(record) = prefix.complete.pop_if(|record| is_newer(record)) {
             let id = record.id;
             let spoilt = self.datasets.get(&id).is_some_and(|led| {
                 led.record.phase == Phase::Failed
+                    || led.record.is_removed()
                     || led.leaving
                     || !recover::is_same(&led.record, &record)
             }) || prefix.failed.contains(&record.key());

@@ -1,14 +1,17 @@
 //! Making room in the caches: which datasets go, and why they may.
 //!
-//! Two reasons. **Count**: of the sealed datasets beyond `store.count`, the oldest go. **Pressure**: a node says
-//! how many bytes it is short of before the next dataset will fit; then the least recently used go until
-//! that many are free there.
+//! Three reasons. **Removal**: what programs have removed is out of sight, and goes as soon as it may. **Count**: of
+//! the sealed datasets beyond `store.count`, the oldest go. **Pressure**: a node says how many bytes it is short of
+//! before the next dataset will fit; then what was removed goes, and the least recently used until that many are
+//! free there.
 //!
 //! What may go:
 //! - what is complete in the prefix: it becomes evicted;
-//! - by count only: a checkpoint that is not to be flushed, once a newer one is protected at least as
+//! - not by pressure: a checkpoint that is not to be flushed, once a newer one is protected at least as
 //!   well. It is forgotten;
-//! - never what work is going on with, nor, under pressure, what programs have open on any node; nor
+//! - what was removed and is in the prefix is forgotten: by pressure at once, else when anything newer can
+//!   be restarted from. What was removed and is to be flushed is flushed before;
+//! - never what work is going on with, nor, but by count, what programs have open on any node; nor
 //!   the newest checkpoint, but when a node says that a dataset that is being written will not fit otherwise.
 //!
 //! What a node is short of is taken for settled as soon as enough was told to go: the node speaks up again when
@@ -90,6 +93,7 @@ impl Leader {
 
     /// Makes room wherever some is needed.
     pub(super) fn make_room(&mut self, step: &mut Step) {
+        self.lift_fences(step);
         self.hold_the_count(step);
         for rank in self.ranks() {
             self.relieve(rank, step);
@@ -114,14 +118,73 @@ impl Leader {
             .unwrap_or(0)
     }
 
+    /// Whether a newer checkpoint is as safe as this one, so that nobody will need it.
+    fn is_spare(&self, dataset: DatasetId) -> bool {
+        let Some(led) = self.datasets.get(&dataset) else {
+            return false;
+        };
+        // What is in the prefix is safe itself, and goes when anything newer can be restarted from.
+        let survives = match led.record.flushed {
+            Some(_) => 0,
+            None => led.tolerates().min(self.tolerable()),
+        };
+        let unwanted = Phase::Removed { overtaken: false };
+        let can_return = |newer: &Led| match newer.record.phase {
+            Phase::Removed { overtaken } => {
+                let counts = overtaken || led.record.phase == unwanted;
+                counts && newer.record.class.is_checkpoint() && !newer.leaving
+            }
+            _ => newer.record.is_restartable(),
+        };
+        let is_safe = |newer: &Led| {
+            can_return(newer)
+                && newer.lost.is_empty()
+                && newer.has_reached(Level::Protected)
+                && (newer.tolerates() >= survives || newer.record.flushed.is_some())
+        };
+        let mut newer = self.datasets.range(dataset..).skip(1);
+        newer.any(|(_, newer)| is_safe(newer))
+    }
+
+    /// Forgets what was removed and may go.
+    fn lift_fences(&mut self, step: &mut Step) {
+        if self.room.pressure.len() < self.size as usize {
+            // Not all nodes have said what programs have open there.
+            return;
+        }
+        let removed = self.datasets.iter().filter(|(id, led)| {
+            let ends = |purpose: &Purpose| matches!(purpose, Purpose::Record { dataset, .. } if dataset == *id);
+            let told = !self.tickets.values().any(|ticket| ends(&ticket.purpose));
+            led.record.is_removed() && led.is_resting() && told
+        });
+        let removed: Vec<DatasetId> = removed.map(|(id, _)| *id).collect();
+        for dataset in removed {
+            let may_go = self.datasets.get(&dataset).is_some_and(|led| {
+                let class = led.record.class;
+                let arrived = led.record.flushed.is_some() || self.is_succeeded(led);
+                let to_come = class.is_output() || self.is_due(led);
+                (arrived || !to_come) && (!class.is_checkpoint() || self.is_spare(dataset))
+            });
+            if may_go && self.is_unused(dataset) {
+                self.forget(dataset, None, step);
+            }
+        }
+    }
+
+    /// Whether neither a program has it open nor a pointer file waits for it.
+    fn is_unused(&self, dataset: DatasetId) -> bool {
+        let flushed = |led: &Led| led.record.flushed.is_some();
+        let awaited = self.datasets.get(&dataset).is_some_and(flushed) && self.is_awaited(dataset);
+        !awaited && !self.room.is_open(dataset)
+    }
+
     fn hold_the_count(&mut self, step: &mut Step) {
-        let tolerable = self.tolerable();
         let count = self.config.store.first().map_or(1, |store| store.count) as usize;
         let sealed: Vec<DatasetId> = self
             .datasets
             .iter()
             .rev()
-            .filter(|(_, led)| matches!(led.record.phase, Phase::Sealed | Phase::Failed))
+            .filter(|(_, led)| led.record.is_cached() || led.record.phase == Phase::Failed)
             .filter(|(_, led)| !led.leaving)
             .map(|(id, _)| *id)
             .collect();
@@ -130,23 +193,10 @@ impl Leader {
             let Some(led) = self.datasets.get(&dataset) else {
                 continue;
             };
-            let is_safe = |newer: &Led, survives: u32| {
-                newer.record.is_restartable()
-                    && newer.lost.is_empty()
-                    && newer.has_reached(Level::Protected)
-                    && (newer.tolerates() >= survives || newer.record.flushed.is_some())
-            };
-            let flushed = led.record.flushed.is_some();
-            // What is in the prefix is safe itself, and goes when anything newer can be restarted from.
-            let survives = match flushed {
-                true => 0,
-                false => led.tolerates().min(tolerable),
-            };
-            let mut newer = self.datasets.range(dataset..).skip(1);
-            if !led.is_resting() || !newer.any(|(_, newer)| is_safe(newer, survives)) {
+            if led.record.is_removed() || !led.is_resting() || !self.is_spare(dataset) {
                 continue;
             }
-            if flushed {
+            if led.record.flushed.is_some() {
                 self.drop_cached(dataset, step);
             } else if !led.record.class.is_output()
                 && (!self.is_due(led) || led.record.phase == Phase::Failed)
@@ -186,6 +236,12 @@ impl Leader {
         if urgent {
             order.extend(last);
         }
+        // What nobody sees any more goes first.
+        let removed = |id: &DatasetId| {
+            let found = self.datasets.get(id);
+            !found.is_some_and(|led| led.record.is_removed())
+        };
+        order.sort_by_key(removed);
         for dataset in order {
             if wanted == 0 {
                 break;
@@ -194,13 +250,16 @@ impl Leader {
                 continue;
             };
             let bytes = led.bytes_on(rank);
-            let may_go = led.record.phase == Phase::Sealed
+            let may_go = led.record.is_cached()
                 && led.record.flushed.is_some()
                 && led.has_reached(Level::Flushed)
                 && led.is_resting()
-                && !self.room.is_open(dataset);
+                && self.is_unused(dataset);
             if may_go && bytes > 0 {
-                self.drop_cached(dataset, step);
+                match led.record.is_removed() {
+                    true => self.forget(dataset, None, step),
+                    false => self.drop_cached(dataset, step),
+                }
                 wanted = wanted.saturating_sub(bytes);
             }
         }

@@ -91,32 +91,46 @@ impl Led {
     }
 
     fn wants_encode(&self) -> bool {
-        self.record.phase == Phase::Sealed
-            && self.record.protected.is_none()
-            && self.lost.is_empty()
+        self.record.is_cached() && self.record.protected.is_none() && self.lost.is_empty()
     }
 
     fn wants_rebuild(&self) -> bool {
-        self.record.phase == Phase::Sealed && !(self.lost.is_empty() && self.unguarded.is_empty())
+        self.record.is_cached() && !(self.lost.is_empty() && self.unguarded.is_empty())
     }
 }
 
 impl Leader {
     pub(super) fn wants_flush(&self, led: &Led) -> bool {
-        led.record.phase == Phase::Sealed
+        led.record.is_cached()
             && led.record.flushed.is_none()
             && led.lost.is_empty()
             && self.is_due(led)
     }
 
-    /// Whether the prefix is to have it.
+    /// Whether the prefix is to have it. That it was removed meanwhile changes nothing: a flush would
+    /// otherwise depend on whether it was faster than who removes the one before the last.
     pub(super) fn is_due(&self, led: &Led) -> bool {
+        self.is_wanted(led) && !self.is_succeeded(led)
+    }
+
+    fn is_wanted(&self, led: &Led) -> bool {
         let every = self.config.flush.every;
         let due = match led.record.checkpoint {
             Some(number) => every > 0 && number % every == 0,
             None => false,
         };
         self.prefix.is_some() && (led.flush_now || led.record.class.is_output() || due)
+    }
+
+    /// Whether a program has removed it, and the prefix has, or is to have, another one of its name.
+    pub(super) fn is_succeeded(&self, led: &Led) -> bool {
+        let successor = |(_, newer): (&DatasetId, &Led)| {
+            let record = &newer.record;
+            let comes = record.is_cached() && self.is_wanted(newer);
+            record.name == led.record.name && !newer.leaving && (record.flushed.is_some() || comes)
+        };
+        let mut newer = self.datasets.range(led.record.id..).skip(1);
+        led.record.is_removed() && newer.any(successor)
     }
 
     /// Whether anything is left to protect or flush that has not failed.
@@ -130,7 +144,7 @@ impl Leader {
 
     /// Begins whatever can begin now.
     pub(super) fn schedule(&mut self, now: Now, step: &mut Step) {
-        if !self.has_begun() {
+        if !self.has_begun() || !self.early.is_empty() {
             return;
         }
         for retry in self
@@ -310,7 +324,9 @@ impl Leader {
             (Some(Working::Flush), None) => {
                 // Still flushing until it is verified and visible.
                 led.working = Some(Working::Flush);
-                let record = Box::new(led.record.clone());
+                let mut record = Box::new(led.record.clone());
+                // Whether it was removed here is nothing the prefix is to remember.
+                record.phase = Phase::Sealed;
                 step.effect(Effect::CompleteFlush { record });
             }
             (Some(Working::Rebuild { .. }), Some(error)) => {
