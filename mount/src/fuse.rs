@@ -39,8 +39,12 @@ pub struct MountSettings {
     pub no_passthrough: bool,
 }
 
-/// Largest write and read of the served mode, in bytes.
-const REQUEST_BYTES: u32 = 1 << 20;
+/// Longest write that the kernel hands over at once, in bytes: what it takes at most by default.
+const WRITE_BYTES_MAX: u32 = 1 << 20;
+
+/// Longest read, in bytes. The kernel cuts a longer one into requests that several threads serve at the
+/// same time; cut shorter, the cost of each shows.
+const READ_BYTES_MAX: u32 = 512 << 10;
 
 struct Kernel {
     vfs: Arc<Vfs>,
@@ -289,7 +293,7 @@ impl Filesystem for Kernel {
             (false, _) => "served by the daemon: passthrough is switched off (no_passthrough)",
         };
         self.vfs.set_data_path(offered, words);
-        let _ = config.set_max_write(REQUEST_BYTES);
+        let _ = config.set_max_write(WRITE_BYTES_MAX);
         let _ = config.set_max_background(64);
         Ok(())
     }
@@ -486,8 +490,8 @@ impl Filesystem for Kernel {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let answer = move |result: FsResult<Vec<u8>>| match result {
-            Ok(bytes) => reply.data(&bytes),
+        let answer = move |result: FsResult<&[u8]>| match result {
+            Ok(bytes) => reply.data(bytes),
             Err(error) => reply.error(errno(error)),
         };
         self.vfs.read(fh.0, offset, size as usize, answer);
@@ -766,6 +770,8 @@ impl Mounted {
             MountOption::Subtype("scrfs".into()),
             MountOption::DefaultPermissions,
         ];
+        let longest = format!("max_read={READ_BYTES_MAX}");
+        config.mount_options.push(MountOption::CUSTOM(longest));
         let options = settings.options.iter();
         config
             .mount_options

@@ -19,6 +19,7 @@ use crate::vfs::attr::{self, Attr, SetAttr};
 use nix::errno::Errno;
 use nix::sys::uio;
 use scrfs::layout::record::Phase;
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -39,6 +40,12 @@ pub struct Item {
 
 /// Bytes copied by one `copy_file_range` at most: the kernel's limit for one call.
 const COPY_BYTES_MAX: u64 = 1 << 30;
+
+thread_local! {
+    /// What a thread reads into on the way to the kernel: as long as its longest request, which the
+    /// kernel bounds. New memory for each would cost more than the reading.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 fn is_writable(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
@@ -257,31 +264,42 @@ impl Vfs {
         handle: u64,
         offset: u64,
         size: usize,
-        answer: impl FnOnce(FsResult<Vec<u8>>) + Send + 'static,
+        answer: impl FnOnce(FsResult<&[u8]>) + Send + 'static,
     ) {
         match self.handles.get(handle).as_deref() {
-            Ok(Open::Far(reader)) => self.far.read(reader, offset, size, Box::new(answer)),
-            Ok(open) => answer(Self::read_here(open, offset, size)),
+            Ok(Open::Far(reader)) => {
+                let answer = |result: FsResult<Vec<u8>>| {
+                    answer(result.as_deref().map_err(|error| *error));
+                };
+                self.far.read(reader, offset, size, Box::new(answer));
+            }
+            Ok(Open::Content(bytes)) => {
+                let start = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
+                let end = start.saturating_add(size).min(bytes.len());
+                answer(Ok(&bytes[start..end]));
+            }
+            Ok(Open::Pointer { file, .. }) => answer(Ok(&Self::read_pointer(file, offset, size))),
+            Ok(open) => BUFFER.with_borrow_mut(|buffer| {
+                answer(Self::read_here(open, offset, size, buffer));
+            }),
             Err(error) => answer(Err(*error)),
         }
     }
 
-    fn read_here(open: &Open, offset: u64, size: usize) -> FsResult<Vec<u8>> {
-        if let Open::Content(bytes) = open {
-            let start = usize::try_from(offset)
-                .unwrap_or(usize::MAX)
-                .min(bytes.len());
-            let end = start.saturating_add(size).min(bytes.len());
-            return Ok(bytes[start..end].to_vec());
-        }
-        if let Open::Pointer { file, .. } = open {
-            return Ok(Self::read_pointer(file, offset, size));
-        }
+    fn read_here<'a>(
+        open: &Open,
+        offset: u64,
+        size: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> FsResult<&'a [u8]> {
         let at = i64::try_from(offset).map_err(|_| FsError::Invalid)?;
-        let mut bytes = vec![0; size];
-        let read = uio::pread(open.file()?, &mut bytes, at)?;
-        bytes.truncate(read);
-        Ok(bytes)
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        let read = uio::pread(open.file()?, &mut buffer[..size], at)?;
+        Ok(&buffer[..read])
     }
 
     /// Writes, where the daemon serves. The handle counts as a writer, so that the gate is open.

@@ -150,6 +150,14 @@ impl World {
         .map(|(_, handle)| handle)
     }
 
+    fn read(&self, handle: u64, offset: u64, size: usize) -> Vec<u8> {
+        wait(|answer| {
+            let answer = |bytes: FsResult<&[u8]>| answer(bytes.map(<[u8]>::to_vec));
+            self.vfs.read(handle, offset, size, answer);
+        })
+        .expect("read")
+    }
+
     fn asked(&self) -> (u64, Request) {
         loop {
             match self
@@ -245,10 +253,7 @@ fn a_sealed_dataset_refuses_every_change_and_is_read() {
     let changed = wait(|answer| world.vfs.setattr(me(), file, None, wanted, answer));
     assert_eq!(changed, Err(FsError::Sealed));
     let handle = wait(|answer| world.vfs.open(me(), file, libc::O_RDONLY, answer)).expect("open");
-    assert_eq!(
-        wait(|answer| world.vfs.read(handle, 1, 100, answer)).expect("read"),
-        b"ytes"
-    );
+    assert_eq!(world.read(handle, 1, 100), b"ytes");
 }
 
 #[test]
@@ -410,7 +415,7 @@ fn programs_show_that_they_live_and_see_that_they_are_to_end() {
         let ino = world.ino(name);
         let handle = wait(|answer| world.vfs.open(me(), ino, libc::O_RDONLY, answer));
         let handle = handle.expect("open");
-        wait(|answer| world.vfs.read(handle, 0, 100, answer)).expect("read")
+        world.read(handle, 0, 100)
     };
     assert_eq!(read(".scr/should_exit"), b"0\n");
     world.vfs.signs().tell_exit(true);
@@ -450,7 +455,7 @@ fn the_control_directory_tells_states_and_is_not_writable() {
     let opened = wait(|answer| world.vfs.open(me(), file, libc::O_WRONLY, answer));
     assert_eq!(opened, Err(FsError::NotPermitted));
     let handle = wait(|answer| world.vfs.open(me(), file, libc::O_RDONLY, answer)).expect("open");
-    let text = wait(|answer| world.vfs.read(handle, 0, 1 << 20, answer)).expect("read");
+    let text = world.read(handle, 0, 1 << 20);
     let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
     assert_eq!(json["state"], "sealed");
     assert_eq!(json["current"], true);
@@ -527,10 +532,9 @@ fn a_question_is_an_opening_and_a_new_checkpoint_begins_the_count_again() {
     let ask = || {
         let opened =
             wait(|answer| world.vfs.open(me(), ino, libc::O_RDONLY, answer)).expect("open");
-        let read = |handle| wait(|answer| world.vfs.read(handle, 0, 16, answer));
-        let bytes = read(opened).expect("an answer");
+        let bytes = world.read(opened, 0, 16);
         assert_eq!(
-            read(opened).expect("again"),
+            world.read(opened, 0, 16),
             bytes,
             "of one handle it does not change"
         );
@@ -577,7 +581,7 @@ fn a_question_is_an_opening_and_a_new_checkpoint_begins_the_count_again() {
     assert_eq!(ask(), "1\n", "it is to end, and to keep its work before");
     let text = world.ino(".scr/interval");
     let text = wait(|answer| world.vfs.open(me(), text, libc::O_RDONLY, answer)).expect("open");
-    let text = wait(|answer| world.vfs.read(text, 0, 4096, answer)).expect("words");
+    let text = world.read(text, 0, 4096);
     let text = String::from_utf8(text).expect("text");
     assert!(text.starts_with("checkpoint every "), "{text}");
 }
