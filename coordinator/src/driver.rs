@@ -457,7 +457,7 @@ impl<F: Fabric> Driver<F> {
             message,
         };
         let bytes = match is_piece {
-            true => self.pieces.lend(packet.encode()),
+            true => self.pieces.lend(to, packet.encode()),
             false => Bytes::from(packet.encode()),
         };
         self.fabric.send(to, Lane::Control, bytes)?;

@@ -7,8 +7,9 @@
 //!
 //! Invariants: a daemon's request is answered exactly once. Nothing is served but what is sealed, in
 //! the words it was asked for. Bytes read for peers that the fabric has not let go of stay below
-//! [`LENT_BYTES_MAX`], but for one piece; whoever asks meanwhile waits, and costs a few words. A
-//! daemon bounds how much it asks for at once.
+//! [`LENT_BYTES_MAX`], and below [`LENT_BYTES_A_PEER`] for each, but for one piece; whoever asks
+//! meanwhile waits, and costs a few words. So nobody who asks for much holds up the others, nor what
+//! else this node has to say to that peer. A daemon bounds how much it asks for at once.
 //!
 //! What it does not do: recompute. Of a slot that nobody holds whole, or that is damaged, nothing can
 //! be read before it is rebuilt.
@@ -33,6 +34,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes read for peers at once.
 const LENT_BYTES_MAX: u64 = 16 << 20;
+
+/// Of them, for one peer: messages of a pair keep their order, so everything else waits behind these.
+const LENT_BYTES_A_PEER: u64 = 4 << 20;
 
 /// A piece, or why there is none.
 type Result<T> = std::result::Result<T, Refusal>;
@@ -98,9 +102,21 @@ pub(crate) struct Pieces {
     holders: HashMap<(DatasetId, Slot), Rank>,
     /// Peers that wait for their turn.
     queue: VecDeque<(Rank, u64, Wanted)>,
-    /// Bytes being read for peers.
+    /// Bytes being read, or still with the fabric, for each peer that ever asked.
+    busy: BTreeMap<Rank, Busy>,
+}
+
+/// What one peer keeps busy.
+#[derive(Debug, Default)]
+struct Busy {
     reading: u64,
     lent: Arc<AtomicU64>,
+}
+
+impl Busy {
+    fn bytes(&self) -> u64 {
+        self.reading + self.lent.load(Ordering::Relaxed)
+    }
 }
 
 impl Pieces {
@@ -113,8 +129,7 @@ impl Pieces {
             asked: BTreeMap::new(),
             holders: HashMap::new(),
             queue: VecDeque::new(),
-            reading: 0,
-            lent: Arc::default(),
+            busy: BTreeMap::new(),
         }
     }
 
@@ -279,10 +294,16 @@ impl Pieces {
     /// Serves those who wait, as far as the bound allows. To be called whenever the fabric may have
     /// let go of something.
     pub(crate) fn serve(&mut self, parts: &Parts, tasks: &Tasks) {
-        while self.reading + self.lent.load(Ordering::Relaxed) < LENT_BYTES_MAX
-            && let Some((from, ticket, wanted)) = self.queue.pop_front()
-        {
-            self.reading += bytes_of(&wanted);
+        while self.busy.values().map(Busy::bytes).sum::<u64>() < LENT_BYTES_MAX {
+            let may = |(from, ..): &(Rank, u64, Wanted)| {
+                let busy = self.busy.get(from).map_or(0, Busy::bytes);
+                busy < LENT_BYTES_A_PEER
+            };
+            let next = self.queue.iter().position(may);
+            let Some((from, ticket, wanted)) = next.and_then(|next| self.queue.remove(next)) else {
+                return;
+            };
+            self.busy.entry(from).or_default().reading += bytes_of(&wanted);
             read(For::Peer(from, ticket), wanted, parts, tasks);
         }
     }
@@ -302,16 +323,18 @@ impl Pieces {
         match whom {
             For::Daemon(ticket) => self.come((ticket, self.me), result, parts, tasks, todo),
             For::Peer(to, ticket) => {
-                self.reading = self.reading.saturating_sub(bytes);
+                let busy = self.busy.entry(to).or_default();
+                busy.reading = busy.reading.saturating_sub(bytes);
                 let message = Message::HavePiece { ticket, result };
                 todo.messages.push((to, message));
             }
         }
     }
 
-    /// Counts the bytes of a piece that is sent until the fabric drops them.
-    pub(crate) fn lend(&self, bytes: Vec<u8>) -> Bytes {
-        Bytes::from_owner(Loan::new(bytes.into(), &self.lent))
+    /// Counts the bytes of a piece that is sent to a peer until the fabric drops them.
+    pub(crate) fn lend(&mut self, to: Rank, bytes: Vec<u8>) -> Bytes {
+        let busy = self.busy.entry(to).or_default();
+        Bytes::from_owner(Loan::new(bytes.into(), &busy.lent))
     }
 }
 

@@ -66,6 +66,11 @@ impl Node {
         todo
     }
 
+    /// The fabric has let go of something.
+    fn serve(&mut self) {
+        self.pieces.serve(&self.parts, &self.tasks);
+    }
+
     /// Waits for what is read on another thread.
     fn read(&mut self) -> Todo {
         let Ok(Event::Read(read)) = self.events.recv_timeout(Duration::from_secs(20)) else {
@@ -322,8 +327,12 @@ fn only_the_answer_that_is_awaited_counts_and_only_of_that_length() {
 #[test]
 fn what_is_read_for_others_is_bounded_by_what_the_fabric_holds() {
     let mut world = world();
-    let lent: Vec<Bytes> = (0..16)
-        .map(|_| world.there.pieces.lend(vec![0; 1 << 20]))
+    // To four peers, none of whom has all it may.
+    let mut lent: Vec<Bytes> = (0..16)
+        .map(|piece| {
+            let to = Rank(2 + piece % 4);
+            world.there.pieces.lend(to, vec![0; 1 << 20])
+        })
         .collect();
     for ticket in 0..100 {
         let todo = world.there.want(ticket, log(1, 0, 8192));
@@ -331,11 +340,8 @@ fn what_is_read_for_others_is_bounded_by_what_the_fabric_holds() {
     }
     assert!(world.there.pieces.is_waiting());
     assert!(world.there.events.try_recv().is_err(), "nothing is read");
-    drop(lent);
-    world
-        .there
-        .pieces
-        .serve(&world.there.parts, &world.there.tasks);
+    lent.clear();
+    world.there.serve();
     for _ in 0..100 {
         let todo = world.there.read();
         assert!(matches!(
@@ -344,7 +350,41 @@ fn what_is_read_for_others_is_bounded_by_what_the_fabric_holds() {
         ));
     }
     assert!(!world.there.pieces.is_waiting());
-    assert_eq!(world.there.pieces.reading, 0);
+    assert!(
+        world
+            .there
+            .pieces
+            .busy
+            .values()
+            .all(|busy| busy.bytes() == 0)
+    );
+    drop(world.runtime);
+}
+
+#[test]
+fn who_asks_for_much_does_not_hold_up_the_others() {
+    let mut world = world();
+    // All that one peer may have is on its way to it.
+    let lent = world.there.pieces.lend(HERE, vec![0; 4 << 20]);
+    world.there.want(1, log(1, 0, 8192));
+    world.there.want(2, log(1, 0, 8192));
+    assert!(world.there.events.try_recv().is_err(), "nothing is read");
+    let other = Rank(5);
+    let (parts, tasks) = (&world.there.parts, &world.there.tasks);
+    let mut todo = Todo::default();
+    let wanted = log(1, 0, 8192);
+    world
+        .there
+        .pieces
+        .want(other, 3, wanted, parts, tasks, &mut todo);
+    let to = |todo: Todo| todo.messages.iter().map(|(to, _)| *to).collect::<Vec<_>>();
+    assert_eq!(to(world.there.read()), [other]);
+    assert!(world.there.pieces.is_waiting());
+    drop(lent);
+    world.there.serve();
+    assert_eq!(to(world.there.read()), [HERE]);
+    assert_eq!(to(world.there.read()), [HERE]);
+    assert!(!world.there.pieces.is_waiting());
     drop(world.runtime);
 }
 
