@@ -6,17 +6,20 @@
 use nix::errno::Errno;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
-use scrfs::control::{self, Command, Hello, PROTOCOL_VERSION, Role};
-use scrfs::id::{Epoch, Rank, Slot};
+use scrfs::control::{
+    self, Command, DirectoryChange, Hello, PROTOCOL_VERSION, Role, ToDaemon, Welcome,
+};
+use scrfs::id::{DatasetId, Epoch, Rank, Slot};
+use scrfs::name::RelPath;
 use scrfs_fuse_tests::coordinator::Manners;
-use scrfs_fuse_tests::mounted::Place;
+use scrfs_fuse_tests::mounted::{DATA_PATHS, Place};
 use scrfs_fuse_tests::until;
 use scrfs_mount::control::connect;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -382,4 +385,238 @@ fn nonsense_on_the_control_socket_harms_nobody() {
     fs::write(mnt.join("a.tmp/f"), b"fine").unwrap();
     fs::rename(mnt.join("a.tmp"), mnt.join("a")).unwrap();
     assert_eq!(fs::read(mnt.join("a/f")).unwrap(), b"fine");
+}
+
+/// The same, under programs that have it open.
+#[test]
+fn what_is_swapped_under_open_files_leads_nowhere() {
+    use nix::fcntl::{OFlag, openat};
+    use nix::sys::stat::Mode;
+    for path in DATA_PATHS {
+        let Some(place) = Place::on_path(64 * MIB, path) else {
+            continue;
+        };
+        let _coordinator = place.coordinator(1, Manners::default());
+        let open = place.mnt().join("a.tmp");
+        fs::create_dir_all(open.join("dir/below")).unwrap();
+        fs::write(open.join("dir/file"), b"mine").unwrap();
+        let outside = place.prefix().join("outside");
+        fs::create_dir_all(outside.join("below")).unwrap();
+        fs::write(outside.join("file"), b"theirs").unwrap();
+        let before = tree(&outside);
+        let inside = File::open(open.join("dir")).unwrap();
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(open.join("dir/file"))
+            .unwrap();
+        // The directory goes elsewhere, and a link to what is outside takes its place; and the
+        // file's.
+        let uid = nix::unistd::geteuid();
+        let job = place.cache().join(format!("scrfs.{uid}/test"));
+        let files = job.join("datasets/1/slot.0/tree");
+        let up = "../".repeat(7);
+        let moved = place.cache().join("moved");
+        fs::rename(files.join("dir"), &moved).unwrap();
+        symlink(format!("{up}prefix/outside"), files.join("dir")).unwrap();
+        fs::rename(moved.join("file"), moved.join("old")).unwrap();
+        let theirs = outside.join("file");
+        symlink(&theirs, moved.join("file")).unwrap();
+        assert_eq!(fs::read(files.join("dir/file")).unwrap(), b"theirs");
+        // Who has them open goes on with what was opened.
+        file.write_all_at(b"MORE", 4).unwrap();
+        file.set_len(6).unwrap();
+        let mut bytes = [0; 6];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"mineMO");
+        let create = OFlag::O_WRONLY | OFlag::O_CREAT;
+        let mode = Mode::from_bits_truncate(0o600);
+        for name in ["new", "below/new", "../new"] {
+            // Whatever comes of it, it is not there.
+            drop(openat(&inside, name, create, mode));
+        }
+        let cut = OFlag::O_WRONLY | OFlag::O_TRUNC;
+        let _ = openat(&inside, "below/../file", cut | OFlag::O_NOFOLLOW, mode);
+        let _ = nix::sys::stat::mkdirat(&inside, "d", mode);
+        let remove = nix::unistd::UnlinkatFlags::NoRemoveDir;
+        let _ = nix::unistd::unlinkat(&inside, "file", remove);
+        let _ = fs::remove_dir(open.join("dir/below"));
+        let _ = fs::rename(open.join("dir/below"), open.join("dir/other"));
+        assert!(tree(&outside) == before, "{}: something reached it", path.0);
+        drop(file);
+        fs::rename(&open, place.mnt().join("a")).unwrap();
+        let swapped = fs::symlink_metadata(place.mnt().join("a/dir")).unwrap();
+        assert!(swapped.file_type().is_symlink());
+        assert_eq!(
+            errno(File::open(place.mnt().join("a/dir/file"))),
+            Errno::ENOENT
+        );
+    }
+}
+
+#[test]
+fn long_frames_of_many_callers_do_not_add_up() {
+    let place = Place::new(64 * MIB);
+    place.mount(&[]);
+    let hello = Hello {
+        version: PROTOCOL_VERSION,
+        role: Role::Command,
+    };
+    let callers: Vec<UnixStream> = (0..16)
+        .map(|caller| {
+            let mut stream = connect(&place.socket()).unwrap();
+            if caller % 2 == 0 {
+                control::write_frame(&mut stream, &hello).unwrap();
+                control::read_frame::<Welcome>(&mut stream).unwrap();
+            }
+            stream
+                .set_write_timeout(Some(Duration::from_secs(10)))
+                .unwrap();
+            // It may hang up on this.
+            let _ = stream.write_all(&(60_u32 << 20).to_le_bytes());
+            let piece = vec![0; 1 << 20];
+            let _ = (0..30).try_for_each(|_| stream.write_all(&piece));
+            stream
+        })
+        .collect();
+    assert!(memory(&place) < DAEMON_BYTES_MAX, "{}", memory(&place));
+    assert!(place.status()["mountpoint"].is_string());
+    drop(callers);
+}
+
+/// Messages of a coordinator that no sane one would send.
+fn nonsense(random: &mut StdRng) -> Vec<u8> {
+    let path = RelPath::new(b"zz/zz").unwrap();
+    let (dataset, sequence) = (DatasetId(random.random_range(0..4)), 1);
+    let change = match random.random_range(0..4) {
+        0 => DirectoryChange::Make {
+            path: path.clone(),
+            mode: random.random(),
+            uid: random.random(),
+            gid: random.random(),
+        },
+        1 => DirectoryChange::Remove { path: path.clone() },
+        2 => DirectoryChange::Rename {
+            from: path.clone(),
+            to: path.clone(),
+        },
+        _ => DirectoryChange::Rename {
+            from: path.clone(),
+            to: RelPath::new(b"zz/zz/a").unwrap(),
+        },
+    };
+    let message = match random.random_range(0..9) {
+        0 => ToDaemon::Reply {
+            request: random.random(),
+            result: Ok(()),
+        },
+        1 => ToDaemon::Piece {
+            request: random.random_range(0..9),
+            result: Ok(vec![7; 1 << 20].into()),
+        },
+        2 => ToDaemon::Freeze {
+            sequence,
+            dataset,
+            generation: random.random(),
+        },
+        3 => ToDaemon::Quiesce {
+            dataset,
+            settle_ms: random.random(),
+        },
+        4 => ToDaemon::Thaw { dataset },
+        5 => ToDaemon::Ready {
+            restart: Some(DatasetId(random.random())),
+        },
+        6 => ToDaemon::Nodes(Vec::new()),
+        _ => ToDaemon::Change {
+            sequence,
+            dataset,
+            change,
+        },
+    };
+    let mut bytes = Vec::new();
+    control::write_frame(&mut bytes, &message).unwrap();
+    // Paths that cannot be said by ours.
+    let hostile: [&[u8; 5]; 7] = [
+        b"../zz", b"zz/..", b"/zzzz", b"zz//z", b"z\0/zz", b"./zzz", b"zz/zz",
+    ];
+    let with = hostile[random.random_range(0..hostile.len())];
+    let places = (4..bytes.len().saturating_sub(4)).collect::<Vec<_>>();
+    for at in places {
+        if bytes.get(at..at + 5) == Some(&b"zz/zz"[..]) {
+            bytes[at..at + 5].copy_from_slice(with);
+        }
+    }
+    if random.random_bool(0.5) && bytes.len() < 1000 {
+        let at = random.random_range(4..bytes.len());
+        bytes[at] ^= 1 << random.random_range(0..8);
+    }
+    bytes
+}
+
+#[test]
+fn a_coordinator_that_talks_nonsense_harms_nobody() {
+    let seed = std::env::var("SCRFS_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(rand::random);
+    println!("SCRFS_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let place = Place::new(64 * MIB);
+    place.mount(&[]);
+    let coordinator = place.coordinator(1, Manners::default());
+    let mnt = place.mnt();
+    for name in ["a.tmp", "b.tmp"] {
+        fs::create_dir(mnt.join(name)).unwrap();
+        fs::write(mnt.join(name).join("f"), b"fine").unwrap();
+    }
+    fs::rename(mnt.join("a.tmp"), mnt.join("a")).unwrap();
+    drop(coordinator);
+    let uid = nix::unistd::geteuid();
+    let job = place.cache().join(format!("scrfs.{uid}/test"));
+    let names = |dir: &Path| {
+        let listed = fs::read_dir(dir).unwrap();
+        let mut names: Vec<_> = listed.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let around = [place.cache(), job.clone(), job.join("datasets/1/slot.0")];
+    let before = around.each_ref().map(|dir| names(dir));
+    for epoch in 2..200 {
+        let mut stream = connect(&place.socket()).unwrap();
+        let role = Role::Coordinator {
+            epoch: Epoch(epoch),
+            rank: Rank(random.random()),
+            size: random.random(),
+            slot: Slot(0),
+            pid: random.random(),
+        };
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            role,
+        };
+        control::write_frame(&mut stream, &hello).unwrap();
+        let welcome = control::read_frame::<Welcome>(&mut stream).unwrap();
+        assert!(matches!(welcome, Some(Welcome::Accepted { .. })));
+        for _ in 0..random.random_range(1..20) {
+            // It hangs up on what it does not understand.
+            if stream.write_all(&nonsense(&mut random)).is_err() {
+                break;
+            }
+        }
+        // What it had to say is read before the next one comes.
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let timeout = Some(Duration::from_secs(10));
+        stream.set_read_timeout(timeout).unwrap();
+        let _ = io::copy(&mut stream, &mut io::sink());
+    }
+    assert!(memory(&place) < DAEMON_BYTES_MAX, "{}", memory(&place));
+    assert!(around.each_ref().map(|dir| names(dir)) == before);
+    let _coordinator = place.coordinator(1 << 40, Manners::default());
+    assert_eq!(fs::read(mnt.join("a/f")).unwrap(), b"fine");
+    assert_eq!(fs::read(mnt.join("b.tmp/f")).unwrap(), b"fine");
+    fs::create_dir(mnt.join("c.tmp")).unwrap();
+    fs::write(mnt.join("c.tmp/f"), b"fine").unwrap();
+    fs::rename(mnt.join("c.tmp"), mnt.join("c")).unwrap();
+    assert_eq!(fs::read(mnt.join("c/f")).unwrap(), b"fine");
 }

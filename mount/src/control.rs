@@ -18,7 +18,7 @@ use scrfs::control::{
 use scrfs::id::{DatasetId, Epoch};
 use scrfs::layout::record::Phase;
 use scrfs::name::Name;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 
 /// How long a caller may take to introduce itself.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest frame of anybody but the one coordinator: of callers there may be many.
+const CALLER_FRAME_BYTES_MAX: u64 = 64 << 10;
 /// Longest path a unix socket address holds, without its NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -249,7 +251,7 @@ impl Server {
             )));
         }
         stream.set_read_timeout(Some(HELLO_PATIENCE))?;
-        let Some(hello) = read_frame::<Hello>(&mut stream)? else {
+        let Some(hello) = read_frame::<Hello>(&mut (&stream).take(CALLER_FRAME_BYTES_MAX))? else {
             return Ok(());
         };
         stream.set_read_timeout(None)?;
@@ -263,10 +265,13 @@ impl Server {
         match hello.role {
             Role::Command => {
                 write_frame(&mut stream, &self.welcome())?;
-                while let Some(command) = read_frame::<Command>(&mut stream)? {
+                loop {
+                    let mut frame = (&stream).take(CALLER_FRAME_BYTES_MAX);
+                    let Some(command) = read_frame::<Command>(&mut frame)? else {
+                        return Ok(());
+                    };
                     write_frame(&mut stream, &self.answer(command))?;
                 }
-                Ok(())
             }
             Role::Coordinator {
                 epoch,
