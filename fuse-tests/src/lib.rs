@@ -1,5 +1,6 @@
 //! Tests of the mounted filesystem from outside: real mounts, real programs' system calls.
 //!
+//! - [`process`] processes that do single system calls, to each other
 //! - [`ranks`] processes that act as the ranks of a program
 //! - [`tools`] programs that others wrote to try filesystems
 //! - [`mounted`] a mount of its own for each test, taken down whatever happens
@@ -12,6 +13,7 @@
 pub mod coordinator;
 pub mod elsewhere;
 pub mod mounted;
+pub mod process;
 pub mod ranks;
 pub mod tools;
 
