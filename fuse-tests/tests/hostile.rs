@@ -526,6 +526,7 @@ fn nonsense(random: &mut StdRng) -> Vec<u8> {
         4 => ToDaemon::Thaw { dataset },
         5 => ToDaemon::Ready {
             restart: Some(DatasetId(random.random())),
+            new_run: random.random(),
         },
         6 => ToDaemon::Nodes(Vec::new()),
         _ => ToDaemon::Change {
