@@ -131,24 +131,17 @@ pub struct RedundancyConfig {
     pub chunk_bytes: u64,
 }
 
-/// `[[checkpoint]]`: other redundancy for every so many-th checkpoint.
+/// `[[checkpoint]]`: another redundancy or store for every so many-th checkpoint, or for output.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CheckpointConfig {
-    /// It applies to checkpoints whose number this divides; at least 1.
+    /// It applies to checkpoints whose number this divides; 0 to none.
     pub interval: u64,
+    /// It applies to output, whatever its number; of one at most.
+    pub output: bool,
     /// What they get; unset keys are those of `[redundancy]`.
     pub redundancy: RedundancyConfig,
-    /// Where they are cached: the path of one of `Config::store`.
-    pub store: PathBuf,
-}
-
-/// What one checkpoint gets.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Descriptor<'a> {
-    /// Its redundancy.
-    pub redundancy: &'a RedundancyConfig,
-    /// The index of its store in `Config::store`.
-    pub store_index: usize,
+    /// Where they are cached: the path of one of `Config::store`; `None`: wherever there is room.
+    pub store: Option<PathBuf>,
 }
 
 /// `[commit]`.
@@ -353,32 +346,39 @@ impl Config {
         load::user_file(option, prefix, env)
     }
 
-    /// The redundancy and the store of checkpoint `checkpoint_number`: the `[[checkpoint]]` with
-    /// the largest interval that divides it, the first of equals; else `[redundancy]` on the
-    /// first store.
-    #[must_use]
-    pub fn scheme_for(&self, checkpoint_number: u64) -> Descriptor<'_> {
+    /// The rule for a dataset: that for output, where there is one and it is output; else the
+    /// `[[checkpoint]]` with the largest interval that divides its number, the first of equals.
+    fn rule_for(&self, class: Class, checkpoint: Option<u64>) -> Option<&CheckpointConfig> {
+        let for_output = self
+            .checkpoint
+            .iter()
+            .find(|rule| rule.output && class.is_output());
+        if for_output.is_some() {
+            return for_output;
+        }
+        let number = checkpoint.filter(|_| class.is_checkpoint())?;
         let mut best: Option<&CheckpointConfig> = None;
         for rule in &self.checkpoint {
-            let applies = checkpoint_number.checked_rem(rule.interval) == Some(0);
+            let applies = number.checked_rem(rule.interval) == Some(0);
             if applies && best.is_none_or(|best| rule.interval > best.interval) {
                 best = Some(rule);
             }
         }
-        match best {
-            Some(rule) => Descriptor {
-                redundancy: &rule.redundancy,
-                store_index: self
-                    .store
-                    .iter()
-                    .position(|s| s.path == rule.store)
-                    .unwrap_or(0),
-            },
-            None => Descriptor {
-                redundancy: &self.redundancy,
-                store_index: 0,
-            },
-        }
+        best
+    }
+
+    /// The redundancy of a dataset of that class and checkpoint number, if it has one.
+    #[must_use]
+    pub fn redundancy_for(&self, class: Class, checkpoint: Option<u64>) -> &RedundancyConfig {
+        self.rule_for(class, checkpoint)
+            .map_or(&self.redundancy, |rule| &rule.redundancy)
+    }
+
+    /// The store, as an index of `Config::store`, that a rule names for such a dataset.
+    #[must_use]
+    pub fn store_for(&self, class: Class, checkpoint: Option<u64>) -> Option<usize> {
+        let path = self.rule_for(class, checkpoint)?.store.as_ref()?;
+        self.store.iter().position(|store| store.path == *path)
     }
 
     /// The class of the dataset `name`: that of the first rule that matches, else checkpoint.

@@ -65,8 +65,9 @@ pub(super) const KEYS: [Key; 31] = [
 ];
 
 /// Keys of `[[checkpoint]]`, files only.
-const CHECKPOINT_KEYS: [&str; 6] = [
+const CHECKPOINT_KEYS: [&str; 7] = [
     "checkpoint.interval",
+    "checkpoint.output",
     "checkpoint.scheme",
     "checkpoint.store",
     "checkpoint.set_size",

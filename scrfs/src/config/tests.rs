@@ -157,10 +157,12 @@ fn the_example_of_the_interface_is_valid() {
         .map(|store| store.path.as_path())
         .collect();
     assert_eq!(paths, [Path::new("/dev/shm"), Path::new("/ssd")]);
-    assert_eq!(config.scheme_for(9).redundancy.scheme, Scheme::Xor);
-    let tenth = config.scheme_for(20);
-    assert_eq!(tenth.redundancy.scheme, Scheme::ReedSolomon { parities: 2 });
-    assert_eq!((tenth.store_index, tenth.redundancy.set_size), (1, 8));
+    let of = |number| config.redundancy_for(Class::Checkpoint, Some(number));
+    let place = |number| config.store_for(Class::Checkpoint, Some(number));
+    assert_eq!((of(9).scheme, place(9)), (Scheme::Xor, None));
+    let tenth = of(20);
+    assert_eq!(tenth.scheme, Scheme::ReedSolomon { parities: 2 });
+    assert_eq!((place(20), tenth.set_size), (Some(1), 8));
     assert_eq!(config.class_of(b"out.7"), Class::Output);
     assert_eq!(config.class_of(b"ckpt.7"), Class::Checkpoint);
     assert_eq!(
@@ -375,11 +377,47 @@ fn the_largest_interval_that_divides_wins() {
          [[checkpoint]]\ninterval = 6\nscheme = 'rs'\nfailures = 3\nset_size = 4\n\
          [[checkpoint]]\ninterval = 6\nscheme = 'single'",
     );
-    let scheme = |number| config.scheme_for(number).redundancy.scheme;
+    let of = |number| config.redundancy_for(Class::Checkpoint, Some(number));
+    let scheme = |number| of(number).scheme;
     assert_eq!(scheme(1), Scheme::Xor);
     assert_eq!(scheme(4), Scheme::Partner { copies: 1 });
     assert_eq!(scheme(12), Scheme::ReedSolomon { parities: 3 });
-    assert_eq!(config.scheme_for(6).redundancy.set_size, 4);
+    assert_eq!(of(6).set_size, 4);
+}
+
+#[test]
+fn one_descriptor_may_be_kept_for_output() {
+    let text = "[[store]]\npath = '/a'\n[[store]]\npath = '/b'\n\
+         [[checkpoint]]\noutput = true\nscheme = 'single'\nstore = '/b'\n\
+         [[checkpoint]]\ninterval = 3\nscheme = 'partner'\nfailures = 1\nstore = '/a'";
+    let reserved = config(text);
+    let of = |class, number| {
+        let scheme = reserved.redundancy_for(class, number).scheme;
+        (scheme, reserved.store_for(class, number))
+    };
+    assert_eq!(of(Class::Output, None), (Scheme::Single, Some(1)));
+    // What is both is output first, whatever its number.
+    assert_eq!(of(Class::Both, Some(3)), (Scheme::Single, Some(1)));
+    let partner = Scheme::Partner { copies: 1 };
+    assert_eq!(of(Class::Checkpoint, Some(3)), (partner, Some(0)));
+    assert_eq!(of(Class::Checkpoint, Some(4)), (Scheme::Xor, None));
+    // With an interval it is for checkpoints, too.
+    let both = config(&text.replace("output = true", "output = true\ninterval = 2"));
+    let scheme = |number| both.redundancy_for(Class::Checkpoint, Some(number)).scheme;
+    assert_eq!(
+        (scheme(4), scheme(3), scheme(5)),
+        (Scheme::Single, partner, Scheme::Xor)
+    );
+    // Without one for it, output has what is left.
+    let none = config("[[checkpoint]]\ninterval = 1\nscheme = 'single'");
+    assert_eq!(none.redundancy_for(Class::Output, None).scheme, Scheme::Xor);
+    assert_eq!(
+        none.redundancy_for(Class::Both, Some(1)).scheme,
+        Scheme::Single
+    );
+    let twice = error(&text.replace("interval = 3", "output = 'yes'"));
+    assert!(twice.contains("one [[checkpoint]] only"), "{twice}");
+    assert!(error("[[checkpoint]]\noutput = 'perhaps'").contains("checkpoint.output"));
 }
 
 #[test]
@@ -677,10 +715,8 @@ fn invariant_config_is_consistent((config, known): &(Config, Provenance)) {
             .all(|s| s.count > 0 && (s.path.is_absolute() || s.is_private_tmpfs()))
     );
     for number in 0..20 {
-        let Descriptor {
-            redundancy,
-            store_index,
-        } = config.scheme_for(number);
+        let redundancy = config.redundancy_for(Class::Both, Some(number));
+        let store_index = config.store_for(Class::Both, Some(number)).unwrap_or(0);
         assert!(redundancy.set_size > redundancy.scheme.tolerates() && redundancy.set_size > 1);
         assert!(store_index < config.store.len());
         assert!(redundancy.group == "node" || config.groups.contains_key(&redundancy.group));

@@ -147,8 +147,21 @@ impl Loader<'_> {
             .collect();
         let mut checkpoints = Vec::new();
         for (index, table) in all.iter().enumerate() {
+            let no = Some(Raw::Bool(false));
+            let output = from_table(table, "checkpoint.output", no, value::flag)?.value;
             let one = Some(Raw::Integer(1));
-            let interval = from_table(table, "checkpoint.interval", one, value::interval)?;
+            let interval = from_table(table, "checkpoint.interval", one, value::interval)?.value;
+            // Reserved: without a word of checkpoints it is for none of them.
+            let is_reserved = output && !table.settings.contains_key("checkpoint.interval");
+            let interval = if is_reserved { 0 } else { interval };
+            if output
+                && checkpoints
+                    .iter()
+                    .any(|known: &CheckpointConfig| known.output)
+            {
+                let setting = from_table(table, "checkpoint.output", None, value::flag)?.setting;
+                return Err(setting.bad("checkpoint.output", "true for one [[checkpoint]] only"));
+            }
             let own = Chosen {
                 section: "checkpoint.",
                 scheme: inherit(table, "checkpoint.scheme", &chosen.scheme, value::scheme)?,
@@ -180,25 +193,30 @@ impl Loader<'_> {
                     if !stores.iter().any(|known| known.path == path) {
                         self.add_store(stores, path.clone(), setting, None)?;
                     }
-                    path
+                    Some(path)
                 }
-                None => stores
-                    .first()
-                    .map(|store| store.path.clone())
-                    .unwrap_or_default(),
+                None => None,
             };
+            let every = match (interval, output) {
+                (0, _) => "output".to_owned(),
+                (interval, false) => format!("every {interval}"),
+                (interval, true) => format!("every {interval} and output"),
+            };
+            let place = store.as_ref().map_or_else(
+                || "where there is room".to_owned(),
+                |path| format!("on {}", path.display()),
+            );
             let value = format!(
-                "{} of set_size {}, failures {}, group {}, every {} on {}",
+                "{} of set_size {}, failures {}, group {}, {every} {place}",
                 redundancy.scheme,
                 redundancy.set_size,
                 redundancy.scheme.tolerates(),
                 redundancy.group,
-                interval.value,
-                store.display()
             );
             self.note(format!("checkpoint[{index}]"), value, &table.origin);
             checkpoints.push(CheckpointConfig {
-                interval: interval.value,
+                interval,
+                output,
                 redundancy,
                 store,
             });

@@ -15,7 +15,7 @@
 //! on at least one node, and frozen, durable votes on all: the next epoch rolls it forward.
 
 use super::{Asker, Leader, Led, Purpose};
-use crate::config::CommitWait;
+use crate::config::{Class, CommitWait};
 use crate::control::{Level, Refusal};
 use crate::id::{DatasetId, Rank, Slot};
 use crate::layout::record::{PartSummary, Phase, Seal, UNIT_BYTES};
@@ -259,7 +259,7 @@ impl Leader {
         } = proposal;
         let class = self.config.class_of(to.as_bytes());
         let checkpoint = class.is_checkpoint().then(|| self.last_checkpoint + 1);
-        let (seal, warning) = self.seal(checkpoint, votes.into_values().collect());
+        let (seal, warning) = self.seal((class, checkpoint), votes.into_values().collect());
         self.last_checkpoint = checkpoint.unwrap_or(self.last_checkpoint);
         let replaced: Vec<DatasetId> = self
             .datasets
@@ -306,7 +306,11 @@ impl Leader {
         }
     }
 
-    fn seal(&self, checkpoint: Option<u64>, parts: Vec<PartSummary>) -> (Seal, Option<String>) {
+    fn seal(
+        &self,
+        (class, checkpoint): (Class, Option<u64>),
+        parts: Vec<PartSummary>,
+    ) -> (Seal, Option<String>) {
         let groups: Vec<&str> = self
             .ranks()
             .map(|rank| {
@@ -315,10 +319,7 @@ impl Leader {
                     .map_or("", |hello| hello.group.as_str())
             })
             .collect();
-        let redundancy = match checkpoint {
-            Some(number) => self.config.scheme_for(number).redundancy,
-            None => &self.config.redundancy,
-        };
+        let redundancy = self.config.redundancy_for(class, checkpoint);
         let chunk_bytes = redundancy.chunk_bytes;
         let mut seal = Seal {
             epoch: self.epoch,
