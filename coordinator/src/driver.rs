@@ -12,8 +12,11 @@ use crate::effects;
 use crate::inventory;
 use crate::journal::{Journal, Places};
 use crate::link::{Link, NodeFacts};
+use crate::moves::{Copied, Moves};
+use crate::part::report;
 use crate::parts::Parts;
 use crate::pieces::{Pieces, Read, Todo, Wanted};
+use crate::placing::Placing;
 use crate::prefix::Prefix;
 use crate::transfer::{Engine, Limits};
 use crate::works::{Context as WorkContext, TaskEnd, Works};
@@ -24,15 +27,16 @@ use scrfs::control::{FromDaemon, Role, ToDaemon};
 use scrfs::fabric::{Envelope, Fabric, Lane, Waker};
 use scrfs::id::{Epoch, Rank, Slot};
 use scrfs::layout::path::CachePaths;
-use scrfs::layout::record::UnixMillis;
+use scrfs::layout::record::{DatasetRecord, UnixMillis};
 use scrfs::protocol::Now;
 use scrfs::protocol::member::LEADER;
-use scrfs::protocol::message::{Inventory, Message, Packet, PrefixView};
+use scrfs::protocol::message::{Inventory, Message, Order, Packet, PrefixView};
 use scrfs::protocol::node::{Node, Start};
 use scrfs::protocol::step::{Effect, Outcome, Step, Write};
 use scrfs::store::StoreError;
 use scrfs::store::posix::PosixStore;
-use std::path::{Path, PathBuf};
+use scrfs::stores::Stores;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -50,6 +54,10 @@ pub(crate) enum Event {
     Task(TaskEnd),
     /// A piece of a sealed dataset was read.
     Read(Read),
+    /// A dataset was copied to another store.
+    Copied(Copied),
+    /// What was moved away is gone.
+    Swept,
 }
 
 /// How this coordinator is started.
@@ -122,13 +130,15 @@ pub struct Driver<F: Fabric> {
     engine: Engine,
     parts: Parts,
     works: Works,
+    moves: Moves,
+    placing: Placing,
     pieces: Pieces,
     /// Recovery has ended here.
     is_ready: bool,
     tasks: Tasks,
     events: Receiver<Event>,
     store: PosixStore,
-    paths: CachePaths,
+    stores: Stores,
     prefix: Option<Arc<Prefix>>,
     /// Of rank 0; others write nothing.
     journal: Journal,
@@ -144,9 +154,14 @@ impl<F: Fabric> Driver<F> {
     /// Connects to the daemon, takes the inventory, and greets the leader.
     pub fn start(fabric: F, options: &Options, runtime: &tokio::runtime::Handle) -> Result<Self> {
         let (me, size) = (fabric.me(), fabric.size());
-        let cache = options.socket.parent().unwrap_or(Path::new("/"));
-        let paths = CachePaths::at(cache);
-        let last = inventory::last_epoch(&paths).context("cannot read the epoch record")?;
+        let NodeFacts {
+            node,
+            stores,
+            config,
+        } = Link::ask_facts(&options.socket)?;
+        let last = stores
+            .last_epoch()
+            .context("cannot read the epoch record; remove the cache if it is damaged")?;
         let epoch = options.epoch.unwrap_or(Epoch(last.0 + 1));
         if epoch <= last {
             bail!("this is {epoch}, but {last} has already begun on this node");
@@ -159,19 +174,13 @@ impl<F: Fabric> Driver<F> {
             slot: Slot(me.0),
             pid,
         };
-        let (link, facts) = Link::open(&options.socket, role)?;
-        let NodeFacts {
-            node,
-            cache,
-            config,
-        } = facts;
-        let paths = CachePaths::at(&cache);
+        let link = Link::open(&options.socket, role)?;
         let config: Config =
             serde_json::from_str(&config).context("the daemon's configuration does not parse")?;
         let config = Arc::new(config);
-        let store = PosixStore::with_reserve(&paths.reserve());
+        let store = PosixStore::with_reserves(stores.iter().map(CachePaths::reserve));
         let group = config.failure_group(&config.redundancy.group, &node)?;
-        let inventory = inventory::take(&paths, node, group)?;
+        let inventory = inventory::take(&stores, node, group)?;
         let (prefix, view) = open_prefix(&config, (me, epoch), &inventory);
         let paths_of_prefix = prefix.as_ref().map(|prefix| prefix.paths().clone());
         let places = match me {
@@ -182,10 +191,16 @@ impl<F: Fabric> Driver<F> {
         let (sender, events) = channel();
         link.listen(sender.clone(), fabric.waker())?;
         let tasks = Tasks::new(runtime.clone(), sender, fabric.waker());
-        let mut parts = Parts::new(me, paths.clone());
+        let mut parts = Parts::new(me, stores.home().clone());
         for entry in &inventory.datasets {
             parts.learn(&entry.record);
         }
+        let placing = Placing::new(
+            options.socket.clone(),
+            Arc::clone(&config),
+            stores.clone(),
+            &inventory.epoch,
+        );
         let start = Start {
             epoch,
             me,
@@ -202,12 +217,14 @@ impl<F: Fabric> Driver<F> {
             engine: Engine::new(me, LIMITS),
             parts,
             works: Works::new(me),
+            moves: Moves::default(),
+            placing,
             pieces: Pieces::new(me, size),
             is_ready: false,
             tasks,
             events,
             store,
-            paths,
+            stores,
             prefix,
             journal,
             config,
@@ -247,6 +264,7 @@ impl<F: Fabric> Driver<F> {
                 self.next_tick = Instant::now() + self.to_next_tick();
                 self.engine.tick(Instant::now());
                 self.mention_works();
+                self.moves.sweep(&self.tasks);
             }
         }
     }
@@ -320,6 +338,23 @@ impl<F: Fabric> Driver<F> {
             Event::Read(read) => {
                 self.with_pieces(|pieces, parts, tasks, todo| pieces.read(read, parts, tasks, todo))
             }
+            Event::Daemon(FromDaemon::Move { dataset, to }) => {
+                if self.is_ready && !self.works.is_busy_with(dataset) {
+                    let to = usize::try_from(to).unwrap_or(usize::MAX);
+                    let (parts, stores) = (&self.parts, &self.stores);
+                    self.moves.begin((dataset, to), parts, stores, &self.tasks);
+                }
+                Ok(())
+            }
+            Event::Copied(copied) => {
+                let dataset = copied.dataset;
+                let (parts, stores) = (&mut self.parts, &self.stores);
+                match self.moves.copied(copied, parts, stores, &self.store) {
+                    true => self.link.tell(&ToDaemon::Moved { dataset }),
+                    false => Ok(()),
+                }
+            }
+            Event::Swept => Ok(()),
             Event::Daemon(word) => {
                 let step = self.node.handle_daemon(word);
                 self.carry_out(step)
@@ -363,6 +398,9 @@ impl<F: Fabric> Driver<F> {
             | Message::Kept { .. }
             | Message::WantMetadata { .. }
             | Message::HaveMetadata { .. }) => {
+                if let Message::Keep(metadata) = &message {
+                    self.moves.disturb(metadata.dataset);
+                }
                 self.with_works(|works, context| works.peer_says(from, message, context))
             }
             Message::WantPiece {
@@ -466,7 +504,8 @@ impl<F: Fabric> Driver<F> {
 
     /// Puts the records of a step down, then does what it says.
     fn carry_out(&mut self, step: Step) -> Result<()> {
-        let (store, paths, parts) = (&self.store, &self.paths, &mut self.parts);
+        let (store, stores, parts) = (&self.store, &self.stores, &mut self.parts);
+        let placing = &mut self.placing;
         let (journal, now) = (&mut self.journal, wall_clock());
         let effects = step
             .persisted_by(|write| {
@@ -475,7 +514,8 @@ impl<F: Fabric> Driver<F> {
                     Write::Forget(dataset) => parts.record(*dataset).cloned(),
                     Write::Pointers(_) | Write::Epoch(_) => None,
                 };
-                effects::put(store, paths, parts, write)?;
+                placing.before(write)?;
+                effects::put(store, stores, parts, write)?;
                 match (write, before) {
                     (Write::Dataset(record), before) => {
                         journal.changed(before.as_ref(), record, now);
@@ -492,6 +532,33 @@ impl<F: Fabric> Driver<F> {
         Ok(())
     }
 
+    /// Before work on a dataset begins here: no copy of it is made, and what comes back has its place.
+    fn make_way(&mut self, order: &Order) {
+        let me = self.fabric.me();
+        let place = |record: &DatasetRecord, parts: &[(Slot, Rank)]| {
+            let placed = self
+                .placing
+                .before_restore(record, parts.iter().copied(), me);
+            if let Err(error) = placed {
+                report("what is brought back stays where its record is", &error);
+            }
+        };
+        match order {
+            Order::Encode { dataset, .. } => self.moves.disturb(*dataset),
+            Order::Rebuild { dataset, lost, .. } => {
+                self.moves.disturb(*dataset);
+                if let Some(record) = self.parts.record(*dataset) {
+                    place(record, lost);
+                }
+            }
+            Order::Fetch { record, holders } => {
+                self.moves.disturb(record.id);
+                place(record, holders);
+            }
+            _ => {}
+        }
+    }
+
     fn run_effect(&mut self, effect: Effect) -> Result<()> {
         match effect {
             Effect::Send { to, message } => self.send(to, message),
@@ -501,14 +568,14 @@ impl<F: Fabric> Driver<F> {
             }
             Effect::MakePart { ticket, record } => {
                 let slot = Slot(self.fabric.me().0);
-                let result = effects::make_part(&self.paths, &record, slot);
+                let result = effects::make_part(self.stores.home(), &record, slot);
                 self.outcome(Outcome::Worked { ticket, result })
             }
             Effect::Scan {
                 dataset,
                 generation,
             } => {
-                let (paths, epoch) = (self.paths.clone(), self.epoch);
+                let (paths, epoch) = (self.stores.home().clone(), self.epoch);
                 let store = self.store.clone();
                 let slot = Slot(self.fabric.me().0);
                 self.tasks.spawn(move |_| {
@@ -522,6 +589,7 @@ impl<F: Fabric> Driver<F> {
                 Ok(())
             }
             Effect::Work { ticket, order } => {
+                self.make_way(&order);
                 self.with_works(|works, context| works.begin(ticket, order, context))
             }
             Effect::WritePointers { due } => {
@@ -550,8 +618,9 @@ impl<F: Fabric> Driver<F> {
                 Ok(())
             }
             Effect::DropData { dataset, slots } => {
+                self.moves.disturb(dataset);
                 self.parts.forget(dataset, &slots);
-                match effects::set_aside(&self.paths, dataset, &slots) {
+                match effects::set_aside(&self.stores, dataset, &slots) {
                     Ok(aside) => self.tasks.spawn(move |_| {
                         effects::remove_aside(&aside);
                         Event::Outcome(Outcome::Worked {
@@ -561,7 +630,7 @@ impl<F: Fabric> Driver<F> {
                     }),
                     Err(error) => tracing::error!(%dataset, %error, "cannot free its space"),
                 }
-                self.store.refill_reserve();
+                self.store.refill_reserves();
                 Ok(())
             }
         }

@@ -17,6 +17,7 @@ use scrfs::protocol::message::{Failure, PrefixView};
 use scrfs::protocol::step::Write;
 use scrfs::store::posix::{PosixStore, sync_directory};
 use scrfs::store::{Store, StoreError};
+use scrfs::stores::Stores;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -26,10 +27,11 @@ use std::path::{Path, PathBuf};
 /// Puts one record down.
 pub(crate) fn put(
     store: &PosixStore,
-    paths: &CachePaths,
+    stores: &Stores,
     parts: &mut Parts,
     write: &Write,
 ) -> Result<(), StoreError> {
+    let paths = stores.home();
     match write {
         Write::Dataset(record) => {
             store.put(&paths.record(record.id), &seal(Kind::Dataset, record))?;
@@ -40,7 +42,7 @@ pub(crate) fn put(
             store.put(&paths.pointers(), &seal(Kind::Pointers, pointers.as_ref()))
         }
         Write::Forget(dataset) => store.remove(&paths.record(*dataset)),
-        Write::Epoch(record) => store.put(&paths.epoch(), &seal(Kind::Epoch, record)),
+        Write::Epoch(record) => stores.put_epoch(store, record),
     }
 }
 
@@ -206,11 +208,12 @@ fn choose_as_configured(prefix: &Prefix, config: &Config, epoch: Epoch) -> Resul
 
 /// Renames the files of a dataset out of the way, so that they can be removed at leisure.
 pub(crate) fn set_aside(
-    paths: &CachePaths,
+    stores: &Stores,
     dataset: DatasetId,
     slots: &[Slot],
 ) -> Result<PathBuf, StoreError> {
-    let root = paths.trash();
+    let paths = stores.home();
+    let root = stores.trash_of(dataset);
     fs::create_dir_all(&root).map_err(StoreError::of("make", &root))?;
     let mut aside = root.clone();
     for number in 0u64.. {
@@ -233,9 +236,8 @@ pub(crate) fn set_aside(
             fs::rename(&from, aside.join(&name)).map_err(StoreError::of("rename", &from))?;
         }
     }
-    if !paths.record(dataset).exists() && directory.exists() {
-        let to = aside.join("dataset");
-        fs::rename(&directory, &to).map_err(StoreError::of("rename", &directory))?;
+    if !paths.record(dataset).exists() {
+        stores.set_aside(dataset, &aside.join("dataset"))?;
     }
     Ok(aside)
 }
@@ -248,9 +250,10 @@ pub(crate) fn remove_aside(aside: &Path) {
 }
 
 /// Removes what an earlier epoch set aside.
-pub(crate) fn clean_aside(paths: &CachePaths) {
-    let root = paths.trash();
-    if root.exists() {
-        remove_aside(&root);
+pub(crate) fn clean_aside(stores: &Stores) {
+    for root in stores.iter().map(CachePaths::trash) {
+        if root.exists() {
+            remove_aside(&root);
+        }
     }
 }

@@ -9,11 +9,13 @@ mod inventory;
 pub mod job;
 mod journal;
 mod link;
+mod moves;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod part;
 mod parts;
 mod pieces;
+mod placing;
 pub mod prefix;
 pub mod track;
 pub mod transfer;

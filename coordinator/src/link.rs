@@ -7,9 +7,12 @@
 use crate::driver::Event;
 use anyhow::{Context, Result, bail};
 use scrfs::control::{
-    FromDaemon, Hello, PROTOCOL_VERSION, Role, ToDaemon, Welcome, read_frame, write_frame,
+    Answer, Command, FromDaemon, Hello, PROTOCOL_VERSION, Role, Room, ToDaemon, Welcome,
+    read_frame, write_frame,
 };
 use scrfs::fabric::Waker;
+use scrfs::layout::path::CachePaths;
+use scrfs::stores::Stores;
 use std::io::BufReader;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -18,6 +21,9 @@ use std::time::Duration;
 
 /// How long the daemon may leave a frame unread.
 const WRITE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long it may take to say what room there is: programs wait.
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The open line.
 #[derive(Debug)]
@@ -30,15 +36,40 @@ pub(crate) struct Link {
 pub(crate) struct NodeFacts {
     /// Its name.
     pub(crate) node: String,
-    /// The job's cache directory.
-    pub(crate) cache: std::path::PathBuf,
+    /// The job's cache directories, of the first store and of the further ones.
+    pub(crate) stores: Stores,
     /// The effective configuration, as JSON.
     pub(crate) config: String,
 }
 
 impl Link {
     /// Calls the daemon at `socket` and introduces this coordinator.
-    pub(crate) fn open(socket: &Path, role: Role) -> Result<(Self, NodeFacts)> {
+    pub(crate) fn open(socket: &Path, role: Role) -> Result<Self> {
+        Self::greet(socket, role).map(|(link, _)| link)
+    }
+
+    /// What the daemon at `socket` tells everybody of its node.
+    pub(crate) fn ask_facts(socket: &Path) -> Result<NodeFacts> {
+        Self::greet(socket, Role::Command).map(|(_, facts)| facts)
+    }
+
+    /// What the daemon at `socket` has for another dataset.
+    pub(crate) fn ask_room(socket: &Path) -> Result<Room> {
+        let (mut link, _) = Self::greet(socket, Role::Command)?;
+        let stream = &mut link.stream;
+        stream
+            .set_read_timeout(Some(ROOM_PATIENCE))
+            .context("cannot set a read deadline")?;
+        write_frame(stream, &Command::Room).context("cannot ask the daemon")?;
+        match read_frame::<Answer>(stream).context("the daemon did not answer")? {
+            Some(Answer::Ok(text)) => {
+                serde_json::from_str(&text).context("the daemon spoke nonsense")
+            }
+            other => bail!("the daemon answered {other:?}"),
+        }
+    }
+
+    fn greet(socket: &Path, role: Role) -> Result<(Self, NodeFacts)> {
         let mut stream = UnixStream::connect(socket).with_context(|| {
             format!(
                 "no daemon answers at {}; is `scrfs mount` running?",
@@ -60,13 +91,17 @@ impl Link {
             Some(Welcome::Accepted {
                 node,
                 cache,
+                further,
                 config,
                 mountpoint: _,
             }) => Ok((
                 Self { stream },
                 NodeFacts {
                     node,
-                    cache,
+                    stores: Stores::new(
+                        CachePaths::at(&cache),
+                        further.iter().map(|root| CachePaths::at(root)).collect(),
+                    ),
                     config,
                 },
             )),

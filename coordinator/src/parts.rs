@@ -4,7 +4,7 @@
 //! other slots come from the copies kept here. A unit written is held against the checksum on record,
 //! so that a rebuild can never put wrong bytes down.
 
-use crate::part::{Part, PartError, PartId, SealedPart, sums_that_fit};
+use crate::part::{Log, Part, PartError, PartId, SealedPart, sums_that_fit};
 use crate::transfer::{PartStore, TransferError};
 use bytes::Bytes;
 use scrfs::id::{DatasetId, Rank, Slot};
@@ -15,7 +15,7 @@ use scrfs::redundancy::{Extent, Stream};
 use scrfs::store::posix::PosixStore;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// An open part, and how many units of its log have no checksum yet.
 #[derive(Clone, Debug)]
@@ -66,6 +66,13 @@ impl Parts {
     /// What is known of a dataset.
     pub(crate) fn record(&self, dataset: DatasetId) -> Option<&DatasetRecord> {
         self.records.get(&dataset)
+    }
+
+    /// Who may be reading the files of a dataset.
+    pub(crate) fn readers(&self, dataset: DatasetId) -> Vec<Weak<Log>> {
+        let opened = self.opened.borrow();
+        let of = opened.iter().filter(|((id, _), _)| *id == dataset);
+        of.map(|(_, opened)| opened.part.readers()).collect()
     }
 
     /// Closes slots of a dataset, all when none are named.

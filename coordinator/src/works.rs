@@ -173,6 +173,11 @@ impl Works {
         })
     }
 
+    /// Whether anything is under way with a dataset.
+    pub(crate) fn is_busy_with(&self, dataset: DatasetId) -> bool {
+        self.runs.values().any(|run| run.what().0 == dataset)
+    }
+
     /// What is under way, for the log.
     pub(crate) fn describe(&self) -> Vec<String> {
         self.runs

@@ -320,9 +320,10 @@ impl Player {
                     None => Ok(()),
                 }
             }
-            FromDaemon::Disturbed { .. } | FromDaemon::Pressure(_) | FromDaemon::Stop { .. } => {
-                Ok(())
-            }
+            FromDaemon::Disturbed { .. }
+            | FromDaemon::Move { .. }
+            | FromDaemon::Pressure(_)
+            | FromDaemon::Stop { .. } => Ok(()),
         }
     }
 

@@ -8,6 +8,7 @@
 //! Lock: `Inner`, a leaf. The filesystem is never called with it held.
 
 use crate::errno::refusal_of;
+use crate::space::Figures;
 use crate::vfs::Vfs;
 use nix::sys::socket::{getsockopt, sockopt};
 use scrfs::config::Config;
@@ -16,8 +17,10 @@ use scrfs::control::{
     Welcome, read_frame, write_frame,
 };
 use scrfs::id::{DatasetId, Epoch};
+use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::Phase;
 use scrfs::name::Name;
+use scrfs::stores::Stores;
 use std::io::{self, BufReader, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,14 +42,14 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub struct Facts {
     /// Node name.
     pub node: String,
-    /// The job's cache directory.
-    pub cache: PathBuf,
+    /// The job's cache directories, in order.
+    pub stores: Stores,
     /// The effective configuration, as JSON.
     pub config: String,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
-    /// What kind of store the cache is in, in words.
-    pub store: String,
+    /// What kinds of stores they are in, in words.
+    pub words: Vec<String>,
 }
 
 /// What a command asks of the daemon as a process.
@@ -296,7 +299,10 @@ impl Server {
     fn welcome(&self) -> Welcome {
         Welcome::Accepted {
             node: self.facts.node.clone(),
-            cache: self.facts.cache.clone(),
+            cache: self.facts.stores.home().root().to_owned(),
+            further: (self.facts.stores.iter().skip(1))
+                .map(|store| store.root().to_owned())
+                .collect(),
             config: self.facts.config.clone(),
             mountpoint: self.facts.mountpoint.clone(),
         }
@@ -422,6 +428,7 @@ impl Server {
             ToDaemon::Piece { request, result } => {
                 vfs.requests().reply_piece(request, result.map(Vec::from));
             }
+            ToDaemon::Moved { dataset } => vfs.moved(dataset),
             ToDaemon::Progress(progress) => vfs.set_progress(progress),
             ToDaemon::Nodes(nodes) => vfs.set_nodes(nodes),
             ToDaemon::Ready { restart, new_run } => {
@@ -437,6 +444,10 @@ impl Server {
     fn answer(&self, command: Command) -> Answer {
         match command {
             Command::Status => Answer::Ok(self.status().to_string()),
+            Command::Room => {
+                let room = self.vfs.settings().space.room(&self.vfs);
+                Answer::Ok(serde_json::json!(room).to_string())
+            }
             Command::Commit { name } => match self.find(&name) {
                 Ok(dataset) => self.request(
                     &name,
@@ -519,13 +530,27 @@ impl Server {
         }
     }
 
+    fn stores(&self) -> Vec<serde_json::Value> {
+        let stores = self.facts.stores.iter().zip(&self.facts.words);
+        let figures = self.vfs.settings().space.each();
+        let of = |((store, words), figures): ((&CachePaths, &String), io::Result<Figures>)| {
+            serde_json::json!({
+                "path": store.root(),
+                "store": words,
+                "space": figures.ok(),
+            })
+        };
+        stores.zip(figures).map(of).collect()
+    }
+
     fn status(&self) -> serde_json::Value {
         let coordinator = self.epoch();
         serde_json::json!({
             "node": self.facts.node,
             "mountpoint": self.facts.mountpoint,
-            "cache": self.facts.cache,
-            "store": self.facts.store,
+            "cache": self.facts.stores.home().root(),
+            "store": self.facts.words.first(),
+            "stores": self.stores(),
             "space": self.vfs.settings().space.figures().ok(),
             "pid": std::process::id(),
             "data_path": self.vfs.data_path(),

@@ -12,7 +12,7 @@ use crate::cli::Failure;
 use crate::control::{Facts, ProcessCommand, Server, short_address};
 use crate::fuse::{MountSettings, Mounted};
 use crate::heartbeat::{Heartbeat, Pulse};
-use crate::space::Space;
+use crate::space::Spaces;
 use crate::store::{self, Place};
 use crate::vfs::{Settings, Vfs, alias};
 use crate::{halt, mountpoint, sys};
@@ -37,6 +37,8 @@ use std::time::{Duration, Instant};
 
 /// How long the mount may take to answer.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the lock of a store may stay with a daemon that was just killed.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a coordinator of our own may take to learn what there was before.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest pause before a solo coordinator that died is started again.
@@ -215,12 +217,7 @@ enum Claim {
 /// it until its last thread is gone, one that just started does not answer yet: both for a moment.
 fn claim(cache: &CachePaths) -> anyhow::Result<Claim> {
     let path = cache.lock();
-    let mut lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
+    let mut lock = open_lock(&path)?;
     let deadline = Instant::now() + READY_PATIENCE;
     loop {
         lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
@@ -246,13 +243,50 @@ fn claim(cache: &CachePaths) -> anyhow::Result<Claim> {
     }
 }
 
+/// Takes the lock of a store that is not the first of its daemon.
+fn claim_further(cache: &CachePaths) -> anyhow::Result<Flock<File>> {
+    let path = cache.lock();
+    let mut lock = open_lock(&path)?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((lock, Errno::EWOULDBLOCK)) if Instant::now() < deadline => lock,
+            Err((_, Errno::EWOULDBLOCK)) => bail!(
+                "the store {} is in use by another daemon; give another --job or --cache",
+                cache.root().display()
+            ),
+            Err((_, error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        };
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+fn open_lock(path: &Path) -> anyhow::Result<File> {
+    File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// The first store.
+fn home(places: &[Place]) -> anyhow::Result<&Place> {
+    places.first().context("no [[store]] is configured")
+}
+
 /// Starts a daemon, or finds the one that is there.
 pub fn start(plan: Plan) -> Result<Started, Failure> {
-    let place = store::place(&plan.config)?;
-    let cache = place.cache.clone();
+    let places = store::places(&plan.config)?;
+    let cache = home(&places)?.cache.clone();
     check_fuse()?;
     check_prefix(&plan.config.prefix)?;
-    make_cache(&cache)?;
+    for place in &places {
+        make_cache(&place.cache)?;
+    }
     let lock = match claim(&cache)? {
         Claim::Mine(lock) => lock,
         Claim::Theirs(found) if found.mountpoint == plan.mountpoint => {
@@ -267,16 +301,20 @@ pub fn start(plan: Plan) -> Result<Started, Failure> {
             )));
         }
     };
+    let mut locks = vec![lock];
+    for place in places.iter().skip(1) {
+        locks.push(claim_further(&place.cache)?);
+    }
     check_mountpoint(&plan.mountpoint)?;
     if plan.foreground {
         crate::cli::log_to_stderr();
-        serve(plan, &place, lock, None)?;
+        serve(plan, &places, locks, None)?;
         return Ok(Started::Ended);
     }
     let (mut reader, writer) = io::pipe().context("cannot make a pipe")?;
     if sys::fork_daemon().context("cannot fork")?.is_some() {
         // The child holds the lock too; closing ours does not release it, unlocking would.
-        std::mem::forget(lock);
+        std::mem::forget(locks);
         drop(writer);
         let mut words = String::new();
         reader
@@ -297,7 +335,7 @@ pub fn start(plan: Plan) -> Result<Started, Failure> {
     drop(reader);
     let log = cache.log();
     let mut ready = Some(writer);
-    let code = match detach(&log).and_then(|()| serve(plan, &place, lock, ready.take())) {
+    let code = match detach(&log).and_then(|()| serve(plan, &places, locks, ready.take())) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -357,8 +395,8 @@ struct Running {
 
 fn serve(
     plan: Plan,
-    place: &Place,
-    lock: Flock<File>,
+    places: &[Place],
+    locks: Vec<Flock<File>>,
     ready: Option<io::PipeWriter>,
 ) -> anyhow::Result<()> {
     // Before any thread: all of them inherit it, and one waits for them.
@@ -373,23 +411,23 @@ fn serve(
     }
     signals.thread_block()?;
     let ready = Arc::new(Mutex::new(ready));
-    let result = serve_inner(plan, place, signals, &ready);
+    let result = serve_inner(plan, places, signals, &ready);
     if let Err(error) = &result
         && let Some(mut ready) = ready.lock().unwrap_or_else(PoisonError::into_inner).take()
     {
         let _ = writeln!(ready, "{error:#}");
     }
-    drop(lock);
+    drop(locks);
     result
 }
 
 fn serve_inner(
     plan: Plan,
-    place: &Place,
+    places: &[Place],
     signals: SigSet,
     ready: &Arc<Mutex<Option<io::PipeWriter>>>,
 ) -> anyhow::Result<()> {
-    let cache = &place.cache;
+    let cache = &home(places)?.cache;
     let files = sys::raise_open_files();
     let socket = cache.socket();
     let _ = std::fs::remove_file(&socket);
@@ -414,7 +452,8 @@ fn serve_inner(
         nix::unistd::geteuid().as_raw(),
         nix::unistd::getegid().as_raw(),
     );
-    let space = Arc::new(Space::new(place, &plan.config));
+    let space = Spaces::new(places, &plan.config).context("no [[store]] is configured")?;
+    let space = Arc::new(space);
     let vfs = Vfs::new(Settings {
         files,
         cache: cache.clone(),
@@ -438,10 +477,10 @@ fn serve_inner(
     let (process, commands) = mpsc::channel();
     let facts = Facts {
         node: plan.node.clone(),
-        cache: cache.root().to_owned(),
+        stores: space.stores().clone(),
         config: serde_json::to_string(&plan.config)?,
         mountpoint: plan.mountpoint.clone(),
-        store: place.words.clone(),
+        words: places.iter().map(|place| place.words.clone()).collect(),
     };
     let server = Server::new(Arc::clone(&vfs), facts, process.clone());
     server.serve(listener)?;
@@ -563,7 +602,7 @@ fn serve_inner(
     let _ = std::fs::remove_file(cache.socket());
     let _ = std::fs::remove_file(cache.daemon());
     let mut last = Answer::Ok(String::new());
-    if purge && let Err(error) = purge_store(place) {
+    if purge && let Err(error) = purge_stores(places) {
         last = Answer::Refused(
             Refusal::Failed,
             format!("unmounted, but not purged: {error}"),
@@ -582,11 +621,15 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> anyhow::Result<()
     Ok(())
 }
 
-fn purge_store(place: &Place) -> io::Result<()> {
-    if place.is_private {
-        return store::unmount_private(place.cache.root());
+/// The further ones first: what home does not know of any more is taken for what home has lost.
+fn purge_stores(places: &[Place]) -> io::Result<()> {
+    for place in places.iter().rev() {
+        match place.is_private {
+            true => store::unmount_private(place.cache.root())?,
+            false => purge_cache(&place.cache)?,
+        }
     }
-    purge_cache(&place.cache)
+    Ok(())
 }
 
 /// Empties the job's cache; the lock file stays, because it is held.

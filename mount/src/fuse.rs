@@ -804,9 +804,27 @@ impl Mounted {
     }
 }
 
-/// Tries passthrough on a file of the cache; says in words why not.
+/// Tries passthrough on a file of each store; says in words why it works in none. Where it works in some, the
+/// files of the others are served, each as it is opened.
 fn probe(vfs: &Vfs, session: &Session<Kernel>) -> Result<(), String> {
-    let path = vfs.settings().cache.root().join(".passthrough-probe");
+    let mut why = Vec::new();
+    for store in vfs.settings().space.stores().iter() {
+        match probe_store(store.root(), session) {
+            Ok(()) => {}
+            Err(words) => {
+                tracing::warn!(store = %store.root().display(), "{words}");
+                why.push(words);
+            }
+        }
+    }
+    match why.len() < vfs.settings().space.stores().count() {
+        true => Ok(()),
+        false => Err(why.swap_remove(0)),
+    }
+}
+
+fn probe_store(root: &Path, session: &Session<Kernel>) -> Result<(), String> {
+    let path = root.join(".passthrough-probe");
     let file = std::fs::File::create(&path).map_err(|error| format!("no probe file: {error}"))?;
     let _ = std::fs::remove_file(&path);
     match BackingId::create_raw(session, file.as_fd()) {

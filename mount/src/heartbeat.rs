@@ -8,9 +8,8 @@ use crate::control::Server;
 use crate::vfs::Vfs;
 use crate::vfs::namespace::Names;
 use scrfs::control::{Beat, Order};
-use scrfs::id::Epoch;
 use scrfs::layout::envelope::{self, Kind};
-use scrfs::layout::record::{EpochRecord, Phase, State, millis};
+use scrfs::layout::record::{Phase, State, millis};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{ToSocketAddrs, UdpSocket};
@@ -75,9 +74,7 @@ impl Pulse {
     fn beat(&self, token: u64, sequence: u64) -> Beat {
         let link = self.server.epoch();
         let ready = link.is_some_and(|(_, ready)| ready);
-        let record = std::fs::read(self.vfs.settings().cache.epoch()).ok();
-        let record =
-            record.and_then(|bytes| envelope::open::<EpochRecord>(Kind::Epoch, &bytes).ok());
+        let stores = self.vfs.settings().space.stores();
         let names = self.vfs.read_names();
         let sealed = || names.iter().filter(|dataset| dataset.record.is_cached());
         let pending = sealed().filter(|dataset| {
@@ -97,7 +94,7 @@ impl Pulse {
             node: self.node.clone(),
             sequence,
             epoch: link.map(|(epoch, _)| epoch),
-            epoch_last: record.map_or(Epoch(0), |record| record.epoch),
+            epoch_last: stores.last_epoch().unwrap_or_default(),
             ready,
             restart: names
                 .restart()

@@ -15,7 +15,7 @@ use crate::{mountpoint, space};
 use anyhow::anyhow;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use scrfs::config::Config;
+use scrfs::config::{Capacity, Config, StoreConfig};
 use scrfs::layout::path::CachePaths;
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -38,35 +38,64 @@ const OPTIONS: [(&str, &str); 3] = [
     ("", "without huge pages: the kernel has none for tmpfs"),
 ];
 
-/// The cache of a mount.
+/// One store of a mount.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// Where.
     pub cache: CachePaths,
     /// Whether it is a tmpfs of our own.
     pub is_private: bool,
+    /// How much of it may be used.
+    pub capacity: Capacity,
     /// What kind of store it is, in words.
     pub words: String,
 }
 
-/// Finds the cache of a configuration; a private tmpfs is mounted when it is not there yet.
-pub fn place(config: &Config) -> Result<Place, Failure> {
-    let store = config
-        .store
-        .first()
-        .ok_or_else(|| Failure::usage("no [[store]] is configured"))?;
+/// Finds the stores of a configuration, in its order; a private tmpfs is mounted when it is not there yet.
+pub fn places(config: &Config) -> Result<Vec<Place>, Failure> {
+    let mut places: Vec<Place> = Vec::new();
     let uid = nix::unistd::geteuid().as_raw();
-    if !store.is_private_tmpfs() {
-        return Ok(Place {
-            cache: CachePaths::new(&store.path, uid, &config.job),
-            is_private: false,
-            words: format!("directory {}", store.path.display()),
-        });
+    let named = config
+        .store
+        .iter()
+        .filter(|store| !store.is_private_tmpfs());
+    let named: Vec<&Path> = named.map(|store| store.path.as_path()).collect();
+    for store in &config.store {
+        let place = match store.is_private_tmpfs() {
+            true => private(
+                store,
+                config,
+                uid,
+                named.contains(&Path::new(FALLBACK_HOME)),
+            ),
+            false => Place {
+                cache: CachePaths::new(&store.path, uid, &config.job),
+                is_private: false,
+                capacity: store.capacity,
+                words: format!("directory {}", store.path.display()),
+            },
+        };
+        if store.is_private_tmpfs()
+            && !place.is_private
+            && named.contains(&Path::new(FALLBACK_HOME))
+        {
+            // It is one of the others already.
+            continue;
+        }
+        places.push(place);
     }
+    match places.is_empty() {
+        true => Err(Failure::usage("no [[store]] is configured")),
+        false => Ok(places),
+    }
+}
+
+/// `is_taken`: the fallback is another store of this mount.
+fn private(store: &StoreConfig, config: &Config, uid: u32, is_taken: bool) -> Place {
     let cache = private_paths(&config.job);
     let fallback = CachePaths::new(Path::new(FALLBACK_HOME), uid, &config.job);
     let mounted = mount_private(cache.root(), || {
-        if has_datasets(&fallback) {
+        if !is_taken && has_datasets(&fallback) {
             return Err(anyhow!(
                 "{} has datasets of this job",
                 fallback.root().display()
@@ -74,10 +103,12 @@ pub fn place(config: &Config) -> Result<Place, Failure> {
         }
         Ok(space::private_bytes(store.capacity, 0))
     });
-    Ok(match mounted {
+    let capacity = store.capacity;
+    match mounted {
         Ok(how) => Place {
             cache,
             is_private: true,
+            capacity,
             words: format!("private tmpfs {how}"),
         },
         Err(error) => {
@@ -85,10 +116,11 @@ pub fn place(config: &Config) -> Result<Place, Failure> {
             Place {
                 cache: fallback,
                 is_private: false,
+                capacity,
                 words: format!("directory {FALLBACK_HOME}; no private tmpfs: {error:#}"),
             }
         }
-    })
+    }
 }
 
 /// The cache of a job in its private tmpfs, if it has one.

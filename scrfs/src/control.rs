@@ -64,8 +64,10 @@ pub enum Welcome {
     Accepted {
         /// The daemon's node name.
         node: String,
-        /// The job's cache directory.
+        /// The job's cache directory in the first store.
         cache: std::path::PathBuf,
+        /// Those in the further stores, in order.
+        further: Vec<std::path::PathBuf>,
         /// The effective configuration, as JSON.
         config: String,
         /// Where the filesystem is mounted.
@@ -344,6 +346,11 @@ pub enum ToDaemon {
         /// would be encoded by itself.
         result: Result<Bytes, Refusal>,
     },
+    /// The files of a dataset lie in another store of this node now. Not answered.
+    Moved {
+        /// Of which.
+        dataset: DatasetId,
+    },
     /// For the status files. Done bytes equal to all of them: it has ended.
     Progress(Progress),
     /// For `.scr/nodes`.
@@ -357,16 +364,34 @@ pub enum ToDaemon {
     },
 }
 
-/// How a node's cache fares.
+/// How a node's stores fare.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Pressure {
+    /// In the order of the configuration; one a store.
+    pub stores: Vec<StorePressure>,
+    /// Sealed datasets of which programs have files open here, by number.
+    pub in_use: Vec<DatasetId>,
+}
+
+/// How one store of a node fares.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct StorePressure {
     /// Bytes to be freed here before another dataset like the last one will fit; 0 when it does.
     pub wanted_bytes: u64,
     /// A dataset that is being written will not fit without: even the newest checkpoint may go, if the
     /// prefix has it.
     pub urgent: bool,
-    /// Sealed datasets of which programs have files open here, by number.
-    pub in_use: Vec<DatasetId>,
+    /// Sealed datasets that lie in it, by number.
+    pub holds: Vec<DatasetId>,
+}
+
+/// What a node has for another dataset, in bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Room {
+    /// As large as the last one was.
+    pub last_bytes: u64,
+    /// What may be written to each store, besides what open datasets are expected to write.
+    pub available: Vec<u64>,
 }
 
 /// Daemon to coordinator.
@@ -412,6 +437,14 @@ pub enum FromDaemon {
         /// The generation now.
         generation: u64,
     },
+    /// Move a sealed dataset on this node from the store it lies in to a slower one; said again while it is
+    /// wanted. When it has been done, [`ToDaemon::Moved`] says so.
+    Move {
+        /// Which.
+        dataset: DatasetId,
+        /// The store's place in the order of the configuration.
+        to: u32,
+    },
     /// How this node's cache fares; said when that changes, and again while it wants anything.
     Pressure(Pressure),
     /// Finish: flush what is pending if asked to, then go.
@@ -426,6 +459,8 @@ pub enum FromDaemon {
 pub enum Command {
     /// What `scrfs status --json` prints.
     Status,
+    /// A [`Room`], as JSON.
+    Room,
     /// As if a program had asked, with the dataset given by name.
     Commit {
         /// Which.
@@ -479,7 +514,7 @@ pub struct Beat {
     pub sequence: u64,
     /// The epoch whose coordinator is connected, if one is.
     pub epoch: Option<Epoch>,
-    /// The newest epoch that ever began on this node, from its epoch record.
+    /// The newest epoch that ever began on this node, from the epoch records of its stores.
     pub epoch_last: Epoch,
     /// Recovery of that epoch has ended here.
     pub ready: bool,

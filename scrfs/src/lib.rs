@@ -29,5 +29,6 @@ pub mod protocol;
 pub mod redundancy;
 pub mod status;
 pub mod store;
+pub mod stores;
 pub mod topology;
 pub mod trigger;

@@ -34,7 +34,7 @@ mod world;
 use rand::Rng;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use scrfs::config::{Class, CommitWait, Config, DatasetRule, Pattern, Sources};
+use scrfs::config::{Class, CommitWait, Config, DatasetRule, Pattern, Sources, StoreConfig};
 use scrfs::redundancy::Scheme;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
@@ -127,6 +127,15 @@ fn config(draw: &mut StdRng) -> Config {
     config.redundancy.scheme = schemes[draw.random_range(0..schemes.len())];
     config.redundancy.set_size = draw.random_range(2..5);
     config.store[0].count = draw.random_range(1..4);
+    if config.redundancy.set_size == 4 {
+        // Not drawn, so that a seed stays the same story.
+        let further = StoreConfig {
+            path: "/further".into(),
+            count: 1,
+            ..config.store[0].clone()
+        };
+        config.store.push(further);
+    }
     config.commit.grace_seconds = draw.random_range(1..4);
     config.commit.wait = match draw.random_range(0..10) {
         0 => CommitWait::Protected,

@@ -29,7 +29,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 /// How long a room for parity may stay as it is before it is computed without.
@@ -104,6 +104,11 @@ impl Part {
             data_sums: Arc::new(Mutex::new(data)),
             parity_sums: Mutex::new(parity),
         }
+    }
+
+    /// To know when nobody reads its files any more.
+    pub(crate) fn readers(&self) -> Weak<Log> {
+        Arc::downgrade(&self.log)
     }
 
     /// Whose part it is.
@@ -361,9 +366,23 @@ impl Part {
         store_manifest(store, &self.cache, self.manifest(), Keep::Own).map(drop)
     }
 
-    /// Puts the checksums of a stream into the cache as they are now.
+    /// Puts the checksums of a stream into the cache as they are now; those of the data when the files are
+    /// durable: where they are complete, no crash of the machine has taken bytes.
     pub fn store_sums(&self, store: &dyn Store, stream: Stream) -> Result<(), PartError> {
+        if stream == Stream::Data {
+            self.sync_files()?;
+        }
         store_sums(store, &self.cache, &self.sums(stream), Keep::Own)
+    }
+
+    fn sync_files(&self) -> Result<(), PartError> {
+        let tree = self.log.tree();
+        let root = tree
+            .open_directory(None)
+            .map_err(|error| self.id().store(error))?;
+        // All at once: the tree may have a hundred thousand.
+        nix::unistd::syncfs(&root)
+            .map_err(|errno| self.id().io("sync", tree.path())(io::Error::from(errno)))
     }
 
     /// That every entry of the manifest is in the tree: its kind, and for files the size, the

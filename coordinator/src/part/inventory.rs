@@ -23,6 +23,7 @@ use scrfs::protocol::message::{InventoryEntry, PartState};
 use scrfs::redundancy::Stream;
 use scrfs::store::posix::sync_directory;
 use scrfs::store::{Store, StoreError};
+use scrfs::stores::{Settled, Stores};
 use serde::de::DeserializeOwned;
 use std::path::Path;
 
@@ -35,17 +36,20 @@ pub struct Inventory {
     pub datasets: Vec<InventoryEntry>,
 }
 
-/// Looks at everything in a cache, and removes what a crash left behind.
+/// Looks at everything in the stores, and removes what a crash left behind.
 ///
 /// # Errors
 ///
 /// Only when the directories themselves cannot be listed; what is wrong inside is logged.
-pub fn take_inventory(store: &dyn Store, cache: &CachePaths) -> Result<Inventory, StoreError> {
-    remove_temporaries(store, cache.root())?;
-    let epoch = read(store, Kind::Epoch, &cache.epoch())
-        .ok()
-        .flatten()
-        .unwrap_or_default();
+pub fn take_inventory(store: &dyn Store, stores: &Stores) -> Result<Inventory, StoreError> {
+    for one in stores.iter() {
+        remove_temporaries(store, one.root())?;
+    }
+    let Settled {
+        begun: epoch,
+        doubtful,
+    } = stores.settle()?;
+    let cache = stores.home();
     let mut datasets = Vec::new();
     for name in store.list(&cache.datasets())? {
         let Some(id) = name.to_str().and_then(parse_dataset_directory) else {
@@ -55,18 +59,36 @@ pub fn take_inventory(store: &dyn Store, cache: &CachePaths) -> Result<Inventory
         remove_temporaries(store, &cache.dataset(id))?;
         match read::<DatasetRecord>(store, Kind::Dataset, &cache.record(id)) {
             Ok(Some(record)) if record.id == id => {
-                datasets.push(inventory_of(store, cache, record)?);
+                let mut entry = inventory_of(store, cache, record)?;
+                if doubtful.contains(&id) {
+                    doubt(&mut entry);
+                }
+                datasets.push(entry);
             }
             Ok(Some(record)) => {
                 let path = cache.record(id);
                 tracing::error!(?path, found = %record.id, "the record of another dataset");
             }
-            Ok(None) => remove(&cache.dataset(id)),
+            Ok(None) => {
+                tracing::info!(dataset = %id, "removed what a crash left behind");
+                stores.remove(id)?;
+            }
             Err(()) => {}
         }
     }
     datasets.sort_by_key(|entry| entry.record.id);
     Ok(Inventory { epoch, datasets })
+}
+
+/// Checksums are put down after the bytes are durable; before that a crash of the machine may have taken
+/// some, of a file that looks whole.
+fn doubt(entry: &mut InventoryEntry) {
+    for part in &mut entry.parts {
+        if part.intact && !part.sums {
+            tracing::error!(dataset = %entry.record.id, slot = %part.slot, "it may have lost bytes: not believed");
+            part.intact = false;
+        }
+    }
 }
 
 /// Looks at one dataset whose record is known, from here or from another node.

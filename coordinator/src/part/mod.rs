@@ -10,6 +10,7 @@
 //! thread. Nothing here talks to other nodes or knows which part ought to be where.
 
 pub(crate) mod attributes;
+mod copy;
 mod error;
 mod files;
 mod inventory;
@@ -27,6 +28,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use copy::copy_dataset;
 pub use error::{PartError, PartId};
 pub use files::{Part, sums_that_fit};
 pub use inventory::{Inventory, inventory_of, take_inventory};

@@ -13,9 +13,12 @@ use scrfs::layout::record::{DatasetRecord, EpochRecord};
 use scrfs::redundancy::Stream;
 use scrfs::store::Store;
 use scrfs::store::posix::PosixStore;
+use scrfs::stores::Stores;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
+
+mod moves;
 
 const ID: DatasetId = DatasetId(7);
 const SLOT: Slot = Slot(0);
@@ -246,7 +249,7 @@ fn a_damaged_or_foreign_record_is_refused_by_path() {
         ),
         "{error}"
     );
-    let inventory = take_inventory(&store, &cache).unwrap();
+    let inventory = take_inventory(&store, &Stores::new(cache.clone(), Vec::new())).unwrap();
     assert_eq!(inventory, Inventory::default(), "no record was ever stored");
 }
 
@@ -306,7 +309,7 @@ fn the_inventory_has_what_can_be_believed_and_cleans_the_rest() {
     part.fill_missing_sums(Stream::Data).unwrap();
     part.store_sums(&store, Stream::Data).unwrap();
 
-    let found = take_inventory(&store, &cache).unwrap();
+    let found = take_inventory(&store, &Stores::new(cache.clone(), Vec::new())).unwrap();
     assert_eq!((found.epoch.last_dataset, found.datasets.len()), (7, 1));
     let state = &found.datasets[0].parts[0];
     assert!(state.intact && state.parity && !state.sums, "{state:?}");
@@ -325,7 +328,7 @@ fn the_inventory_has_what_can_be_believed_and_cleans_the_rest() {
     let damaged = cache.record(DatasetId(8));
     store.put(&damaged, b"SCRFS\nrubbish").unwrap();
 
-    let found = take_inventory(&store, &cache).unwrap();
+    let found = take_inventory(&store, &Stores::new(cache.clone(), Vec::new())).unwrap();
     assert_eq!(found.datasets.len(), 1);
     assert!(found.datasets[0].parts[0].sums);
     assert_eq!(found.datasets[0].copies, [SLOT]);
@@ -344,7 +347,7 @@ fn the_inventory_has_what_can_be_believed_and_cleans_the_rest() {
         1,
         1,
     );
-    let found = take_inventory(&store, &cache).unwrap();
+    let found = take_inventory(&store, &Stores::new(cache.clone(), Vec::new())).unwrap();
     assert!(!found.datasets[0].parts[0].intact && found.datasets[0].parts[0].sums);
 }
 

@@ -60,15 +60,18 @@ fn table(status: &Value) -> String {
         text(status, "node"),
         text(status, "cache")
     );
-    let space = status.get("space").unwrap_or(&Value::Null);
-    let _ = writeln!(
-        out,
-        "store: {}; {} used of {}, {} available",
-        text(status, "store"),
-        size(number(space, "used")),
-        size(number(space, "total")),
-        size(number(space, "available"))
-    );
+    let stores = status.get("stores").and_then(Value::as_array);
+    for store in stores.unwrap_or(&empty) {
+        let space = store.get("space").unwrap_or(&Value::Null);
+        let _ = writeln!(
+            out,
+            "store: {}; {} used of {}, {} available",
+            text(store, "store"),
+            size(number(space, "used")),
+            size(number(space, "total")),
+            size(number(space, "available"))
+        );
+    }
     let _ = writeln!(out, "data: {}", text(status, "data_path"));
     match status.get("epoch").and_then(Value::as_u64) {
         Some(epoch) => {

@@ -61,8 +61,8 @@ impl Attr {
         blksize: 4096,
     };
 
-    /// From what the cache says.
-    pub fn of(stat: &libc::stat) -> Self {
+    /// From what the store says; the number is the store's own.
+    fn of(stat: &libc::stat) -> Self {
         Self {
             ino: stat.st_ino,
             size: u64::try_from(stat.st_size).unwrap_or(0),
@@ -100,7 +100,9 @@ pub struct SetAttr {
 
 /// Attributes of an inode as they are now.
 pub fn get(inode: &Inode) -> FsResult<Attr> {
-    Ok(Attr::of(&sys::stat(inode.fd()?.as_fd())?))
+    let found = Attr::of(&sys::stat(inode.fd()?.as_fd())?);
+    let ino = inode.ino;
+    Ok(Attr { ino, ..found })
 }
 
 /// Changes them. `open` is a descriptor open for writing, when the program has one; `privileged`

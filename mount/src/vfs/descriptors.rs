@@ -62,17 +62,26 @@ pub struct Descriptors {
     /// A descriptor on each device; `None` where handles do not work.
     devices: Mutex<HashMap<u64, Option<Arc<OwnedFd>>>>,
     kept: Mutex<LruCache<Handle, Arc<OwnedFd>>>,
+    /// The devices of the stores, each once, in order.
+    of_stores: Vec<u64>,
 }
 
 impl Descriptors {
-    /// For a process that may have `files` open; a quarter of them go here.
-    pub fn new(files: u64) -> Arc<Self> {
+    /// For a process that may have `files` open; a quarter of them go here. `of_stores`: the devices
+    /// of the stores.
+    pub fn new(files: u64, of_stores: Vec<u64>) -> Arc<Self> {
         let kept = (files / 4).clamp(KEPT.0, KEPT.1);
         let kept = NonZeroUsize::new(kept as usize).unwrap_or(NonZeroUsize::MIN);
         Arc::new(Self {
             devices: Mutex::default(),
             kept: Mutex::new(LruCache::new(kept)),
+            of_stores,
         })
+    }
+
+    /// The devices of the stores, each once, in order.
+    pub(super) fn devices_of_stores(&self) -> &[u64] {
+        &self.of_stores
     }
 
     /// Takes an `O_PATH` descriptor of an inode that has this status.
@@ -207,7 +216,7 @@ mod tests {
     #[test]
     fn more_inodes_than_descriptors_are_all_found_again() {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
-        let descriptors = Descriptors::new(64);
+        let descriptors = Descriptors::new(64, Vec::new());
         let top = place(&descriptors, dir.path());
         let places: Vec<_> = (0..100)
             .map(|number| {
@@ -231,7 +240,7 @@ mod tests {
     #[test]
     fn a_deleted_inode_is_stale_and_never_another_one() {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
-        let descriptors = Descriptors::new(64);
+        let descriptors = Descriptors::new(64, Vec::new());
         let _top = place(&descriptors, dir.path());
         let path = dir.path().join("file");
         fs::write(&path, "old").expect("write");

@@ -152,7 +152,7 @@ impl Vfs {
         let name = name.to_owned();
         let vfs = Arc::clone(self);
         self.change_in(parent, answer, move |parent, pass| {
-            let is_full = vfs.settings().space.is_full();
+            let is_full = vfs.settings().space.is_full(parent.dataset);
             let made = match sys::mknod_at(parent.fd()?.as_fd(), &name, libc::S_IFREG | 0o600, 0) {
                 Ok(()) if is_full => {
                     sys::unlink_at(parent.fd()?.as_fd(), &name, false)?;
@@ -319,12 +319,15 @@ impl Vfs {
             return Self::write_pointer(file, offset, data, *append);
         }
         let at = i64::try_from(offset).map_err(|_| FsError::System(Errno::EFBIG))?;
+        let Open::File { inode, .. } = &*open else {
+            return Err(FsError::NotSupported);
+        };
         let file = open.file()?;
         let grows = || {
             let size = sys::stat(file.as_fd()).map_or(i64::MAX, |found| found.st_size);
             at.saturating_add_unsigned(data.len() as u64) > size
         };
-        if self.settings().space.is_full() && grows() {
+        if self.settings().space.is_full(inode.dataset) && grows() {
             return Err(FsError::NoSpace);
         }
         let write = || uio::pwrite(file, data, at);
@@ -554,7 +557,7 @@ impl Vfs {
                     ino: if top && entry.name == b".." {
                         ROOT
                     } else {
-                        entry.ino
+                        inode.number_of(entry.ino)
                     },
                     kind: u32::from(entry.kind) << 12,
                     name: entry.name,

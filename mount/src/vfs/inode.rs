@@ -1,9 +1,10 @@
 //! Inodes the kernel knows, by number.
 //!
-//! The number is the backing inode's own, so that it stays the same over a restart of the daemon.
-//! [`super::descriptors`] finds the file, whatever its names are; while an inode is open its descriptor
-//! is kept, so that a deleted file stays what it is. All cache files lie on one filesystem, so numbers are unique. The top has number
-//! 1; virtual entries have [`VIRTUAL_BIT`] set.
+//! The number is the backing inode's own, so that it stays the same over a restart of the daemon; above
+//! it ([`DEVICE_SHIFT`]) which of the stores' devices it is on, in their order: 0 for the first, and for all that
+//! lie on the same. [`super::descriptors`] finds the file, whatever its names are; while an inode is open its descriptor
+//! is kept, so that a deleted file stays what it is. The top has number 1; virtual entries have
+//! [`VIRTUAL_BIT`] set.
 //!
 //! Invariant: *one data path per inode while it is open*. The kernel refuses to mix passthrough with
 //! other opens of the same inode, so the first open decides and the last release forgets.
@@ -24,6 +25,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 pub const ROOT: u64 = 1;
 /// Set in the numbers of entries that have no backing file.
 pub const VIRTUAL_BIT: u64 = 1 << 63;
+/// Below it the number that the store gave, above it which device it is on. Filesystems that number
+/// inodes beyond this (none of tmpfs, ext4, xfs, btrfs does) cannot be one of several stores.
+pub const DEVICE_SHIFT: u32 = 56;
+const DEVICE_MASK: u64 = !VIRTUAL_BIT & !((1 << DEVICE_SHIFT) - 1);
 
 /// What the kernel was given to reach a backing file by itself; opaque here.
 pub type Backing = Arc<dyn Any + Send + Sync>;
@@ -63,20 +68,21 @@ impl Inode {
     /// Takes an `O_PATH` descriptor.
     pub fn new(fd: OwnedFd, dataset: DatasetId, descriptors: &Arc<Descriptors>) -> FsResult<Self> {
         let stat = sys::stat(fd.as_fd())?;
-        if stat.st_ino == ROOT || stat.st_ino & VIRTUAL_BIT != 0 {
+        let Some(ino) = number(&stat, descriptors.devices_of_stores()) else {
             tracing::error!(
                 ino = stat.st_ino,
-                "the cache uses an inode number reserved here"
+                device = stat.st_dev,
+                "the cache uses an inode number reserved here, or a device that is no store's"
             );
             return Err(FsError::Broken);
-        }
+        };
         let opens = Opens {
             count: 0,
             kept: None,
             path: DataPath::Served,
         };
         Ok(Self {
-            ino: stat.st_ino,
+            ino,
             kind: stat.st_mode & libc::S_IFMT,
             dataset,
             place: descriptors.place(fd, &stat),
@@ -103,6 +109,11 @@ impl Inode {
     /// Tells inodes apart that have one number, one after the other.
     pub fn generation(&self) -> u64 {
         self.place.generation()
+    }
+
+    /// The number of what a listing of this directory shows with the number `ino` of the store.
+    pub fn number_of(&self, ino: u64) -> u64 {
+        ino | self.ino & DEVICE_MASK
     }
 
     /// Whether it is a directory.
@@ -152,6 +163,23 @@ impl Inode {
         if opens.count == 0 {
             opens.path = DataPath::Served;
             opens.kept = None;
+        }
+    }
+}
+
+/// The number of an inode of one of these devices; `None` when it would be taken for another.
+fn number(stat: &libc::stat, devices: &[u64]) -> Option<u64> {
+    let ino = stat.st_ino;
+    if ino == ROOT || ino & VIRTUAL_BIT != 0 {
+        return None;
+    }
+    match devices {
+        // All the numbers there are.
+        [] | [_] => Some(ino),
+        _ => {
+            let device = devices.iter().position(|device| *device == stat.st_dev)?;
+            let above = u64::try_from(device).ok()?.checked_mul(1 << DEVICE_SHIFT)?;
+            (ino & DEVICE_MASK == 0 && above & VIRTUAL_BIT == 0).then_some(above | ino)
         }
     }
 }
@@ -232,7 +260,7 @@ mod tests {
     fn inode() -> (tempfile::NamedTempFile, Arc<Inode>) {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         let fd = nix::fcntl::open(file.path(), OFlag::O_PATH, nix::sys::stat::Mode::empty());
-        let descriptors = Descriptors::new(64);
+        let descriptors = Descriptors::new(64, Vec::new());
         let inode = Inode::new(fd.expect("open"), DatasetId(1), &descriptors).expect("an inode");
         (file, Arc::new(inode))
     }
@@ -248,6 +276,33 @@ mod tests {
         inodes.forget(inode.ino, 1);
         assert!(inodes.get(inode.ino).is_none());
         inodes.forget(inode.ino, 7);
+    }
+
+    #[test]
+    fn numbers_of_two_devices_differ_and_none_is_taken_for_another() {
+        let (file, _) = inode();
+        let mut stat = sys::stat(file.as_file().as_fd()).expect("stat");
+        let of = |stat: &libc::stat, devices: &[u64]| number(stat, devices);
+        stat.st_ino = 77;
+        stat.st_dev = 5;
+        assert_eq!(of(&stat, &[5]), Some(77));
+        assert_eq!(of(&stat, &[5, 6]), Some(77));
+        assert_eq!(of(&stat, &[6, 5]), Some(1 << DEVICE_SHIFT | 77));
+        assert_eq!(of(&stat, &[6, 7]), None, "of no store");
+        stat.st_ino = 1 << DEVICE_SHIFT | 77;
+        assert_eq!(of(&stat, &[5]), Some(stat.st_ino), "as it is");
+        assert_eq!(
+            of(&stat, &[5, 6]),
+            None,
+            "it would be one of the other device"
+        );
+        stat.st_ino = ROOT;
+        assert_eq!(of(&stat, &[6, 5]), None);
+        let many: Vec<u64> = (1000..1127).chain([5]).collect();
+        stat.st_ino = 77;
+        assert_eq!(of(&stat, &many).map(|ino| ino >> DEVICE_SHIFT), Some(127));
+        let many: Vec<u64> = (1000..1128).chain([5]).collect();
+        assert_eq!(of(&stat, &many), None, "too many");
     }
 
     #[test]

@@ -58,7 +58,9 @@ use scrfs::control::{FromDaemon, Refusal};
 use scrfs::id::DatasetId;
 use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::UnixMillis;
+use scrfs::stores::Stores;
 use scrfs::trigger::Triggers;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -180,10 +182,10 @@ pub const TTL: Duration = Duration::from_secs(1);
 
 /// What the daemon knows when it starts and the filesystem needs.
 pub struct Settings {
-    /// The cache.
+    /// The first store: its paths lead to every dataset.
     pub cache: CachePaths,
-    /// How much of it may be used.
-    pub space: Arc<crate::space::Space>,
+    /// All stores, and how much of them may be used.
+    pub space: Arc<crate::space::Spaces>,
     /// Which names do not commit, and what else does.
     pub commit: CommitConfig,
     /// How long requests wait for a coordinator, and late renames are still answered.
@@ -247,6 +249,19 @@ impl std::fmt::Debug for Vfs {
     }
 }
 
+/// The devices of the stores, each once, in order.
+fn devices_of(stores: &Stores) -> Vec<u64> {
+    let mut devices = Vec::new();
+    for store in stores.iter() {
+        match std::fs::metadata(store.root()) {
+            Ok(found) if devices.contains(&found.dev()) => {}
+            Ok(found) => devices.push(found.dev()),
+            Err(error) => tracing::error!(store = %store.root().display(), %error, "no store"),
+        }
+    }
+    devices
+}
+
 impl Vfs {
     /// A filesystem with nothing in it.
     pub fn new(settings: Settings) -> Arc<Self> {
@@ -254,7 +269,7 @@ impl Vfs {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             far: far::Far::new(Arc::clone(&requests)),
-            descriptors: Descriptors::new(settings.files),
+            descriptors: Descriptors::new(settings.files, devices_of(settings.space.stores())),
             watch: Arc::new(triggers::Watch::new(Triggers::new(settings.commit.clone()))),
             settings,
             names: RwLock::default(),

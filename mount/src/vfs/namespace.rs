@@ -355,6 +355,16 @@ impl Vfs {
         }
     }
 
+    /// The files of a dataset lie in another store now: others stand in their place.
+    pub fn moved(&self, id: DatasetId) {
+        let record = self.read_names().get(id).map(|found| found.record.clone());
+        if let Some(record) = record {
+            self.publish(record);
+        }
+        // Who has a file open keeps it; nobody else keeps it from being freed.
+        self.descriptors.let_go();
+    }
+
     /// A dataset is no more.
     pub fn forget_dataset(&self, id: DatasetId) {
         let mut names = self.write_names();

@@ -80,7 +80,7 @@ impl World {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let vfs = Vfs::new(Settings {
             files: 1024,
-            space: Arc::new(crate::space::Space::unlimited(CachePaths::at(
+            space: Arc::new(crate::space::Spaces::unlimited(CachePaths::at(
                 directory.path(),
             ))),
             cache: CachePaths::at(directory.path()),

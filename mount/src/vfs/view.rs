@@ -558,7 +558,7 @@ impl Vfs {
             // A part need not have this directory.
             if let Ok(entries) = names_below(tree, view.merged.path(place)) {
                 for entry in entries {
-                    near.entry(entry.name).or_insert(entry.ino);
+                    near.entry(entry.name).or_insert(tree.number_of(entry.ino));
                 }
             }
         }

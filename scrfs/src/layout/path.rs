@@ -9,12 +9,20 @@
 //!   pointers                        Pointers
 //!   reserve                         space that records may use when the cache is full
 //!   trash/                          files on their way out
+//!   boot                            the boot of the machine in which an epoch last began here
 //!   datasets/<id>/record            DatasetRecord
 //!   datasets/<id>/slot.<n>/tree/    the files of slot n, as the application wrote them
 //!   datasets/<id>/slot.<n>/manifest, sums.data, sums.parity, parity
 //!   datasets/<id>/slot.<n>/tree.new, tree.old, parity.new          on their way in or out
 //!   datasets/<id>/slot.<n>/parity.room       space kept for the parity, nothing written yet
 //!   datasets/<id>/copy.<n>/manifest, sums.data, sums.parity      of another member of the set
+//!
+//! <other store>/scrfs.<uid>/<job>/  the same job's further stores (see `crate::stores`)
+//!   daemon.lock                     held by the daemon while it lives
+//!   seen                            EpochRecord: the newest epoch that this store took part in
+//!   trash/                          as above
+//!   moving/datasets/<id>/           a dataset on its way in
+//!   datasets/<id>/                  as above; <first store>/datasets/<id> is a link to it
 //!
 //! <prefix>/<dataset>/               the application's files and nothing else
 //! <prefix>/.scrfs/inflight/<key>/<epoch>/   a flush that has not ended, one directory an attempt
@@ -98,6 +106,21 @@ impl CachePaths {
     /// The epoch record.
     pub fn epoch(&self) -> PathBuf {
         self.root.join("epoch")
+    }
+
+    /// The newest epoch that a further store took part in.
+    pub fn seen(&self) -> PathBuf {
+        self.root.join("seen")
+    }
+
+    /// In which boot of the machine an epoch last began.
+    pub fn boot(&self) -> PathBuf {
+        self.root.join("boot")
+    }
+
+    /// Datasets on their way into this store.
+    pub fn moving(&self) -> Self {
+        Self::at(&self.root.join("moving"))
     }
 
     /// Space given up when a record does not fit otherwise.

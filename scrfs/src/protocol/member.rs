@@ -347,7 +347,7 @@ impl Member {
             }
             FromDaemon::Pressure(pressure) => step.send(LEADER, Message::Pressure(pressure)),
             // The driver's business.
-            FromDaemon::Stop { .. } | FromDaemon::Fetch { .. } => {}
+            FromDaemon::Stop { .. } | FromDaemon::Fetch { .. } | FromDaemon::Move { .. } => {}
         }
     }
 

@@ -1,6 +1,6 @@
 //! The store on a POSIX filesystem: write a temporary name, fsync, rename, fsync the directory.
 //!
-//! A reserve file of a few MiB in the cache is given up when a record meets a full device, so
+//! A reserve file of a few MiB in each store is given up when a record meets a full device, so
 //! that a commit is still possible when programs have filled the cache.
 
 use super::{Store, StoreError};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// A store on real files.
 #[derive(Clone, Debug, Default)]
 pub struct PosixStore {
-    reserve: Option<PathBuf>,
+    reserves: Vec<PathBuf>,
 }
 
 /// How often a stale file is looked for again.
@@ -28,42 +28,42 @@ impl PosixStore {
         Self::default()
     }
 
-    /// A store that keeps a reserve at `path`. Not being able to make it now is no error: it is
-    /// made again by [`Self::refill_reserve`] when there is space.
-    pub fn with_reserve(path: &Path) -> Self {
+    /// A store that keeps reserves at these paths. Not being able to make one now is no error: it is
+    /// made again by [`Self::refill_reserves`] when there is space.
+    pub fn with_reserves(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let store = Self {
-            reserve: Some(path.to_owned()),
+            reserves: paths.into_iter().collect(),
         };
-        store.refill_reserve();
+        store.refill_reserves();
         store
     }
 
-    /// Makes the reserve whole again if there is space.
-    pub fn refill_reserve(&self) {
-        let Some(path) = &self.reserve else { return };
-        let made = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .and_then(|file| {
-                let mode = nix::fcntl::FallocateFlags::empty();
-                nix::fcntl::fallocate(&file, mode, 0, RESERVE_BYTES).map_err(io::Error::from)
-            });
-        if let Err(error) = made {
-            tracing::debug!(path = %path.display(), %error, "no space for the reserve now");
-            let _ = fs::remove_file(path);
+    /// Makes the reserves whole again where there is space.
+    pub fn refill_reserves(&self) {
+        for path in &self.reserves {
+            let made = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(path)
+                .and_then(|file| {
+                    let mode = nix::fcntl::FallocateFlags::empty();
+                    nix::fcntl::fallocate(&file, mode, 0, RESERVE_BYTES).map_err(io::Error::from)
+                });
+            if let Err(error) = made {
+                tracing::debug!(path = %path.display(), %error, "no space for the reserve now");
+                let _ = fs::remove_file(path);
+            }
         }
     }
 
-    fn spend_reserve(&self) -> bool {
-        match &self.reserve {
-            Some(path) => match fs::metadata(path) {
-                Ok(found) if found.len() > 0 => fs::remove_file(path).is_ok(),
-                _ => false,
-            },
-            None => false,
-        }
+    /// Gives all of them up: which of them lies where the record does, its path does not say.
+    fn spend_reserves(&self) -> bool {
+        let spend = |path: &PathBuf| match fs::metadata(path) {
+            Ok(found) if found.len() > 0 => fs::remove_file(path).is_ok(),
+            _ => false,
+        };
+        self.reserves.iter().filter(|path| spend(path)).count() > 0
     }
 
     fn put_once(path: &Path, directory: &Path, bytes: &[u8]) -> Result<(), StoreError> {
@@ -118,7 +118,7 @@ impl Store for PosixStore {
     fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let directory = parent(path);
         match Self::put_once(path, directory, bytes) {
-            Err(error) if error.is_no_space() && self.spend_reserve() => {
+            Err(error) if error.is_no_space() && self.spend_reserves() => {
                 Self::put_once(path, directory, bytes)
             }
             other => other,

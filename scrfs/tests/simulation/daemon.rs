@@ -393,7 +393,10 @@ impl Daemon {
                 });
             }
             ToDaemon::Ready { .. } => self.press(Pressure::default()),
-            ToDaemon::Piece { .. } | ToDaemon::Progress(_) | ToDaemon::Nodes(_) => {}
+            ToDaemon::Piece { .. }
+            | ToDaemon::Progress(_)
+            | ToDaemon::Moved { .. }
+            | ToDaemon::Nodes(_) => {}
         }
         None
     }

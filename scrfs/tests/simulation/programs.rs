@@ -6,7 +6,7 @@
 
 use crate::world::World;
 use rand::Rng;
-use scrfs::control::{DirectoryChange, Level, Pressure, Request};
+use scrfs::control::{DirectoryChange, Level, Pressure, Request, StorePressure};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::record::{DatasetRecord, Phase};
 use scrfs::name::{Name, RelPath};
@@ -294,17 +294,28 @@ impl World {
             .keys()
             .copied()
             .collect();
-        for dataset in shown {
+        for dataset in &shown {
             if self.percent(10) {
-                in_use.push(dataset);
+                in_use.push(*dataset);
             }
         }
+        let wanted_bytes: u64 = [0, 1, 100, 1 << 40][self.rng.random_range(0..4)];
+        let urgent = self.percent(30);
+        // Each node has put every other dataset elsewhere than its neighbours.
+        let count = self.config.store.len();
+        let of_store = |store: usize| {
+            let lies = |dataset: &&DatasetId| (dataset.0 as usize + machine) % count == store;
+            StorePressure {
+                wanted_bytes: wanted_bytes >> store,
+                urgent,
+                holds: shown.iter().filter(lies).copied().collect(),
+            }
+        };
         let pressure = Pressure {
-            wanted_bytes: [0, 1, 100, 1 << 40][self.rng.random_range(0..4)],
-            urgent: self.percent(30),
+            stores: (0..count).map(of_store).collect(),
             in_use,
         };
-        self.checker.urgent |= pressure.urgent;
+        self.checker.urgent |= urgent;
         self.checker.in_use.insert(machine, pressure.in_use.clone());
         self.note(|| format!("machine {machine} says {pressure:?}"));
         self.machines[machine].daemon.press(pressure);

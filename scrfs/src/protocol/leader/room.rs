@@ -1,8 +1,9 @@
 //! Making room in the caches: which datasets go, and why they may.
 //!
 //! Three reasons. **Removal**: what programs have removed is out of sight, and goes as soon as it may. **Count**: of
-//! the sealed datasets beyond `store.count`, the oldest go. **Pressure**: a node says how many bytes it is short of
-//! before the next dataset will fit; then what was removed goes, and the least recently used until that many are
+//! the sealed datasets beyond `store.count`, the oldest go; where there are several stores, of those that lie in
+//! one store, on any node. **Pressure**: a node says how many bytes a store of it is short of before the next
+//! dataset will fit; then what was removed goes, and the least recently used that lie in it until that many are
 //! free there.
 //!
 //! What may go:
@@ -22,7 +23,8 @@ use crate::control::{Level, Pressure};
 use crate::id::{DatasetId, Rank};
 use crate::layout::record::Phase;
 use crate::protocol::step::Step;
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What nodes say of their caches, and when datasets were last used.
 #[derive(Debug)]
@@ -96,7 +98,10 @@ impl Leader {
         self.lift_fences(step);
         self.hold_the_count(step);
         for rank in self.ranks() {
-            self.relieve(rank, step);
+            let stores = self.room.pressure.get(&rank);
+            for store in 0..stores.map_or(0, |pressure| pressure.stores.len()) {
+                self.relieve(rank, store, step);
+            }
         }
     }
 
@@ -178,18 +183,33 @@ impl Leader {
         !awaited && !self.room.is_open(dataset)
     }
 
+    /// Sealed and failed datasets beyond the count of the store they lie in, newest first; never the newest of one.
+    fn beyond_count(&self) -> BTreeSet<Reverse<DatasetId>> {
+        let sealed = |dataset: &DatasetId| {
+            let led = self.datasets.get(dataset);
+            let is_kept = |led: &Led| led.record.is_cached() || led.record.phase == Phase::Failed;
+            led.is_some_and(|led| is_kept(led) && !led.leaving)
+        };
+        let beyond = |held: Vec<DatasetId>, count: u32| {
+            let mut held: Vec<DatasetId> = held.into_iter().filter(sealed).collect();
+            held.sort_unstable();
+            held.into_iter().rev().skip(count.max(1) as usize)
+        };
+        let counts: Vec<u32> = self.config.store.iter().map(|store| store.count).collect();
+        if let [count] = counts[..] {
+            let all = self.datasets.keys().copied().collect();
+            return beyond(all, count).map(Reverse).collect();
+        }
+        let nodes = self.room.pressure.values();
+        nodes
+            .flat_map(|pressure| pressure.stores.iter().zip(&counts))
+            .flat_map(|(store, count)| beyond(store.holds.clone(), *count))
+            .map(Reverse)
+            .collect()
+    }
+
     fn hold_the_count(&mut self, step: &mut Step) {
-        let count = self.config.store.first().map_or(1, |store| store.count) as usize;
-        let sealed: Vec<DatasetId> = self
-            .datasets
-            .iter()
-            .rev()
-            .filter(|(_, led)| led.record.is_cached() || led.record.phase == Phase::Failed)
-            .filter(|(_, led)| !led.leaving)
-            .map(|(id, _)| *id)
-            .collect();
-        for (place, dataset) in sealed.into_iter().enumerate().skip(count.max(1)) {
-            debug_assert!(place >= 1, "the newest is never evicted");
+        for Reverse(dataset) in self.beyond_count() {
             let Some(led) = self.datasets.get(&dataset) else {
                 continue;
             };
@@ -206,19 +226,18 @@ impl Leader {
         }
     }
 
-    /// Evicts until a node has what it is short of.
-    fn relieve(&mut self, rank: Rank, step: &mut Step) {
-        let Some((mut wanted, urgent)) = self
-            .room
-            .pressure
-            .get(&rank)
-            .map(|pressure| (pressure.wanted_bytes, pressure.urgent))
-        else {
+    /// Evicts until a node has what a store of it is short of.
+    fn relieve(&mut self, rank: Rank, store: usize, step: &mut Step) {
+        let pressure = self.room.pressure.get(&rank);
+        let Some(pressure) = pressure.and_then(|pressure| pressure.stores.get(store)) else {
             return;
         };
+        let (mut wanted, urgent) = (pressure.wanted_bytes, pressure.urgent);
         if wanted == 0 || self.prefix.is_none() {
             return;
         }
+        let holds: BTreeSet<DatasetId> = pressure.holds.iter().copied().collect();
+        let is_only = self.config.store.len() == 1;
         let newest = self
             .datasets
             .iter()
@@ -255,7 +274,7 @@ impl Leader {
                 && led.has_reached(Level::Flushed)
                 && led.is_resting()
                 && self.is_unused(dataset);
-            if may_go && bytes > 0 {
+            if may_go && bytes > 0 && (is_only || holds.contains(&dataset)) {
                 match led.record.is_removed() {
                     true => self.forget(dataset, None, step),
                     false => self.drop_cached(dataset, step),
@@ -264,7 +283,8 @@ impl Leader {
             }
         }
         // What is left could not be had now; it is tried again when something changes.
-        if let Some(pressure) = self.room.pressure.get_mut(&rank) {
+        let pressure = self.room.pressure.get_mut(&rank);
+        if let Some(pressure) = pressure.and_then(|pressure| pressure.stores.get_mut(store)) {
             pressure.wanted_bytes = wanted;
         }
     }
