@@ -12,6 +12,7 @@ use scrfs::layout::manifest::Sums;
 use scrfs::layout::path::{CachePaths, Keep};
 use scrfs::layout::record::DatasetRecord;
 use scrfs::redundancy::{Extent, Stream};
+use scrfs::store::Store;
 use scrfs::store::posix::PosixStore;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -146,7 +147,8 @@ impl Parts {
         std::mem::take(&mut self.summed)
     }
 
-    fn copy(&self, dataset: DatasetId, slot: Slot, stream: Stream) -> Option<Arc<Sums>> {
+    /// Checksums that are kept here for another slot, if they can be believed.
+    pub(crate) fn copy(&self, dataset: DatasetId, slot: Slot, stream: Stream) -> Option<Arc<Sums>> {
         let key = (dataset, slot, stream);
         if let Some(known) = self.copies.borrow().get(&key) {
             return known.clone();
@@ -156,6 +158,18 @@ impl Parts {
         let sums = sums.map(Arc::new);
         self.copies.borrow_mut().insert(key, sums.clone());
         sums
+    }
+
+    /// Remembers, also for the next epoch, that a stream that is kept here is not what was stored.
+    pub(crate) fn note_damage(&self, dataset: DatasetId, slot: Slot, stream: Stream) {
+        let path = self.paths.damage(dataset, slot, stream);
+        if path.exists() {
+            return;
+        }
+        match self.store.put(&path, &[]) {
+            Ok(()) => tracing::error!(%dataset, %slot, ?stream, "damaged at rest"),
+            Err(error) => tracing::error!(?path, %error, "damage cannot be noted"),
+        }
     }
 
     fn opened_for(&self, dataset: DatasetId, extent: Extent) -> Result<Arc<Part>, TransferError> {
@@ -275,5 +289,9 @@ impl PartStore for Parts {
             opened.unsummed = opened.unsummed.saturating_sub(1);
             self.summed |= opened.unsummed == 0;
         }
+    }
+
+    fn damaged(&mut self, dataset: DatasetId, extent: Extent) {
+        self.note_damage(dataset, extent.slot, extent.stream);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A job makes bytes of this node: parity, a lost part, a range to read. For each combination of
 //! its plan the engine *pulls* the units it is made of from the nodes that hold them, within a
-//! window; when the last is in, one fused pass makes the destination and the store writes it. Any
+//! window; when the last is in, one fused pass makes the destination, and the store writes it or,
+//! of a read, it is handed out. Reads go before all other jobs: somebody waits for them. Any
 //! order, no lock step. Answering others is stateless: the same request gets the same answer, also
 //! again, and a node that only answers needs no job.
 //!
@@ -26,20 +27,22 @@
 //! do not reach it, since its fabric lives for one.
 
 mod error;
+mod job;
 pub(crate) mod source;
 mod wire;
 
 pub use error::TransferError;
+pub use job::{JobEvent, JobId, Limits};
 pub use wire::{Reason, WireError};
 
 use bytes::Bytes;
+use job::HandOut;
 use scrfs::codec;
 use scrfs::id::{DatasetId, Rank, Slot};
 use scrfs::layout::envelope::crc32c;
 use scrfs::redundancy::{Combination, Extent, Term};
 use source::{Owed, Source, read_verified};
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fmt;
 use std::time::{Duration, Instant};
 use wire::{Message, REQUEST_UNITS_MAX};
 
@@ -54,16 +57,6 @@ const PROGRESS_BYTES: u64 = 64 << 20;
 
 /// While the fabric still holds all it may, how soon to look again.
 const SERVE_AGAIN: Duration = Duration::from_micros(500);
-
-/// A running transfer on this node. Unique on its node within an epoch; means nothing elsewhere.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct JobId(pub u64);
-
-impl fmt::Display for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "job {}", self.0)
-    }
-}
 
 /// Where extents are read and written: the parts and parities this node keeps.
 pub trait PartStore {
@@ -85,57 +78,9 @@ pub trait PartStore {
 
     /// An extent of this node was read, for itself or another, and had no crc32c on record.
     fn served(&mut self, dataset: DatasetId, extent: Extent, crc: u32);
-}
 
-/// Bounds of memory and patience.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// Bytes of units asked for or gathered.
-    pub window_bytes: u64,
-    /// Bytes of units read for others that the fabric has not let go of.
-    pub serve_bytes: u64,
-    /// How long a source may say nothing while it owes a unit.
-    pub silence: Duration,
-    /// How often one unit is asked for before its job fails; the time between is `silence`
-    /// divided by this, or none where it came damaged.
-    pub attempts: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            window_bytes: 16 << 20,
-            serve_bytes: 16 << 20,
-            silence: Duration::from_secs(10),
-            attempts: 4,
-        }
-    }
-}
-
-/// What became of a job. `bytes` are destination bytes written so far.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum JobEvent {
-    /// It goes on.
-    Progress {
-        /// Which.
-        job: JobId,
-        /// How far.
-        bytes: u64,
-    },
-    /// All of its plan is written.
-    Done {
-        /// Which.
-        job: JobId,
-        /// How much.
-        bytes: u64,
-    },
-    /// It was given up; what it wrote so far stands and may be written again.
-    Failed {
-        /// Which.
-        job: JobId,
-        /// Why.
-        error: TransferError,
-    },
+    /// An extent of this node was read and is not what its crc32c on record says.
+    fn damaged(&mut self, dataset: DatasetId, extent: Extent);
 }
 
 /// Carries out this node's jobs and answers those of others.
@@ -175,6 +120,8 @@ struct Job {
     /// Drawn from the plan, waiting for room in the window.
     next: Option<Combination>,
     exhausted: bool,
+    /// What it makes is handed out and not written; it goes before others.
+    reads: bool,
     holders: BTreeMap<Slot, Rank>,
     /// Combinations that wait for units, by a number of their own.
     open: HashMap<u64, Gathering>,
@@ -247,12 +194,36 @@ impl Engine {
         plan: Box<dyn Iterator<Item = Combination> + Send>,
         holders: BTreeMap<Slot, Rank>,
     ) {
+        self.begin(job, dataset, plan, holders, false);
+    }
+
+    /// As [`Self::start`], but what is made comes as [`JobEvent::Made`], in any order, and before
+    /// what other jobs make.
+    pub fn read(
+        &mut self,
+        job: JobId,
+        dataset: DatasetId,
+        plan: Box<dyn Iterator<Item = Combination> + Send>,
+        holders: BTreeMap<Slot, Rank>,
+    ) {
+        self.begin(job, dataset, plan, holders, true);
+    }
+
+    fn begin(
+        &mut self,
+        job: JobId,
+        dataset: DatasetId,
+        plan: Box<dyn Iterator<Item = Combination> + Send>,
+        holders: BTreeMap<Slot, Rank>,
+        reads: bool,
+    ) {
         self.cancel(job);
         let state = Job {
             dataset,
             plan,
             next: None,
             exhausted: false,
+            reads,
             holders,
             open: HashMap::new(),
             opened: 0,
@@ -566,7 +537,8 @@ impl Engine {
     fn pump(&mut self, now: Instant, store: &mut dyn PartStore) {
         self.hungry = false;
         // Not at the first free byte: so that requests name several units each.
-        if self.window > self.limits.window_bytes / 4 * 3 {
+        let hurries = self.jobs.values().any(|job| job.reads && !job.exhausted);
+        if self.window > self.limits.window_bytes / 4 * 3 && !hurries {
             return;
         }
         let mut stretch = 0;
@@ -577,7 +549,8 @@ impl Engine {
             );
             let ready = |(_, job): &(&JobId, &Job)| !job.exhausted;
             let mut turns = self.jobs.range(after).chain(self.jobs.range(..=self.turn));
-            let Some(id) = turns.find(ready).map(|(&id, _)| id) else {
+            let first = turns.clone().find(|turn| ready(turn) && turn.1.reads);
+            let Some(id) = first.or_else(|| turns.find(ready)).map(|(&id, _)| id) else {
                 return;
             };
             self.turn = id;
@@ -683,10 +656,20 @@ impl Engine {
             return;
         };
         let mut scratch = std::mem::take(&mut self.scratch);
-        let made = make(self.me, job.dataset, &gathered, &mut scratch, store);
+        let (dataset, reads) = (job.dataset, job.reads);
+        let mut handed = HandOut { store, made: None };
+        let store: &mut dyn PartStore = if reads { &mut handed } else { handed.store };
+        let made = make(self.me, dataset, &gathered, &mut scratch, store);
         self.scratch = scratch;
         if let Err(error) = made {
             return self.fail(id, error);
+        }
+        if let Some((extent, bytes)) = handed.made {
+            self.events.push_back(JobEvent::Made {
+                job: id,
+                extent,
+                bytes,
+            });
         }
         let Some(job) = self.jobs.get_mut(&id) else {
             return;

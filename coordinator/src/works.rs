@@ -236,7 +236,9 @@ impl Works {
             turn = Turn::Ends(Ok(()));
         }
         if let Turn::Ends(result) = turn {
-            self.runs.remove(&ticket);
+            if let (Some(Run::Rebuild(run)), Err(_)) = (self.runs.remove(&ticket), &result) {
+                run.discard(context);
+            }
             self.end(ticket, result, context);
         }
     }
@@ -277,17 +279,26 @@ impl Works {
 
     /// The engine says something of a job.
     pub(crate) fn job_event(&mut self, event: JobEvent, context: &mut Context<'_>) {
-        let (JobEvent::Progress { job, .. }
+        let (JobEvent::Made { job, .. }
+        | JobEvent::Progress { job, .. }
         | JobEvent::Done { job, .. }
         | JobEvent::Failed { job, .. }) = &event;
         let Some(&(ticket, slot)) = self.jobs.of.get(job) else {
             return;
         };
-        if !matches!(event, JobEvent::Progress { .. }) {
+        if !matches!(event, JobEvent::Progress { .. } | JobEvent::Made { .. }) {
             self.jobs.of.remove(job);
         }
-        self.turn(ticket, context, |run, _, context| match (event, run) {
-            (JobEvent::Failed { error, .. }, _) => {
+        self.turn(ticket, context, |run, jobs, context| match (event, run) {
+            (JobEvent::Failed { error, .. }, run) => {
+                if let (Run::Rebuild(run), Some(source)) = (run, error.spoilt())
+                    && run
+                        .make_without(ticket, (slot, source), jobs, context)
+                        .is_ok()
+                {
+                    tracing::warn!(%slot, %error, "rebuilding it without {source}");
+                    return Turn::GoesOn;
+                }
                 let full = matches!(
                     error,
                     crate::transfer::TransferError::Io { errno, .. } if errno == libc::ENOSPC
@@ -306,7 +317,7 @@ impl Works {
             }
             (JobEvent::Done { .. }, Run::Encode(run)) => run.computed(ticket, slot, context),
             (JobEvent::Done { .. }, Run::Rebuild(run)) => run.computed(ticket, slot, context),
-            (JobEvent::Done { .. }, Run::Copying(_)) => Turn::GoesOn,
+            (JobEvent::Done { .. }, Run::Copying(_)) | (JobEvent::Made { .. }, _) => Turn::GoesOn,
         });
     }
 
@@ -461,6 +472,20 @@ fn check(record: &DatasetRecord, metadata: &Metadata) -> Result<Checked, Failure
         data_sums,
         parity_sums,
     })
+}
+
+/// The checksums of a slot's part log, from metadata that the seal bears out.
+pub(crate) fn data_sums(
+    record: &DatasetRecord,
+    given: &Metadata,
+) -> Option<scrfs::layout::manifest::Sums> {
+    match check(record, given) {
+        Ok(checked) => Some(checked.data_sums),
+        Err(failure) => {
+            tracing::error!(%failure, "metadata from a peer is not believed");
+            None
+        }
+    }
 }
 
 /// What is known here of a slot: its own files before copies of them.

@@ -283,6 +283,9 @@ impl Part {
         let (from, to) = (self.parity_new_path(), self.parity_path());
         file.sync_all().map_err(self.id().io("sync", &from))?;
         fs::rename(&from, &to).map_err(self.id().io("replace", &to))?;
+        let PartId { dataset, slot } = self.id();
+        let damage = self.cache.damage(dataset, slot, Stream::Parity);
+        remove_if_there(&damage).map_err(self.id().io("remove", &damage))?;
         sync_directory(parent(&to)).map_err(|error| self.id().store(error))?;
         *lock(&self.parity) = Parity::Reading(file);
         Ok(())

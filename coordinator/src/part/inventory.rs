@@ -3,7 +3,7 @@
 //! What is reported can be believed: records are whole and of the dataset and slot whose place they
 //! are in. What cannot be believed is logged with its path and left out; which of two nodes is right
 //! is decided elsewhere. Looking costs a stat for each entry of each manifest; no file content is
-//! read, so that `intact` says nothing of single bits.
+//! read, so that `intact` says nothing of single bits, unless a read has found them before.
 //!
 //! Only one coordinator runs on a node, and the daemon makes a dataset's directory after its record:
 //! so what is on its way in, out, or without a record is what a crash left, and is removed. A dataset
@@ -166,10 +166,11 @@ fn part_state(
     let sealed = SealedPart::of(record, slot)?;
     sealed.check_manifest(&cache.manifest(record.id, slot, Keep::Own), &stored)?;
     // Each counts alone: the parity of a node that lost its files still serves the others.
-    state.parity = has_parity(cache, &sealed);
+    let spoilt = |stream| cache.damage(record.id, slot, stream).exists();
+    state.parity = has_parity(cache, &sealed) && !spoilt(Stream::Parity);
     state.sums = has_all_sums(store, cache, &sealed, Keep::Own);
     match Part::open(store, cache, record, slot).and_then(|part| part.verify_against_tree()) {
-        Ok(()) => state.intact = true,
+        Ok(()) => state.intact = !spoilt(Stream::Data),
         Err(error) => report("a part is not as it was sealed", &error),
     }
     Ok(Some(state))

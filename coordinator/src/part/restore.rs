@@ -13,7 +13,7 @@
 
 use super::attributes;
 use super::error::{PartError, PartId};
-use super::files::{Part, own_sums, parent};
+use super::files::{Part, own_sums, parent, remove_if_there};
 use super::log::Log;
 use super::records::{SealedPart, StoredManifest};
 use super::tree::{Tree, fail, remove_tree};
@@ -77,6 +77,8 @@ impl Part {
             &self.cache.tree_old(dataset, slot),
         )
         .map_err(|error| part.store(error))?;
+        remove_if_there(&self.cache.damage(dataset, slot, Stream::Data))
+            .map_err(part.io("remove", &self.cache.damage(dataset, slot, Stream::Data)))?;
         self.restoring.store(false, Ordering::Release);
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! whoever asked for the job.
 
 use super::Reason;
-use scrfs::id::{DatasetId, Rank};
+use scrfs::id::{DatasetId, Rank, Slot};
 use scrfs::redundancy::Extent;
 use std::fmt;
 
@@ -107,6 +107,34 @@ pub enum TransferError {
         /// The destination of the broken combination.
         extent: Extent,
     },
+}
+
+impl TransferError {
+    /// The slot whose bytes cannot be had, when others of its set may do instead.
+    pub fn spoilt(&self) -> Option<Slot> {
+        match self {
+            Self::Missing { extent, .. }
+            | Self::Io { extent, .. }
+            | Self::Checksum { extent, .. }
+            | Self::Length { extent, .. }
+            | Self::Refused { extent, .. }
+            | Self::Silent { extent, .. }
+            | Self::NoHolder { extent, .. } => Some(extent.slot),
+            Self::BrokenPlan { .. } => None,
+        }
+    }
+
+    /// Whether what is kept is not what was stored.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Checksum { .. }
+                | Self::Refused {
+                    reason: Reason::Damaged { .. },
+                    ..
+                }
+        )
+    }
 }
 
 /// An extent for people.

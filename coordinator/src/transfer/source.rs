@@ -161,6 +161,7 @@ pub(super) fn read_verified(
     let found = crc32c(&bytes);
     match store.expected_crc(dataset, extent) {
         Some(expected) if expected != found => {
+            store.damaged(dataset, extent);
             return Err(TransferError::Checksum {
                 dataset,
                 extent,

@@ -10,6 +10,8 @@ use scrfs::fabric::local::{self, LocalFabric};
 use scrfs::fabric::{Fabric, Lane};
 use scrfs::redundancy::{Scheme, SetGeometry, Stream};
 
+mod reads;
+
 const DATASET: DatasetId = DatasetId(5);
 const CHUNK: u64 = 8192;
 
@@ -20,6 +22,7 @@ struct MemoryStore {
     crcs: HashMap<Extent, u32>,
     served: HashMap<Extent, u32>,
     written: HashMap<Extent, u32>,
+    damaged: std::collections::HashSet<Extent>,
 }
 
 impl MemoryStore {
@@ -75,6 +78,10 @@ impl PartStore for MemoryStore {
 
     fn served(&mut self, _: DatasetId, extent: Extent, crc: u32) {
         self.served.insert(extent, crc);
+    }
+
+    fn damaged(&mut self, _: DatasetId, extent: Extent) {
+        self.damaged.insert(extent);
     }
 }
 
@@ -437,6 +444,7 @@ fn a_unit_damaged_at_rest_is_never_sent() {
         crc32c(store.range(extent).expect("in range")),
     );
     assert_eq!(reason, Reason::Damaged { expected, found });
+    assert!(store.damaged.contains(&extent), "and remembered");
 }
 
 #[test]
@@ -585,6 +593,7 @@ fn broken_plans_and_unknown_holders_fail_their_job_only() {
     outcomes.sort_by_key(|(_, e)| match *e {
         JobEvent::Done { job, .. }
         | JobEvent::Failed { job, .. }
+        | JobEvent::Made { job, .. }
         | JobEvent::Progress { job, .. } => job,
     });
     let text: Vec<_> = outcomes

@@ -2,11 +2,12 @@
 //!
 //! For each slot: *asking* peers for its manifest and checksums, and for those of the sources ->
 //! *preparing* empty files -> *computing* the data by plan, every unit held against its checksum ->
-//! *finishing*: metadata, fsync, into place -> done. The parity is a later encode.
+//! *finishing*: metadata, fsync, into place -> done. The parity is a later encode. A source that turns
+//! out to be damaged is done without, as long as the scheme allows.
 
 use super::{Context, Jobs, Turn, check, keep, seal_of};
 use crate::effects::part_failure;
-use crate::part::Part;
+use crate::part::{Part, remove_tree};
 use scrfs::control::Refusal;
 use scrfs::id::{DatasetId, Rank, Slot};
 use scrfs::layout::path::Keep;
@@ -39,6 +40,8 @@ pub(super) struct Rebuild {
     holders: BTreeMap<Slot, Rank>,
     lost: BTreeSet<Slot>,
     stages: BTreeMap<Slot, Stage>,
+    /// For each slot, those that it is made without, because something of them is damaged.
+    without: BTreeMap<Slot, BTreeSet<Slot>>,
 }
 
 impl Rebuild {
@@ -92,7 +95,41 @@ impl Rebuild {
             holders,
             lost,
             stages,
+            without: BTreeMap::new(),
         })
+    }
+
+    /// It has failed: what it has put down gives its space back, which records may need.
+    pub(super) fn discard(self, context: &mut Context<'_>) {
+        let dataset = self.record.id;
+        for (slot, stage) in self.stages {
+            let unfinished = matches!(stage, Stage::Preparing | Stage::Computing(_));
+            drop(stage);
+            if !unfinished {
+                continue;
+            }
+            context.parts.forget(dataset, &[slot]);
+            let path = context.parts.paths().tree_new(dataset, slot);
+            if let Err(error) = remove_tree(&path) {
+                tracing::error!(?path, %error, "what was not rebuilt cannot be removed");
+            }
+        }
+    }
+
+    /// A source of a slot is damaged: makes it of the others, where they are enough.
+    pub(super) fn make_without(
+        &mut self,
+        ticket: u64,
+        (slot, source): (Slot, Slot),
+        jobs: &mut Jobs,
+        context: &mut Context<'_>,
+    ) -> Result<(), Failure> {
+        let without = self.without.entry(slot).or_default();
+        if source == slot || !without.insert(source) {
+            let text = format!("{source} cannot be done without");
+            return Err(Failure::new(Refusal::Failed, text));
+        }
+        self.compute(ticket, slot, jobs, context)
     }
 
     pub(super) fn dataset(&self) -> DatasetId {
@@ -199,7 +236,10 @@ impl Rebuild {
             .members()
             .iter()
             .copied()
-            .filter(|member| self.lost.contains(member))
+            .filter(|member| {
+                let without = self.without.get(&slot);
+                self.lost.contains(member) || without.is_some_and(|it| it.contains(member))
+            })
             .collect();
         let plan = geometry
             .rebuild(&lost, slot, seal.unit_bytes)

@@ -15,6 +15,7 @@
 //!   datasets/<id>/slot.<n>/manifest, sums.data, sums.parity, parity
 //!   datasets/<id>/slot.<n>/tree.new, tree.old, parity.new          on their way in or out
 //!   datasets/<id>/slot.<n>/parity.room       space kept for the parity, nothing written yet
+//!   datasets/<id>/slot.<n>/damaged.data, damaged.parity      it was found not to be what was stored
 //!   datasets/<id>/copy.<n>/manifest, sums.data, sums.parity      of another member of the set
 //!
 //! <other store>/scrfs.<uid>/<job>/  the same job's further stores (see `crate::stores`)
@@ -186,6 +187,14 @@ impl CachePaths {
     /// The parity of a slot.
     pub fn parity(&self, id: DatasetId, slot: Slot) -> PathBuf {
         self.slot(id, slot, Keep::Own).join("parity")
+    }
+
+    /// There when a stream of a slot was found not to be what was stored, until it is made again.
+    pub fn damage(&self, id: DatasetId, slot: Slot, stream: Stream) -> PathBuf {
+        self.slot(id, slot, Keep::Own).join(match stream {
+            Stream::Data => "damaged.data",
+            Stream::Parity => "damaged.parity",
+        })
     }
 
     /// The manifest of a slot.
