@@ -135,6 +135,8 @@ pub struct Driver<F: Fabric> {
     pieces: Pieces,
     /// Recovery has ended here.
     is_ready: bool,
+    /// Something that is lost has been read.
+    has_made: bool,
     tasks: Tasks,
     events: Receiver<Event>,
     store: PosixStore,
@@ -221,6 +223,7 @@ impl<F: Fabric> Driver<F> {
             placing,
             pieces: Pieces::new(me, size),
             is_ready: false,
+            has_made: false,
             tasks,
             events,
             store,
@@ -394,10 +397,23 @@ impl<F: Fabric> Driver<F> {
             Message::Abandon { ticket } if from == LEADER => {
                 self.with_works(|works, context| works.abandon(ticket, context))
             }
-            message @ (Message::Keep(_)
-            | Message::Kept { .. }
-            | Message::WantMetadata { .. }
-            | Message::HaveMetadata { .. }) => {
+            Message::HaveMetadata {
+                dataset,
+                slot,
+                metadata,
+            } => {
+                let given = metadata.as_deref();
+                self.with_pieces(|pieces, parts, tasks, todo| {
+                    pieces.told(from, (dataset, slot), given, parts, tasks, todo);
+                })?;
+                let message = Message::HaveMetadata {
+                    dataset,
+                    slot,
+                    metadata,
+                };
+                self.with_works(|works, context| works.peer_says(from, message, context))
+            }
+            message @ (Message::Keep(_) | Message::Kept { .. } | Message::WantMetadata { .. }) => {
                 if let Message::Keep(metadata) = &message {
                     self.moves.disturb(metadata.dataset);
                 }
@@ -437,6 +453,16 @@ impl<F: Fabric> Driver<F> {
             self.fabric.send(to, Lane::Data, bytes)?;
         }
         while let Some(event) = self.engine.poll_event() {
+            if Pieces::owns(&event) {
+                if !std::mem::replace(&mut self.has_made, true) {
+                    let after_ms = self.born.elapsed().as_millis();
+                    tracing::info!(after_ms, "the first bytes of what is lost are made");
+                }
+                self.with_pieces(|pieces, parts, tasks, todo| {
+                    pieces.job_event(event, parts, tasks, todo);
+                })?;
+                continue;
+            }
             self.with_works(|works, context| works.job_event(event, context))?;
         }
         if self.pieces.is_waiting() {
@@ -479,6 +505,13 @@ impl<F: Fabric> Driver<F> {
         let mut todo = Todo::default();
         act(&mut self.pieces, &self.parts, &self.tasks, &mut todo);
         self.pieces.serve(&self.parts, &self.tasks);
+        for job in todo.cancelled {
+            self.engine.cancel(job);
+        }
+        for read in todo.reads {
+            let plan = Box::new(read.plan);
+            self.engine.read(read.job, read.dataset, plan, read.holders);
+        }
         for (to, message) in todo.messages {
             self.send(to, message)?;
         }
@@ -592,6 +625,13 @@ impl<F: Fabric> Driver<F> {
                 self.make_way(&order);
                 self.with_works(|works, context| works.begin(ticket, order, context))
             }
+            Effect::Losses {
+                dataset,
+                holders,
+                lost,
+            } => self.with_pieces(|pieces, parts, tasks, todo| {
+                pieces.learn_losses(dataset, &holders, &lost, parts, tasks, todo);
+            }),
             Effect::WritePointers { due } => {
                 let prefix = self.prefix.clone();
                 self.tasks.spawn(move |_| {

@@ -3,7 +3,8 @@
 //!
 //! A daemon asks its own coordinator, that one the ranks that may hold the slot, one after the other:
 //! the one that had it last, the one of the slot's number, then the rest. Whoever holds it reads it on
-//! another thread and holds every unit against its checksum, where one is known.
+//! another thread and holds every unit against its checksum, where one is known. Of a slot that the
+//! leader has said is lost nobody is asked: its bytes are made of the rest of its set, in `lost`.
 //!
 //! Invariants: a daemon's request is answered exactly once. Nothing is served but what is sealed, in
 //! the words it was asked for. Bytes read for peers that the fabric has not let go of stay below
@@ -11,24 +12,27 @@
 //! meanwhile waits, and costs a few words. So nobody who asks for much holds up the others, nor what
 //! else this node has to say to that peer. A daemon bounds how much it asks for at once.
 //!
-//! What it does not do: recompute. Of a slot that nobody holds whole, or that is damaged, nothing can
-//! be read before it is rebuilt.
+//! What it does not do: recompute what is damaged on a node that holds it.
+
+mod lost;
 
 use crate::driver::{Event, Tasks};
 use crate::part::{Part, SealedPart, records};
 use crate::parts::Parts;
 use crate::transfer::source::Loan;
+use crate::transfer::{JobEvent, JobId};
 use bytes::Bytes;
+use lost::Lost;
 use scrfs::control::{FRAME_BYTES_MAX, PIECE_BYTES_MAX, Piece, Refusal};
 use scrfs::id::{DatasetId, Rank, Slot};
 use scrfs::layout::envelope::crc32c;
 use scrfs::layout::path::{CachePaths, Keep};
 use scrfs::layout::record::{DatasetRecord, Phase};
-use scrfs::protocol::message::Message;
+use scrfs::protocol::message::{Message, Metadata};
 use scrfs::redundancy::Stream;
 use scrfs::store::Store;
 use scrfs::store::posix::PosixStore;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -76,6 +80,12 @@ pub(crate) struct Todo {
     pub(crate) messages: Vec<(Rank, Message)>,
     /// The daemon's requests that are answered.
     pub(crate) answers: Vec<(u64, Result<Bytes>)>,
+    /// Reads that the engine is to begin.
+    pub(crate) reads: Vec<lost::Read>,
+    /// Reads that it is to forget.
+    pub(crate) cancelled: Vec<JobId>,
+    /// Pieces of lost slots, by our ticket; taken up before anybody else sees this.
+    made: Vec<(u64, Result<Bytes>)>,
 }
 
 /// A request of the daemon under way.
@@ -104,6 +114,7 @@ pub(crate) struct Pieces {
     queue: VecDeque<(Rank, u64, Wanted)>,
     /// Bytes being read, or still with the fabric, for each peer that ever asked.
     busy: BTreeMap<Rank, Busy>,
+    lost: Lost,
 }
 
 /// What one peer keeps busy.
@@ -130,6 +141,75 @@ impl Pieces {
             holders: HashMap::new(),
             queue: VecDeque::new(),
             busy: BTreeMap::new(),
+            lost: Lost::default(),
+        }
+    }
+
+    /// The leader says what is lost of a dataset, and who has the rest; nothing lost: it is whole.
+    pub(crate) fn learn_losses(
+        &mut self,
+        dataset: DatasetId,
+        holders: &[(Slot, Rank)],
+        lost: &[Slot],
+        parts: &Parts,
+        tasks: &Tasks,
+        todo: &mut Todo,
+    ) {
+        for &(slot, rank) in holders {
+            self.holders.insert((dataset, slot), rank);
+        }
+        let holders: BTreeMap<Slot, Rank> = holders.iter().copied().collect();
+        let lost: BTreeSet<Slot> = lost.iter().copied().collect();
+        self.lost.learn(dataset, holders, lost, parts, todo);
+        self.take_made(parts, tasks, todo);
+    }
+
+    /// The engine says something of a job; whether it is one of these.
+    pub(crate) fn owns(event: &JobEvent) -> bool {
+        let (JobEvent::Made { job, .. }
+        | JobEvent::Progress { job, .. }
+        | JobEvent::Done { job, .. }
+        | JobEvent::Failed { job, .. }) = event;
+        Lost::owns(*job)
+    }
+
+    /// The engine says something of one of these jobs.
+    pub(crate) fn job_event(
+        &mut self,
+        event: JobEvent,
+        parts: &Parts,
+        tasks: &Tasks,
+        todo: &mut Todo,
+    ) {
+        match event {
+            JobEvent::Made { job, extent, bytes } => {
+                self.lost.made(job, extent, &bytes, parts, todo);
+            }
+            JobEvent::Progress { .. } => {}
+            JobEvent::Done { job, .. } => self.lost.ended(job, Ok(()), parts, todo),
+            JobEvent::Failed { job, error } => self.lost.ended(job, Err(error), parts, todo),
+        }
+        self.take_made(parts, tasks, todo);
+    }
+
+    /// A peer says what it knows of a slot.
+    pub(crate) fn told(
+        &mut self,
+        from: Rank,
+        slot: (DatasetId, Slot),
+        metadata: Option<&Metadata>,
+        parts: &Parts,
+        tasks: &Tasks,
+        todo: &mut Todo,
+    ) {
+        self.lost.told(from, slot, metadata, parts, todo);
+        self.take_made(parts, tasks, todo);
+    }
+
+    /// Answers with what was made of other slots, or could not be.
+    fn take_made(&mut self, parts: &Parts, tasks: &Tasks, todo: &mut Todo) {
+        for (ticket, result) in std::mem::take(&mut todo.made) {
+            self.come((ticket, self.me), result, parts, tasks, todo);
         }
     }
 
@@ -152,12 +232,23 @@ impl Pieces {
         let likely = Some(Rank(wanted.slot.0)).filter(|rank| rank.0 < self.size);
         let mut left: VecDeque<Rank> = VecDeque::new();
         let all = (0..self.size).map(Rank);
-        for rank in mine.into_iter().chain(known).chain(likely).chain(all) {
+        let is_lost = self.lost.is_lost(wanted.dataset, wanted.slot);
+        let keepers = match is_lost {
+            true => self.lost.keepers(&wanted, parts),
+            false => Vec::new(),
+        };
+        let likely = keepers.into_iter().chain(known).chain(likely);
+        for rank in mine.into_iter().chain(likely).chain(all) {
             if (rank != self.me || mine.is_some()) && !left.contains(&rank) {
                 left.push_back(rank);
             }
         }
+        let is_made = is_lost && matches!(wanted.piece, Piece::Log { .. });
+        if is_made {
+            left.clear();
+        }
         self.tickets += 1;
+        let (ticket, made) = (self.tickets, wanted.clone());
         let asked = Asked {
             request,
             wanted,
@@ -165,8 +256,13 @@ impl Pieces {
             at: self.me,
             again: !is_ready,
         };
-        self.asked.insert(self.tickets, asked);
-        self.ask_next(self.tickets, parts, tasks, todo);
+        self.asked.insert(ticket, asked);
+        if is_made {
+            self.lost.begin(ticket, made, parts, todo);
+            self.take_made(parts, tasks, todo);
+        } else {
+            self.ask_next(ticket, parts, tasks, todo);
+        }
     }
 
     /// Asks the next rank, or gives up.
@@ -233,7 +329,9 @@ impl Pieces {
                 let key = (asked.wanted.dataset, asked.wanted.slot);
                 todo.answers.push((asked.request, Ok(bytes)));
                 self.asked.remove(&ticket);
-                self.holders.insert(key, from);
+                if from != self.me {
+                    self.holders.insert(key, from);
+                }
             }
             Ok(bytes) => {
                 tracing::error!(wanted = ?asked.wanted, %from, bytes = bytes.len(), "wrong length");

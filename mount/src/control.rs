@@ -430,6 +430,11 @@ impl Server {
             }
             ToDaemon::Moved { dataset } => vfs.moved(dataset),
             ToDaemon::Progress(progress) => vfs.set_progress(progress),
+            ToDaemon::Missing {
+                dataset,
+                slots,
+                weak,
+            } => vfs.set_missing(dataset, slots, weak),
             ToDaemon::Nodes(nodes) => vfs.set_nodes(nodes),
             ToDaemon::Ready { restart, new_run } => {
                 vfs.ready(restart, new_run);
@@ -510,7 +515,10 @@ impl Server {
         };
         match level {
             Level::Sealed => found.record.phase == Phase::Sealed,
-            Level::Protected => found.record.protected.is_some() || found.record.flushed.is_some(),
+            Level::Protected => {
+                let safe = found.record.protected.is_some() && !found.weak;
+                safe || found.record.flushed.is_some()
+            }
             Level::Flushed => found.record.flushed.is_some(),
         }
     }

@@ -210,6 +210,8 @@ pub struct RestartConfig {
     pub fetch: bool,
     /// The dataset to restart from; empty: the newest that is good.
     pub current: String,
+    /// Whether programs wait until what is lost is rebuilt. Otherwise they read it while it is.
+    pub rebuild_first: bool,
 }
 
 /// `[advice]`: when a program that asks is told to checkpoint. All three 0: the optimum computed

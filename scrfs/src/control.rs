@@ -353,6 +353,16 @@ pub enum ToDaemon {
     },
     /// For the status files. Done bytes equal to all of them: it has ended.
     Progress(Progress),
+    /// These slots of a sealed dataset are lost and not rebuilt yet; what is read of them is made of
+    /// the others. Empty: it is whole again.
+    Missing {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Which.
+        slots: Vec<Slot>,
+        /// Something of it is still to be made again, if only parity: it is not protected as it was.
+        weak: bool,
+    },
     /// For `.scr/nodes`.
     Nodes(Vec<NodeStatus>),
     /// Recovery has ended: programs may start. `restart` is the dataset to restart from.

@@ -50,7 +50,7 @@ pub struct DatasetStatus {
     pub failures: Option<u32>,
     /// Parts.
     pub nodes: Option<usize>,
-    /// Nodes whose part is missing.
+    /// Slots whose part is lost and not rebuilt yet: it is read by making it of the rest.
     pub missing_nodes: Vec<String>,
     /// Whether a program may restart from it.
     pub restartable: bool,

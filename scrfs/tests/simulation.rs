@@ -24,6 +24,8 @@ mod jobs;
 mod pointers;
 #[path = "simulation/programs.rs"]
 mod programs;
+#[path = "simulation/reads.rs"]
+mod reads;
 #[path = "simulation/recovery.rs"]
 mod recovery;
 #[path = "simulation/rest.rs"]
@@ -144,6 +146,7 @@ fn config(draw: &mut StdRng) -> Config {
     };
     config.flush.every = draw.random_range(0..3);
     config.restart.fetch = draw.random_range(0..5) > 0;
+    config.restart.rebuild_first = draw.random_range(0..4) == 0;
     let class = if draw.random_bool(0.5) {
         Class::Output
     } else {
@@ -165,6 +168,8 @@ struct Told {
     granted: u64,
     lifted: u64,
     returned: u64,
+    reads: u64,
+    degraded_reads: u64,
 }
 
 fn live(seed: u64, logging: bool) -> (Result<Told, String>, Vec<String>) {
@@ -184,6 +189,8 @@ fn live(seed: u64, logging: bool) -> (Result<Told, String>, Vec<String>) {
         granted: world.programs.granted,
         lifted: world.checker.promise.lifted,
         returned: world.checker.promise.returned,
+        reads: world.checker.reads,
+        degraded_reads: world.checker.degraded_reads,
     };
     (
         world.violation.take().map_or(Ok(told), Err),
@@ -258,13 +265,26 @@ fn random_lives_of_a_cluster() {
         all.granted += told.granted;
         all.lifted += told.lifted;
         all.returned += told.returned;
+        all.reads += told.reads;
+        all.degraded_reads += told.degraded_reads;
     }
     assert!(failed.is_empty(), "{} failed", failed.len());
     // A simulation in which nothing succeeds proves nothing.
     eprintln!(
-        "{} commits, {} evicted, {} of {} requests granted, {} fences lifted, {} came back",
-        all.commits, all.evicted, all.granted, all.answered, all.lifted, all.returned
+        "{} commits, {} evicted, {} of {} requests granted, {} fences lifted, {} came back, \
+         {} slots read, {} tried while lost",
+        all.commits,
+        all.evicted,
+        all.granted,
+        all.answered,
+        all.lifted,
+        all.returned,
+        all.reads,
+        all.degraded_reads
     );
+    if all.commits > 1000 {
+        assert!(all.degraded_reads > 100, "only {}", all.degraded_reads);
+    }
 }
 
 #[test]

@@ -4,7 +4,9 @@
 
 use super::*;
 use crate::part::testing::sealed;
+use crate::transfer::TransferError;
 use scrfs::layout::path::Keep;
+use scrfs::redundancy::Extent;
 use std::fs;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -399,4 +401,270 @@ fn a_rank_that_has_not_heard_of_the_seal_says_that_it_may_yet_come() {
     assert_eq!(world.fetched(manifest(1)), Err(Refusal::Again));
     world.there.parts.learn(&world.record);
     assert!(world.fetched(manifest(1)).is_ok());
+}
+
+/// Of a dataset of two slots, the second is lost; this node keeps its metadata, or not.
+fn losing(world: &mut World, keeps_sums: bool) -> Todo {
+    let slot = world.cache(1).slot(ID, Slot(1), Keep::Own);
+    let part = world.there.parts.open(ID, Slot(1)).unwrap();
+    part.fill_missing_sums(Stream::Data).unwrap();
+    if keeps_sums {
+        let mut sums = part.sums(Stream::Data);
+        assert!(sums.is_complete());
+        sums.slot = Slot(1);
+        records::store_sums(&PosixStore::new(), &world.cache(0), &sums, Keep::Copy).unwrap();
+    }
+    drop(part);
+    fs::remove_dir_all(slot.join("tree")).unwrap();
+    told(&mut world.here, &[(Slot(0), HERE)], &[Slot(1)])
+}
+
+fn told(node: &mut Node, holders: &[(Slot, Rank)], lost: &[Slot]) -> Todo {
+    let mut todo = Todo::default();
+    let (parts, tasks) = (&node.parts, &node.tasks);
+    let pieces = &mut node.pieces;
+    pieces.learn_losses(ID, holders, lost, parts, tasks, &mut todo);
+    todo
+}
+
+fn event(node: &mut Node, event: JobEvent) -> Todo {
+    assert!(Pieces::owns(&event));
+    let mut todo = Todo::default();
+    let (parts, tasks) = (&node.parts, &node.tasks);
+    node.pieces.job_event(event, parts, tasks, &mut todo);
+    todo
+}
+
+/// Carries out a read as the engine would, from the bytes that were lost, each unit through `damage`;
+/// everything that was said meanwhile.
+fn carry_out(
+    world: &mut World,
+    read: lost::Read,
+    damage: impl Fn(usize, Vec<u8>) -> Vec<u8>,
+) -> Vec<Todo> {
+    let mut all = Vec::new();
+    let units: Vec<_> = read
+        .plan
+        .map(|combination| combination.destination)
+        .collect();
+    for (number, extent) in units.into_iter().enumerate() {
+        assert_eq!((extent.slot, extent.stream), (Slot(1), Stream::Data));
+        let from = extent.offset as usize;
+        let bytes = world.bytes[from..from + extent.len as usize].to_vec();
+        let made = JobEvent::Made {
+            job: read.job,
+            extent,
+            bytes: damage(number, bytes).into(),
+        };
+        all.push(event(&mut world.here, made));
+    }
+    let bytes = 0;
+    let done = JobEvent::Done {
+        job: read.job,
+        bytes,
+    };
+    all.push(event(&mut world.here, done));
+    all
+}
+
+fn answers(all: Vec<Todo>) -> Vec<(u64, Result<Bytes>)> {
+    all.into_iter().flat_map(|todo| todo.answers).collect()
+}
+
+#[test]
+fn pieces_of_a_lost_slot_are_made_and_nobody_is_asked_for_them() {
+    let mut world = world();
+    assert!(losing(&mut world, true).answers.is_empty());
+    let whole = BYTES as u32;
+    for (offset, len) in [(0, whole), (1, 1), (8191, 2), (8192, 8192), (100, 10_000)] {
+        let mut todo = world.here.fetch(5, log(1, offset, len), true);
+        assert!(
+            todo.messages.is_empty() && todo.answers.is_empty(),
+            "{todo:?}"
+        );
+        let read = todo.reads.pop().expect("the engine is to read");
+        assert_eq!(read.holders, BTreeMap::from([(Slot(0), HERE)]));
+        let answers = answers(carry_out(&mut world, read, |_, bytes| bytes));
+        let (from, to) = (offset as usize, offset as usize + len as usize);
+        assert_eq!(answers, [(5, Ok(world.bytes[from..to].to_vec().into()))]);
+        assert_eq!(world.here.pieces.lost.bytes(), 0);
+    }
+    // Rebuilt, it is asked for again.
+    assert!(
+        told(&mut world.here, &[(Slot(0), HERE), (Slot(1), THERE)], &[])
+            .answers
+            .is_empty()
+    );
+    let todo = world.here.fetch(6, log(1, 0, 1), true);
+    assert!(matches!(
+        todo.messages[..],
+        [(THERE, Message::WantPiece { .. })]
+    ));
+}
+
+#[test]
+fn what_was_made_wrong_is_an_error_and_never_an_answer() {
+    for unit in 0..4 {
+        let mut world = world();
+        losing(&mut world, true);
+        let mut todo = world.here.fetch(5, log(1, 0, BYTES as u32), true);
+        let read = todo.reads.pop().unwrap();
+        let job = read.job;
+        let all = carry_out(&mut world, read, |number, mut bytes| {
+            if number == unit {
+                bytes[3] ^= 1;
+            }
+            bytes
+        });
+        let cancelled: Vec<_> = all.iter().flat_map(|todo| todo.cancelled.clone()).collect();
+        assert_eq!(cancelled, [job]);
+        assert_eq!(answers(all), [(5, Err(Refusal::Failed))], "unit {unit}");
+        assert_eq!(world.here.pieces.lost.bytes(), 0);
+        assert!(world.here.pieces.asked.is_empty());
+    }
+}
+
+#[test]
+fn a_source_that_is_damaged_is_done_without_where_the_scheme_allows() {
+    let mut world = world();
+    losing(&mut world, true);
+    let mut todo = world.here.fetch(5, log(1, 0, 100), true);
+    let read = todo.reads.pop().unwrap();
+    let extent = Extent {
+        slot: Slot(0),
+        stream: Stream::Parity,
+        offset: 0,
+        len: 100,
+    };
+    let error = TransferError::Missing {
+        dataset: ID,
+        extent,
+    };
+    let job = read.job;
+    let todo = event(&mut world.here, JobEvent::Failed { job, error });
+    // Two slots tolerate one loss: there is nothing to do without.
+    assert_eq!(todo.answers, [(5, Err(Refusal::Failed))]);
+    assert!(todo.reads.is_empty() && world.here.pieces.lost.bytes() == 0);
+}
+
+/// What the node of the second slot knows of it.
+fn metadata(world: &World) -> Metadata {
+    let part = world.there.parts.open(ID, Slot(1)).unwrap();
+    part.fill_missing_sums(Stream::Data).unwrap();
+    let manifest = fs::read(world.cache(1).manifest(ID, Slot(1), Keep::Own)).unwrap();
+    Metadata {
+        dataset: ID,
+        slot: Slot(1),
+        manifest,
+        data_sums: encoded(&part.sums(Stream::Data)),
+        parity_sums: encoded(&part.sums(Stream::Parity)),
+    }
+}
+
+fn encoded(sums: &scrfs::layout::manifest::Sums) -> Vec<u8> {
+    use scrfs::layout::envelope::{Kind, seal};
+    seal(Kind::Sums, sums)
+}
+
+type Spoil = fn(&World, Metadata) -> Option<Metadata>;
+
+#[test]
+fn checksums_come_from_the_set_and_only_the_true_ones_are_believed() {
+    let given: [(Spoil, bool); 6] = [
+        (|_, _| None, false),
+        (
+            |_, good| {
+                let slot = Slot(0);
+                Some(Metadata { slot, ..good })
+            },
+            false,
+        ),
+        (
+            |_, mut good| {
+                good.data_sums[40] ^= 1;
+                Some(good)
+            },
+            false,
+        ),
+        (
+            |_, mut good| {
+                good.manifest[40] ^= 1;
+                Some(good)
+            },
+            false,
+        ),
+        (
+            |world, good| {
+                let sealed = SealedPart::of(&world.record, Slot(1)).unwrap();
+                let data_sums = encoded(&sealed.unknown_sums(Stream::Data));
+                Some(Metadata { data_sums, ..good })
+            },
+            false,
+        ),
+        (|_, good| Some(good), true),
+    ];
+    for (number, (spoil, believed)) in given.into_iter().enumerate() {
+        let mut world = world();
+        let given = spoil(&world, metadata(&world));
+        fs::remove_dir_all(world.cache(1).tree(ID, Slot(1))).unwrap();
+        told(&mut world.here, &[(Slot(0), THERE)], &[Slot(1)]);
+        let todo = world.here.fetch(5, log(1, 0, 100), true);
+        assert!(
+            matches!(todo.messages[..], [(THERE, Message::WantMetadata { .. })]),
+            "{todo:?}"
+        );
+        // A second reader asks nobody anew.
+        let todo = world.here.fetch(6, log(1, 200, 100), true);
+        assert!(todo.messages.is_empty() && todo.reads.is_empty());
+        let mut todo = Todo::default();
+        let node = &mut world.here;
+        let (parts, tasks) = (&node.parts, &node.tasks);
+        let (slot, given) = ((ID, Slot(1)), given.as_ref());
+        node.pieces.told(HERE, slot, given, parts, tasks, &mut todo);
+        assert!(
+            todo.answers.is_empty() && todo.reads.is_empty(),
+            "not asked"
+        );
+        node.pieces
+            .told(THERE, slot, given, parts, tasks, &mut todo);
+        if believed {
+            assert_eq!((todo.reads.len(), todo.answers.len()), (2, 0));
+        } else {
+            todo.answers.sort_by_key(|(request, _)| *request);
+            let failed = |request| (request, Err(Refusal::Failed));
+            assert_eq!(todo.answers, [failed(5), failed(6)], "{number}");
+        }
+    }
+}
+
+#[test]
+fn who_waits_for_room_costs_no_memory_and_is_not_forgotten() {
+    let mut world = world();
+    losing(&mut world, true);
+    world.here.pieces.lost.limit(20_000);
+    let mut reads = VecDeque::new();
+    for request in 0..20 {
+        let todo = world.here.fetch(request, log(1, 0, BYTES as u32), true);
+        reads.extend(todo.reads);
+    }
+    assert_eq!(reads.len(), 1, "the rest waits");
+    let mut answered = Vec::new();
+    while let Some(read) = reads.pop_front() {
+        assert!(world.here.pieces.lost.bytes() <= 20_000 + BYTES as u64);
+        for todo in carry_out(&mut world, read, |_, bytes| bytes) {
+            reads.extend(todo.reads);
+            answered.extend(todo.answers.into_iter().map(|(request, _)| request));
+        }
+    }
+    assert_eq!(answered, (0..20).collect::<Vec<u64>>());
+    // Those that wait when it is rebuilt ask again.
+    let mut todo = world.here.fetch(1, log(1, 0, BYTES as u32), true);
+    let waits = world.here.fetch(2, log(1, 0, 1), true);
+    assert!(waits.reads.is_empty() && waits.answers.is_empty());
+    let told = told(&mut world.here, &[], &[]);
+    assert_eq!(told.answers, [(2, Err(Refusal::Again))]);
+    let read = todo.reads.pop().unwrap();
+    let bytes = world.bytes.clone();
+    let answers = answers(carry_out(&mut world, read, |_, bytes| bytes));
+    assert_eq!(answers, [(1, Ok(bytes.into()))]);
 }

@@ -137,6 +137,7 @@ pub fn to_timespec(time: UnixMillis) -> (i64, u32) {
 pub(super) fn status_of(dataset: &Dataset, current: Option<DatasetId>) -> DatasetStatus {
     let record = &dataset.record;
     let mut status = DatasetStatus::of(record, current == Some(record.id));
+    status.missing_nodes = dataset.missing.iter().map(ToString::to_string).collect();
     if let Some(progress) = dataset.progress.get(&Activity::Flush) {
         status.flushed_bytes = progress.done_bytes;
     }

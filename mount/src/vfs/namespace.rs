@@ -46,6 +46,12 @@ pub struct Dataset {
     pub gate: Arc<GateCell>,
     /// When this daemon learned that it is sealed; `None` when it was sealed before.
     pub sealed_here: Option<Instant>,
+    /// Slots that nobody holds: what is read of them is made of the rest.
+    pub missing: Vec<Slot>,
+    /// It was protected, and something of it is still to be made again.
+    pub weak: bool,
+    /// Slots whose files came back after the dataset was shown without them.
+    pub late: Vec<Slot>,
     /// Long work on it.
     pub progress: BTreeMap<Activity, Progress>,
 }
@@ -134,7 +140,7 @@ impl Dataset {
     pub fn is_unprotected(&self) -> bool {
         let single = |scheme: &Scheme| matches!(scheme, Scheme::Single);
         self.record.is_cached()
-            && self.record.protected.is_none()
+            && (self.record.protected.is_none() || self.weak)
             && self.record.flushed.is_none()
             && !self
                 .record
@@ -311,8 +317,19 @@ impl Vfs {
                 if newly_sealed {
                     dataset.sealed_here = Some(Instant::now());
                 }
+                // Programs know its directories by the numbers they had without what was rebuilt.
+                let shown = dataset.record.phase == Phase::Sealed && record.phase == Phase::Sealed;
+                let new = |slot: &Slot| !dataset.trees.iter().any(|(had, _)| had == slot);
+                let here: Vec<Slot> = trees.iter().map(|(slot, _)| *slot).collect();
+                let late = here.iter().copied().filter(|slot| shown && new(slot));
+                let late: Vec<Slot> = late.chain(dataset.late.iter().copied()).collect();
+                dataset.late = late
+                    .into_iter()
+                    .filter(|slot| here.contains(slot))
+                    .collect();
+                let first = trees.iter().find(|(slot, _)| !dataset.late.contains(slot));
+                dataset.tree = first.map(|(_, tree)| Arc::clone(tree));
                 dataset.record = record;
-                dataset.tree = tree;
                 dataset.trees = trees;
             }
             None => {
@@ -334,6 +351,9 @@ impl Vfs {
                     returns: 0,
                     gate,
                     sealed_here,
+                    missing: Vec::new(),
+                    weak: false,
+                    late: Vec::new(),
                     progress,
                 };
                 names.datasets.insert(id, dataset);
@@ -407,6 +427,13 @@ impl Vfs {
         self.write_names().slot = Some(slot);
     }
 
+    /// These slots are lost and not rebuilt yet; `weak` says that something is to be made again.
+    pub fn set_missing(&self, id: DatasetId, slots: Vec<Slot>, weak: bool) {
+        if let Some(dataset) = self.write_names().datasets.get_mut(&id) {
+            (dataset.missing, dataset.weak) = (slots, weak);
+        }
+    }
+
     /// How far long work has come.
     pub fn set_progress(&self, progress: Progress) {
         let mut names = self.write_names();
@@ -423,7 +450,10 @@ impl Vfs {
     /// No coordinator listens any more. What is frozen stays so.
     pub fn coordinator_gone(&self) {
         self.requests().disconnect();
-        for dataset in self.read_names().iter() {
+        for dataset in self.write_names().datasets.values_mut() {
+            // The next epoch says anew what is missing.
+            dataset.missing.clear();
+            dataset.weak = false;
             dataset.gate.coordinator_gone();
         }
     }

@@ -267,6 +267,12 @@ impl View {
         })
     }
 
+    /// Whether a directory lies at a place.
+    fn is_directory(&self, place: usize) -> bool {
+        let shown = self.merged.shown(place);
+        shown.is_some_and(|source| matches!(self.merged.entry(source).kind, EntryKind::Directory))
+    }
+
     /// A remote regular file, to be read.
     pub fn far_file(&self, place: usize) -> FsResult<FarFile> {
         let (source, entry) = self.entry(place)?;
@@ -382,6 +388,13 @@ impl Vfs {
             .get(dataset)
             .map(|found| found.trees.clone())
             .unwrap_or_default()
+    }
+
+    /// Slots whose trees came after the dataset was shown without them.
+    fn late(&self, dataset: DatasetId) -> Vec<Slot> {
+        let names = self.read_names();
+        let found = names.get(dataset);
+        found.map(|found| found.late.clone()).unwrap_or_default()
     }
 
     fn load_view(&self, dataset: DatasetId) -> FsResult<Arc<View>> {
@@ -524,9 +537,13 @@ impl Vfs {
         };
         // First: in a conflict nothing may be opened, not even what is here.
         view.entry(place)?;
+        let is_directory = view.is_directory(place);
+        let late = self.late(view.dataset);
         for (slot, tree) in self.trees(view.dataset) {
             let has = |source: &Source| source.slot == slot;
-            if !view.merged.sources(place).iter().any(has) {
+            // A directory keeps the number it was shown with: somebody may be in it.
+            let moved = is_directory && late.contains(&slot);
+            if moved || !view.merged.sources(place).iter().any(has) {
                 continue;
             }
             match open_below(&tree, path) {
@@ -553,11 +570,16 @@ impl Vfs {
     /// All entries of a directory of the tree, `.` and `..` first.
     pub(super) fn list_at(&self, view: &View, place: usize, own: u64) -> FsResult<Vec<Listed>> {
         let trees = self.trees(view.dataset);
+        let late = self.late(view.dataset);
         let mut near: HashMap<Vec<u8>, u64> = HashMap::new();
-        for (_, tree) in &trees {
+        for (slot, tree) in &trees {
             // A part need not have this directory.
             if let Ok(entries) = names_below(tree, view.merged.path(place)) {
                 for entry in entries {
+                    let child = view.merged.child(place, &entry.name);
+                    if late.contains(slot) && child.is_none_or(|child| view.is_directory(child)) {
+                        continue;
+                    }
                     near.entry(entry.name).or_insert(tree.number_of(entry.ino));
                 }
             }

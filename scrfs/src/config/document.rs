@@ -29,7 +29,7 @@ const fn own(path: &'static str) -> Key {
 }
 
 /// Keys that exist once, and those of `[[store]]`, which the environment can set for all stores.
-pub(super) const KEYS: [Key; 31] = [
+pub(super) const KEYS: [Key; 32] = [
     key("prefix", "SCR_PREFIX"),
     key("job", "SCR_JOB_ID"),
     key("store.path", "SCR_CACHE_BASE"),
@@ -52,6 +52,7 @@ pub(super) const KEYS: [Key; 31] = [
     key("flush.keep", "SCR_PREFIX_SIZE"),
     key("restart.fetch", "SCR_FETCH"),
     key("restart.current", "SCR_CURRENT"),
+    own("restart.rebuild_first"),
     key("advice.interval", "SCR_CHECKPOINT_INTERVAL"),
     key("advice.seconds", "SCR_CHECKPOINT_SECONDS"),
     key("advice.overhead", "SCR_CHECKPOINT_OVERHEAD"),

@@ -107,6 +107,7 @@ impl Loader<'_> {
         let restart = RestartConfig {
             fetch: self.get("restart.fetch", Raw::Bool(true), value::flag)?,
             current: self.get("restart.current", text(""), value::text)?,
+            rebuild_first: self.get("restart.rebuild_first", Raw::Bool(false), value::flag)?,
         };
         let advice = AdviceConfig {
             interval: self.get("advice.interval", Raw::Integer(0), value::count)?,

@@ -137,6 +137,7 @@ fn without_files_all_is_default() {
     );
     assert_eq!(config.flush.bandwidth, Bandwidth::Unlimited);
     assert!(config.restart.fetch && config.restart.current.is_empty());
+    assert!(!config.restart.rebuild_first);
     assert_eq!(config.advice.mtbf, Mtbf::Auto);
     assert!(config.log.events && !config.log.syslog);
     assert!(
@@ -256,6 +257,7 @@ fn every_key_can_come_from_the_environment() {
         ("SCR_PREFIX_SIZE", "4"),
         ("SCR_FETCH", "0"),
         ("SCR_CURRENT", "ckpt.3"),
+        ("SCRFS_RESTART_REBUILD_FIRST", "1"),
         ("SCR_CHECKPOINT_INTERVAL", "6"),
         ("SCR_CHECKPOINT_SECONDS", "60"),
         ("SCR_CHECKPOINT_OVERHEAD", "2.5"),
@@ -308,6 +310,7 @@ fn every_key_can_come_from_the_environment() {
         (config.advice.mtbf, config.restart.current.as_str()),
         (Mtbf::Seconds(3600.0), "ckpt.3")
     );
+    assert!(config.restart.rebuild_first);
     // "FILE" is SCR's word for the descriptors.
     let (config, _) = load(&[("SCR_COPY_TYPE", "FILE")], EXAMPLE, "", &[]).expect("valid");
     assert_eq!(config.checkpoint.len(), 1);

@@ -91,13 +91,24 @@ impl Led {
             .collect()
     }
 
-    /// How far it has come as the record says, on this node at least.
+    /// How far it has come as the record says, on this node at least. What is lost and not rebuilt
+    /// yet survives no more losses than are left.
     fn level(&self) -> Option<Level> {
         match &self.record {
             record if record.flushed.is_some() => Some(Level::Flushed),
-            record if record.protected.is_some() => Some(Level::Protected),
+            record if record.protected.is_some() && !self.is_weak() => Some(Level::Protected),
             record => record.seal.as_ref().map(|_| Level::Sealed),
         }
+    }
+
+    /// Whether something is still to be made again of what was protected.
+    fn is_weak(&self) -> bool {
+        !(self.lost.is_empty() && self.unguarded.is_empty())
+    }
+
+    /// Whether programs may read all of it, though not all of it is there.
+    fn is_degraded(&self) -> bool {
+        self.record.phase == Phase::Sealed && !self.lost.is_empty()
     }
 
     /// Whether that holds on every node.
@@ -321,6 +332,7 @@ impl Leader {
             | Message::Release { .. }
             | Message::Progress(_)
             | Message::Nodes(_)
+            | Message::Losses { .. }
             | Message::Ready { .. }
             | Message::Abandon { .. }
             | Message::Keep(_)

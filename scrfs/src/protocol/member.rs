@@ -213,6 +213,23 @@ impl Member {
             }
             Message::Progress(progress) => step.daemon(ToDaemon::Progress(progress)),
             Message::Nodes(nodes) => step.daemon(ToDaemon::Nodes(nodes)),
+            Message::Losses {
+                dataset,
+                holders,
+                lost,
+                weak,
+            } => {
+                step.effect(Effect::Losses {
+                    dataset,
+                    holders,
+                    lost: lost.clone(),
+                });
+                step.daemon(ToDaemon::Missing {
+                    dataset,
+                    slots: lost,
+                    weak,
+                });
+            }
             Message::Ready { restart, new_run } => {
                 step.daemon(ToDaemon::Ready { restart, new_run })
             }

@@ -262,6 +262,18 @@ pub enum Message {
     Progress(Progress),
     /// Leader to member: who takes part.
     Nodes(Vec<NodeStatus>),
+    /// Leader to member: what is lost of a dataset, and who has the rest. Until it is rebuilt, reads
+    /// of the lost slots are made of the rest; nothing lost: it is whole again.
+    Losses {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Who holds which slot.
+        holders: Vec<(Slot, Rank)>,
+        /// Which slots nobody holds.
+        lost: Vec<Slot>,
+        /// Something of it is still to be made again, if only parity.
+        weak: bool,
+    },
     /// Leader to member: programs may start.
     Ready {
         /// The dataset to restart from.

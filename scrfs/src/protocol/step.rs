@@ -5,7 +5,7 @@
 
 use super::message::{Failure, Message, Order};
 use crate::control::ToDaemon;
-use crate::id::{DatasetId, Rank};
+use crate::id::{DatasetId, Rank, Slot};
 use crate::layout::pointer::Pointers;
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
 
@@ -55,6 +55,16 @@ pub enum Effect {
         /// What.
         order: Order,
     },
+    /// From now on, make what is read of the `lost` slots of a dataset of what the `holders` have.
+    /// Not answered.
+    Losses {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Who holds which slot.
+        holders: Vec<(Slot, Rank)>,
+        /// Which slots nobody holds; none: it is whole again.
+        lost: Vec<Slot>,
+    },
     /// Verify what all nodes have flushed and make it visible in the prefix; answered by
     /// [`Outcome::FlushCompleted`].
     CompleteFlush {
@@ -71,7 +81,7 @@ pub enum Effect {
         /// Of which dataset.
         dataset: DatasetId,
         /// Only these slots; all of them when empty.
-        slots: Vec<crate::id::Slot>,
+        slots: Vec<Slot>,
     },
 }
 

@@ -71,6 +71,10 @@ pub struct Checker {
     pub pointed: Version,
     /// Pointer files that were answered Ok, for statistics.
     pub points: u64,
+    /// Slots that were read while nothing of them was lost, or some was, for statistics.
+    pub reads: u64,
+    /// Slots of which reads had to be made of the rest, for statistics.
+    pub degraded_reads: u64,
     /// Commits that were answered Ok, for statistics.
     pub commits: u64,
 }
@@ -495,6 +499,7 @@ impl World {
         if !self
             .members()
             .all(|disk| disk.records.get(&dataset).is_some_and(reached))
+            || (level == Level::Protected && self.has_losses(dataset))
         {
             let text = format!("{dataset} is not {level:?} everywhere");
             self.violate("invariant_answered_means_durable", text);

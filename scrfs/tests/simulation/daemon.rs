@@ -50,6 +50,8 @@ pub struct Daemon {
     next_request: u64,
     slot: Option<Slot>,
     pub connected: bool,
+    /// Programs were let in.
+    pub ready: bool,
     pub outbox: VecDeque<FromDaemon>,
     pub inbox: VecDeque<ToDaemon>,
 }
@@ -152,7 +154,7 @@ impl Daemon {
 
     /// No coordinator listens. What is frozen stays so.
     pub fn disconnect(&mut self) {
-        self.connected = false;
+        (self.connected, self.ready) = (false, false);
         self.outbox.clear();
         self.inbox.clear();
         for gate in self.gates.values_mut() {
@@ -392,10 +394,14 @@ impl Daemon {
                     None => Seen::Wrong(format!("request {request} was answered twice")),
                 });
             }
-            ToDaemon::Ready { .. } => self.press(Pressure::default()),
+            ToDaemon::Ready { .. } => {
+                self.ready = true;
+                self.press(Pressure::default());
+            }
             ToDaemon::Piece { .. }
             | ToDaemon::Progress(_)
             | ToDaemon::Moved { .. }
+            | ToDaemon::Missing { .. }
             | ToDaemon::Nodes(_) => {}
         }
         None

@@ -7,6 +7,7 @@ use rand::seq::SliceRandom;
 use scrfs::id::{Epoch, Rank, Slot};
 use scrfs::protocol::message::PrefixView;
 use scrfs::protocol::node::{Node, Start};
+use std::collections::BTreeMap;
 
 impl World {
     /// A new epoch on these machines, in the order of ranks.
@@ -30,6 +31,7 @@ impl World {
             .map(|&machine| Coord {
                 node: None,
                 machine,
+                losses: BTreeMap::new(),
             })
             .collect();
         self.expect_of_epoch(new_run);
@@ -155,6 +157,7 @@ impl World {
             .map(|&machine| Coord {
                 node: None,
                 machine,
+                losses: BTreeMap::new(),
             })
             .collect();
         // Programs write on without coordinators.

@@ -58,6 +58,7 @@ impl World {
             91..=92 => self.point(machine),
             93..=94 => self.ask_dataset(machine, |_, dataset| Request::Flush { dataset }),
             95..=96 => self.press(machine),
+            97..=98 => self.read_anything(rank),
             _ => self.make_directory(machine),
         }
     }
@@ -243,6 +244,19 @@ impl World {
             }
         } else {
             self.ask(machine, request);
+        }
+    }
+
+    /// A program reads a sealed dataset, some of which may be lost.
+    fn read_anything(&mut self, rank: usize) {
+        let machine = self.coords[rank].machine;
+        if !self.machines[machine].daemon.ready {
+            return;
+        }
+        let sealed = |it: &DatasetRecord| it.phase == Phase::Sealed;
+        if let Some(record) = self.shown(machine, sealed) {
+            self.note(|| format!("a program on machine {machine} reads {}", record.id));
+            self.invariant_what_is_read_is_what_was_sealed(rank, &record);
         }
     }
 

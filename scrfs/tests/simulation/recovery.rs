@@ -162,7 +162,8 @@ impl World {
                 return self.violate(name, format!("no restart from {record:?}"));
             };
             let whole = |slot| self.members().any(|disk| disk.has_whole(&record, slot));
-            if !slots_of(seal).all(whole) {
+            let protected = record.protected.is_some() && !self.config.restart.rebuild_first;
+            if !slots_of(seal).all(whole) && !self.is_recoverable(&record, seal, protected) {
                 return self.violate(name, format!("{id} is not whole"));
             }
         }

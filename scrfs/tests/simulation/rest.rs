@@ -71,6 +71,10 @@ impl World {
                 .checkpoint
                 .is_some_and(|it| every > 0 && it % every == 0);
             let due = due || record.class != Class::Checkpoint;
+            let lost = (0..self.coords.len()).any(|at| self.told_lost(at, record.id) > 0);
+            if lost {
+                return self.violate(name, format!("not rebuilt: {record:?}"));
+            }
             if record.protected.is_none() || record.flushing {
                 return self.violate(name, format!("not protected: {record:?}"));
             }

@@ -13,13 +13,13 @@ use crate::programs::Programs;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use scrfs::config::Config;
-use scrfs::id::{DatasetId, Epoch, Rank};
+use scrfs::id::{DatasetId, Epoch, Rank, Slot};
 use scrfs::layout::record::{DatasetRecord, Phase};
 use scrfs::protocol::Now;
 use scrfs::protocol::message::Message;
 use scrfs::protocol::node::Node;
 use scrfs::protocol::step::{Effect, Step, Write};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// One physical node.
 #[derive(Debug)]
@@ -34,7 +34,12 @@ pub struct Machine {
 pub struct Coord {
     pub node: Option<Node>,
     pub machine: usize,
+    /// What the leader has said is lost of datasets, and who has the rest.
+    pub losses: BTreeMap<DatasetId, Losses>,
 }
+
+/// Who holds which slot, and which slots nobody holds.
+pub type Losses = (BTreeMap<Slot, Rank>, BTreeSet<Slot>);
 
 /// Everything.
 pub struct World {
@@ -203,7 +208,7 @@ impl World {
                 self.machines[machine]
                     .disk
                     .parts
-                    .entry((record.id, scrfs::id::Slot(at as u32)))
+                    .entry((record.id, Slot(at as u32)))
                     .or_default();
             }
             Effect::MakePart { ticket, record } => {
@@ -216,7 +221,7 @@ impl World {
                 dataset,
                 generation,
             } => {
-                let slot = scrfs::id::Slot(at as u32);
+                let slot = Slot(at as u32);
                 let part = self.machines[machine].disk.parts.get(&(dataset, slot));
                 let before = part.map(|part| part.tree.clone());
                 self.jobs.push(Job {
@@ -239,6 +244,14 @@ impl World {
                     at,
                     kind: Kind::CompleteFlush { record },
                 });
+            }
+            Effect::Losses {
+                dataset,
+                holders,
+                lost,
+            } => {
+                let told = (holders.into_iter().collect(), lost.into_iter().collect());
+                self.coords[at].losses.insert(dataset, told);
             }
             Effect::WritePointers { due } => {
                 self.invariant_pointers_reach_the_prefix_in_order(&due);
@@ -329,6 +342,7 @@ impl World {
             }
             self.happen(event);
         }
+        self.read_what_is_lost();
         true
     }
 

@@ -115,6 +115,11 @@ impl Leader {
         for led in self.datasets.values_mut() {
             led.everywhere = led.level();
         }
+        for (&dataset, led) in &self.datasets {
+            if led.record.is_cached() && led.is_weak() {
+                self.tell_losses(dataset, led, step);
+            }
+        }
         while let Some((asker, what)) = self.early.pop_front() {
             self.asked(now, asker, what, step);
         }

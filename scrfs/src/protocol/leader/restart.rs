@@ -1,9 +1,11 @@
-//! What programs restart from: the newest checkpoint that can be had, made whole before they start.
+//! What programs restart from: the newest checkpoint that can be had.
 //!
-//! From the cache, by rebuilding, an older one when that fails; else from the prefix. What programs
-//! have removed comes back, under its name, when what was newer then is gone: before anything
-//! older is taken. What was the newest when it was removed comes back only in a new run, and
-//! only when there is nothing else: whoever removed it wanted to go back to another one.
+//! From the cache, though some of it be lost: what the scheme tolerates is read by making it of the
+//! rest, while it is rebuilt behind the programs (with `restart.rebuild_first` before they start, an
+//! older one when that fails); else from the prefix. What programs have removed comes back, under its
+//! name, when what was newer then is gone: before anything older is taken. What was the newest when it
+//! was removed comes back only in a new run, and only when there is nothing else: whoever removed
+//! it wanted to go back to another one.
 
 use super::agree::Proposal;
 use super::work::Working;
@@ -59,8 +61,10 @@ impl Leader {
             };
         }
         match cached {
-            Some((dataset, true)) => return self.be_ready(now, Some(dataset), step),
-            Some((dataset, false)) => return self.rebuild(dataset, step),
+            Some((dataset, false)) if self.config.restart.rebuild_first => {
+                return self.rebuild(dataset, step);
+            }
+            Some((dataset, _)) => return self.be_ready(now, Some(dataset), step),
             None => {}
         }
         if let Some(dataset) = self.fetchable(None) {
@@ -92,6 +96,17 @@ impl Leader {
             led.record.phase = Phase::Sealed;
         }
         self.update(dataset, Purpose::Noted, step);
+    }
+
+    /// Tells every member what is lost of a dataset, and who has the rest.
+    pub(super) fn tell_losses(&self, dataset: DatasetId, led: &Led, step: &mut Step) {
+        let message = Message::Losses {
+            dataset,
+            holders: led.holders_list(),
+            lost: led.lost.iter().copied().collect(),
+            weak: led.is_weak(),
+        };
+        self.tell_all(&message, step);
     }
 
     fn be_ready(&mut self, now: Now, restart: Option<DatasetId>, step: &mut Step) {

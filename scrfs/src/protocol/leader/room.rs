@@ -12,6 +12,7 @@
 //!   well. It is forgotten;
 //! - what was removed and is in the prefix is forgotten: by pressure at once, else when anything newer can
 //!   be restarted from. What was removed and is to be flushed is flushed before;
+//! - never what is lost in part and about to be rebuilt, for programs may be reading it;
 //! - never what work is going on with, nor, but by count, what programs have open on any node; nor
 //!   the newest checkpoint, but when a node says that a dataset that is being written will not fit otherwise.
 //!
@@ -213,7 +214,9 @@ impl Leader {
             let Some(led) = self.datasets.get(&dataset) else {
                 continue;
             };
-            if led.record.is_removed() || !led.is_resting() || !self.is_spare(dataset) {
+            // Somebody may have restarted from a degraded one, and the rest is what its lost files are made of.
+            let stays = led.record.is_removed() || led.is_degraded() || !led.is_resting();
+            if stays || !self.is_spare(dataset) {
                 continue;
             }
             if led.record.flushed.is_some() {
@@ -241,7 +244,7 @@ impl Leader {
         let newest = self
             .datasets
             .iter()
-            .rfind(|(_, led)| led.record.is_restartable() && led.lost.is_empty())
+            .rfind(|(_, led)| led.record.is_restartable())
             .map(|(id, _)| *id);
         let mut order: Vec<DatasetId> = self.room.used.iter().rev().map(|(id, ())| *id).collect();
         // Not known to have been used since the epoch began: before all others, oldest first.
@@ -273,6 +276,7 @@ impl Leader {
                 && led.record.flushed.is_some()
                 && led.has_reached(Level::Flushed)
                 && led.is_resting()
+                && !led.is_degraded()
                 && self.is_unused(dataset);
             if may_go && bytes > 0 && (is_only || holds.contains(&dataset)) {
                 match led.record.is_removed() {

@@ -1,7 +1,6 @@
 //! Which work comes next: fetch and rebuild for a restart first, then protection, then the prefix.
 //!
-//! Before programs may start, the newest checkpoint that can be had is made whole: from the cache,
-//! by rebuilding, else from the prefix. After that, one rebuild or encode at a time, newest first,
+//! Before programs may start there is the newest checkpoint that can be had, see `restart`. After that, one rebuild or encode at a time, newest first,
 //! beside one flush at a time, oldest first. Failed work is tried again with growing pauses, and
 //! its error shown in the record meanwhile. What goes to make room is chosen in `room`.
 
@@ -95,7 +94,7 @@ impl Led {
     }
 
     fn wants_rebuild(&self) -> bool {
-        self.record.is_cached() && !(self.lost.is_empty() && self.unguarded.is_empty())
+        self.record.is_cached() && self.is_weak()
     }
 }
 
@@ -276,10 +275,11 @@ impl Leader {
         step: &mut Step,
     ) {
         // Who was told to stop knows less than who failed.
-        let error = failures
+        let failed = failures
             .iter()
-            .min_by_key(|(_, failure)| failure.refusal == Refusal::Again)
-            .map(|(rank, failure)| format!("{rank}: {failure}"));
+            .min_by_key(|(_, failure)| failure.refusal == Refusal::Again);
+        let full = failed.is_some_and(|(_, failure)| failure.refusal == Refusal::NoSpace);
+        let error = failed.map(|(rank, failure)| format!("{rank}: {failure}"));
         let parts = self
             .datasets
             .get(&dataset)
@@ -303,12 +303,18 @@ impl Leader {
                 led.lost.clear();
                 led.unguarded.extend(assigned.iter().map(|(slot, _)| *slot));
                 led.holders.extend(assigned);
+                if let Some(led) = self.datasets.get(&dataset) {
+                    self.tell_losses(dataset, led, step);
+                }
                 self.restore(dataset, step);
             }
             (Some(Working::Restore), None) => {
                 led.unguarded.clear();
                 led.record.error = None;
                 led.retry.remove(&activity);
+                if let Some(led) = self.datasets.get(&dataset) {
+                    self.tell_losses(dataset, led, step);
+                }
                 self.update_reached(dataset, step);
             }
             (Some(Working::Fetch { assigned }), None) => {
@@ -331,7 +337,8 @@ impl Leader {
             }
             (Some(Working::Rebuild { .. }), Some(error)) => {
                 let tried = led.retry.get(&activity).map_or(0, |retry| retry.times) + 1;
-                if tried < REBUILD_TRIES {
+                // Without space for it, it is as good to read as it was.
+                if tried < REBUILD_TRIES || (self.ready && full) {
                     return self.failed(now, dataset, activity, error, step);
                 }
                 let flushed = led.record.flushed.is_some();
