@@ -106,10 +106,10 @@ impl Supervisor<'_> {
                 child::signal(&mut application.child, signal);
             }
             if let Some(status) = application.child.try_wait().context("cannot wait")? {
-                // Launchers notice dead nodes too, and may be faster than we are.
-                if !status.success() {
-                    self.await_signs()?;
-                }
+                // Launchers notice dead nodes too, and may be faster than we are; and the last checkpoint may
+                // not have been told of yet.
+                self.await_signs()?;
+                self.report.see_checkpoint(self.newest_checkpoint());
                 if self.is_any_lost() && !status.success() {
                     self.report.say("the application ended with the node");
                     self.end_epoch();
