@@ -16,7 +16,7 @@ use crate::parts::Parts;
 use scrfs::id::DatasetId;
 use scrfs::layout::envelope::{Kind, seal};
 use scrfs::layout::path::CachePaths;
-use scrfs::layout::record::{DatasetRecord, Phase};
+use scrfs::layout::record::DatasetRecord;
 use scrfs::store::posix::PosixStore;
 use scrfs::store::{Store, StoreError};
 use scrfs::stores::Stores;

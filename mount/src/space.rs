@@ -24,7 +24,7 @@
 //! Memory: no budget promises more than the machine, or the control group, has left, in a private tmpfs as
 //! in a directory of another one; it is looked at every second.
 //!
-//! Several stores (ADR 13): each is held to its own budget; `statfs` shows the sum. Where a faster one is short
+//! Several stores (ADR 16): each is held to its own budget; `statfs` shows the sum. Where a faster one is short
 //! of space, what was sealed there and is not in the prefix is to move to the next one that has space for
 //! it: the coordinator does it, one dataset at a time, when it is told.
 //!

@@ -1,4 +1,4 @@
-//! The stores of one node as one cache: in which of them a dataset lies (ADR 13).
+//! The stores of one node as one cache: in which of them a dataset lies (ADR 16).
 //!
 //! The first store is *home*. Every dataset has a name there, and what has that name is where all of
 //! the dataset is: its record, its parts and their parity, and the copies of other members' metadata.

@@ -135,4 +135,6 @@ impl PartStore for FileStore {
     fn served(&mut self, _: DatasetId, _: Extent, crc: u32) {
         black_box(crc);
     }
+
+    fn damaged(&mut self, _: DatasetId, _: Extent) {}
 }
