@@ -505,8 +505,8 @@ fn is_left_out(raw: &Side, op: &Op, person: Person, path_name: &str) -> bool {
         }
         // It is mounted with `nodev`.
         Op::Open(name, ..) => is_device(name),
-        // Directories are not exchanged.
-        Op::Rename(from, to, 2) => is_directory(from) || is_directory(to),
+        // A directory, which all nodes have, is not exchanged for a file, which one has.
+        Op::Rename(from, to, 2) => is_directory(from) != is_directory(to),
         _ => false,
     }
 }

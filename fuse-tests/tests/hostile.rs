@@ -488,7 +488,7 @@ fn long_frames_of_many_callers_do_not_add_up() {
 fn nonsense(random: &mut StdRng) -> Vec<u8> {
     let path = RelPath::new(b"zz/zz").unwrap();
     let (dataset, sequence) = (DatasetId(random.random_range(0..4)), 1);
-    let change = match random.random_range(0..4) {
+    let change = match random.random_range(0..5) {
         0 => DirectoryChange::Make {
             path: path.clone(),
             mode: random.random(),
@@ -499,6 +499,11 @@ fn nonsense(random: &mut StdRng) -> Vec<u8> {
         2 => DirectoryChange::Rename {
             from: path.clone(),
             to: path.clone(),
+        },
+        3 => DirectoryChange::Exchange {
+            one: path.clone(),
+            other: path.clone(),
+            token: random.random(),
         },
         _ => DirectoryChange::Rename {
             from: path.clone(),

@@ -124,6 +124,16 @@ pub enum DirectoryChange {
         /// To.
         to: RelPath,
     },
+    /// Exchange two directories. Where it was done already under this token, nothing happens: else
+    /// asking for it again would undo it.
+    Exchange {
+        /// The one that gets the token.
+        one: RelPath,
+        /// The other.
+        other: RelPath,
+        /// Of this exchange and no other.
+        token: u64,
+    },
 }
 
 /// One pointer file is to be another, or to go.

@@ -663,7 +663,39 @@ pub fn carry_out(tree: &Inode, change: &DirectoryChange) -> FsResult<()> {
                 0,
             )?)
         }
+        DirectoryChange::Exchange { one, other, token } => exchange(tree, one, other, *token),
     }
+}
+
+/// Which exchange moved this directory last. Not among the attributes that programs see or that
+/// are kept with a dataset.
+const EXCHANGE_XATTR: &str = "trusted.scrfs.exchange";
+
+/// The token goes along with the directory in one step: so it tells, whatever happened in between,
+/// whether this exchange was done.
+fn exchange(tree: &Inode, one: &RelPath, other: &RelPath, token: u64) -> FsResult<()> {
+    let token = token.to_le_bytes();
+    let ((dir, name), (other_dir, other_name)) = (walk(tree, one)?, walk(tree, other)?);
+    let other_is = open_path(other_dir.as_fd(), &other_name)?;
+    if sys::get_xattr(other_is.as_fd(), OsStr::new(EXCHANGE_XATTR)).is_ok_and(|is| is == token) {
+        return Ok(());
+    }
+    let one_is = open_path(dir.as_fd(), &name)?;
+    for fd in [&one_is, &other_is] {
+        if sys::stat(fd.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFDIR {
+            return Err(FsError::NotDirectory);
+        }
+    }
+    let marked = sys::set_xattr(one_is.as_fd(), OsStr::new(EXCHANGE_XATTR), &token, 0);
+    // Without the privilege to mark it, it could not be known whether it was done.
+    marked.map_err(|_| FsError::Invalid)?;
+    Ok(sys::rename_at(
+        dir.as_fd(),
+        &name,
+        other_dir.as_fd(),
+        &other_name,
+        libc::RENAME_EXCHANGE,
+    )?)
 }
 
 /// Whether the tree looks as it does after the change.
@@ -672,5 +704,7 @@ pub fn is_carried_out(tree: &Inode, change: &DirectoryChange) -> bool {
         DirectoryChange::Make { path, .. } => exists(tree, path),
         DirectoryChange::Remove { path } => !exists(tree, path),
         DirectoryChange::Rename { from, to } => !exists(tree, from) && exists(tree, to),
+        // Asked again it is done where it was not, and only there.
+        DirectoryChange::Exchange { .. } => false,
     }
 }

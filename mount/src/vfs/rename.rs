@@ -13,10 +13,13 @@ use nix::errno::Errno;
 use scrfs::control::{DirectoryChange, Request};
 use scrfs::layout::record::Phase;
 use scrfs::name::Name;
+use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
+use std::hash::BuildHasher;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 impl Vfs {
     /// Renames a dataset (which may commit it), or a name inside one.
@@ -109,8 +112,16 @@ impl Vfs {
             return Ok(None);
         }
         if flags & libc::RENAME_EXCHANGE != 0 {
-            // Exchanging directories on every node at once is not among the changes there are.
-            return Err(FsError::Invalid);
+            return match (from, to) {
+                (_, None) => Err(FsError::Missing),
+                (true, Some(true)) => Ok(Some(DirectoryChange::Exchange {
+                    one: self.child_path(source, name)?,
+                    other: self.child_path(target, new_name)?,
+                    token: RandomState::new().hash_one(SystemTime::now()),
+                })),
+                // The other nodes have the directory and not the file.
+                _ => Err(FsError::Invalid),
+            };
         }
         if !from {
             return Ok(None);

@@ -235,13 +235,8 @@ fn a_sealed_dataset_refuses_every_change_and_is_read() {
     world.publish(1, "a", Phase::Sealed, Some("a.tmp"));
     assert_eq!(world.create(top, "g"), Err(FsError::Sealed));
     let file = world.ino("a/f");
-    let name = OsStr::new("f");
     let opened = wait(|answer| world.vfs.open(me(), file, libc::O_RDWR, answer));
     assert_eq!(opened, Err(FsError::Sealed));
-    assert_eq!(
-        wait(|answer| world.vfs.unlink(top, name, answer)),
-        Err(FsError::Sealed)
-    );
     assert_eq!(
         wait(|answer| world.vfs.link(file, top, OsStr::new("h"), answer)),
         Err(FsError::Sealed)
@@ -318,6 +313,57 @@ fn changes_of_directories_are_asked_and_carried_out_once() {
         panic!("mkdir")
     };
     assert_eq!(path.as_bytes(), b"d/e", "paths are below the dataset");
+}
+
+#[test]
+fn an_exchange_asked_twice_is_done_once() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a.tmp", Phase::Open, None);
+    let dataset = DatasetId(1);
+    let path = |path: &[u8]| scrfs::name::RelPath::new(path).expect("a path");
+    for name in [b"one".as_slice(), b"two", b"one/first"] {
+        let change = DirectoryChange::Make {
+            path: path(name),
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        };
+        assert_eq!(world.vfs.carry_out(dataset, &change), Ok(()));
+    }
+    let exchange = |token| {
+        let change = DirectoryChange::Exchange {
+            one: path(b"one"),
+            other: path(b"two"),
+            token,
+        };
+        world.vfs.carry_out(dataset, &change)
+    };
+    let first_is_in = |name: &str| world.lookup(&format!("a.tmp/{name}/first")).is_ok();
+    for token in [7, 7] {
+        assert_eq!(exchange(token), Ok(()));
+        assert!(first_is_in("two") && !first_is_in("one"), "{token}");
+    }
+    for token in [8, 8] {
+        assert_eq!(exchange(token), Ok(()));
+        assert!(first_is_in("one") && !first_is_in("two"), "{token}");
+    }
+    let top = world.ino("a.tmp");
+    let names = [OsStr::new("one"), OsStr::new("two")];
+    world.vfs.rename(
+        (top, names[0]),
+        (top, names[1]),
+        libc::RENAME_EXCHANGE,
+        |_| (),
+    );
+    let asked = world.asked().1;
+    assert_eq!(world.vfs.settled(&asked), None, "others may lack it");
+    assert!(matches!(
+        asked,
+        Request::Change {
+            change: DirectoryChange::Exchange { .. },
+            ..
+        }
+    ));
 }
 
 #[test]
