@@ -12,7 +12,7 @@
 //!   data with what was lost.
 //!
 //! Limits are taken between the runs, because a machine's figures differ by a factor of two from one hour
-//! to the next. The bound of a scheme is arithmetic on two of them, see [`limits::Speeds::bound`]. Not
+//! to the next. The bound of a scheme is arithmetic on two of them, see `limits::Speeds::bound`. Not
 //! measured here: a disk, a network, the prefix, records.
 
 pub mod launch;

@@ -1,7 +1,7 @@
 //! A process that does one system call after the other as the test says, on files it keeps open: for
 //! what processes do to each other, such as locks.
 //!
-//! It is the test program itself, started again with [`MARK`] set, which runs only the test of the name
+//! It is the test program itself, started again with `MARK` set, which runs only the test of the name
 //! [`ENTRY`]: that one must call [`serve`]. A command is a line, its answer is `ok`, `ok` and a value,
 //! or the number of an error.
 

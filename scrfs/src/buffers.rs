@@ -5,8 +5,8 @@
 //! of about the same size is taken from there, warm in the cache as likely as not.
 //!
 //! Invariants: a buffer begins at a cache line, which vector instructions like; what it holds is
-//! whatever it held before, never memory that was not written; at most [`IDLE_BYTES_MAX`] lie idle,
-//! and buffers below [`POOLED_BYTES_MIN`] are the allocator's business. One pool a process,
+//! whatever it held before, never memory that was not written; at most `IDLE_BYTES_MAX` lie idle,
+//! and buffers below `POOLED_BYTES_MIN` are the allocator's business. One pool a process,
 //! [`take`] takes from it.
 
 use bytes::Bytes;

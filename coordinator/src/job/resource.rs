@@ -1,6 +1,6 @@
 //! Resource managers: which nodes we have, until when, and which of them are down.
 //!
-//! One row of [`ADAPTERS`] a manager, and what it prints is read in [`parse`]. A row lists sources; the
+//! One row of `ADAPTERS` a manager, and what it prints is read in [`parse`]. A row lists sources; the
 //! first that is there counts. Nothing here is needed: without a manager hosts are named by the
 //! user, there is no end, and a dead node is found by its silence. So an answer that cannot be had is
 //! said and gone without, never a reason to stop.

@@ -1,7 +1,7 @@
 //! Sums over GF(2^8) with vector instructions, chosen when the program runs.
 //!
-//! One loop for all processors, over a [`Vector`] of theirs: every source is read once, every
-//! destination written once, and the sums of up to [`DESTINATIONS_MAX`] destinations stay in
+//! One loop for all processors, over a `Vector` of theirs: every source is read once, every
+//! destination written once, and the sums of up to `DESTINATIONS_MAX` destinations stay in
 //! registers while all sources go by. Multiplying by a constant is linear over the bits of a byte: with
 //! GFNI one instruction does it for 64 bytes, elsewhere two look-ups in tables of 16 bytes do, one for
 //! each half of a byte.
