@@ -114,13 +114,6 @@ const SERVE_AGAIN: Duration = Duration::from_micros(500);
 const MENTION: Duration = Duration::from_secs(10);
 /// Messages taken from the fabric before other things get their turn.
 const BATCH: usize = 256;
-/// Units in flight, both ways together within the bound on a coordinator's memory.
-const LIMITS: Limits = Limits {
-    window_bytes: 16 << 20,
-    serve_bytes: 16 << 20,
-    silence: Duration::from_secs(10),
-    attempts: 4,
-};
 
 /// One coordinator at work.
 pub struct Driver<F: Fabric> {
@@ -216,7 +209,7 @@ impl<F: Fabric> Driver<F> {
             fabric,
             link,
             node,
-            engine: Engine::new(me, LIMITS),
+            engine: Engine::new(me, Limits::default()),
             parts,
             works: Works::new(me),
             moves: Moves::default(),
