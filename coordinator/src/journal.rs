@@ -8,7 +8,7 @@
 use scrfs::event::{Event, events};
 use scrfs::layout::path::PrefixPaths;
 use scrfs::layout::record::{DatasetRecord, UnixMillis};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -131,8 +131,6 @@ impl Drop for Journal {
 /// On its own thread.
 struct Writer {
     places: Places,
-    file: Option<File>,
-    bytes: u64,
     syslog: Option<UnixDatagram>,
     has_complained: bool,
 }
@@ -141,8 +139,6 @@ impl Writer {
     fn new(places: Places) -> Self {
         Self {
             places,
-            file: None,
-            bytes: 0,
             syslog: None,
             has_complained: false,
         }
@@ -151,10 +147,8 @@ impl Writer {
     fn run(&mut self, lines: &Receiver<Vec<u8>>) {
         for line in lines {
             if let Some(paths) = self.places.prefix.clone()
-                && let Err(error) = self.append(&paths, &line)
+                && let Err(error) = Self::append(&paths, &line)
             {
-                // It is opened anew for the next one.
-                self.file = None;
                 self.complain(&paths.events(), &error);
             }
             if let Some(socket) = self.places.syslog.clone()
@@ -166,29 +160,20 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, paths: &PrefixPaths, line: &[u8]) -> io::Result<()> {
+    /// The file is not kept open: the prefix can be unmounted whenever nothing is written.
+    fn append(paths: &PrefixPaths, line: &[u8]) -> io::Result<()> {
         let path = paths.events();
-        if self.bytes >= FILE_BYTES_MAX {
-            self.file = None;
+        let open = || OpenOptions::new().create(true).append(true).open(&path);
+        fs::create_dir_all(paths.control())?;
+        let mut file = open()?;
+        if file.metadata()?.len() >= FILE_BYTES_MAX {
             fs::rename(&path, paths.events_before())?;
-        }
-        let mut file = match self.file.take() {
-            Some(file) => file,
-            None => {
-                fs::create_dir_all(paths.control())?;
-                OpenOptions::new().create(true).append(true).open(&path)?
-            }
-        };
-        if self.bytes == 0 || self.bytes >= FILE_BYTES_MAX {
-            self.bytes = file.metadata()?.len();
+            file = open()?;
         }
         // One call: half a line is not to be read as one.
-        let written = file.write(line)?;
-        self.bytes += written as u64;
-        if written < line.len() {
+        if file.write(line)? < line.len() {
             return Err(io::Error::from(io::ErrorKind::WriteZero));
         }
-        self.file = Some(file);
         Ok(())
     }
 
@@ -223,6 +208,7 @@ mod tests {
     use crate::part::testing::sealed;
     use scrfs::layout::path::CachePaths;
     use scrfs::layout::record::Phase;
+    use std::io::{BufRead, BufReader};
 
     fn records(root: &Path) -> (DatasetRecord, DatasetRecord) {
         let cache = CachePaths::at(&root.join("cache"));
@@ -313,21 +299,26 @@ mod tests {
         }
         assert!(journal.dropped >= 8, "{}", journal.dropped);
         let missed = journal.dropped;
-        let reader = std::thread::spawn({
-            let path = paths.events();
-            move || fs::read_to_string(path).unwrap()
+        let (tell, told) = channel();
+        // It is a writer itself, so that it never comes to an end, and goes with the process.
+        let fifo = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(paths.events())
+            .unwrap();
+        std::thread::spawn(move || {
+            let lines = BufReader::new(fifo).lines().map_while(Result::ok);
+            for line in lines.filter(|line| line.contains("\"dropped\"")) {
+                let _ = tell.send(line);
+            }
         });
         while journal.dropped > 0 {
             journal.removed(&sealed, 1);
             std::thread::yield_now();
         }
         drop(journal);
-        let text = reader.join().unwrap();
-        let dropped = text
-            .lines()
-            .find(|line| line.contains("\"dropped\""))
-            .unwrap();
-        let count: serde_json::Value = serde_json::from_str(dropped).unwrap();
+        let dropped = told.recv_timeout(Duration::from_secs(60)).unwrap();
+        let count: serde_json::Value = serde_json::from_str(&dropped).unwrap();
         assert!(count["count"].as_u64().unwrap() >= missed);
     }
 
@@ -336,17 +327,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let paths = PrefixPaths::new(root.path());
         fs::create_dir(paths.control()).unwrap();
-        let full = File::create(paths.events()).unwrap();
-        full.set_len(FILE_BYTES_MAX).unwrap();
-        let mut writer = Writer::new(Places {
-            prefix: Some(paths.clone()),
-            syslog: None,
-        });
+        let full = fs::File::create(paths.events()).unwrap();
+        full.set_len(FILE_BYTES_MAX - 1).unwrap();
         for line in [&b"one\n"[..], b"two\n", b"three\n"] {
-            writer.append(&paths, line).unwrap();
+            Writer::append(&paths, line).unwrap();
         }
         assert_eq!(fs::read(paths.events()).unwrap(), b"two\nthree\n");
         let before = fs::metadata(paths.events_before()).unwrap();
-        assert_eq!(before.len(), FILE_BYTES_MAX + 4);
+        assert_eq!(before.len(), FILE_BYTES_MAX + 3);
     }
 }
