@@ -118,6 +118,9 @@ fn what_was_on_a_lost_node_is_read_at_once_on_every_node_and_rebuilt_behind_it()
             "1",
             "--runs",
             "2",
+            // The spare is kept from rebuilding by a full memory, and is to be used.
+            "--min-free",
+            "8MiB",
         ])
         .arg("--rsh")
         .arg(cluster.rsh())
