@@ -488,7 +488,11 @@ fn a_hang_is_noticed_its_stacks_are_saved_and_it_is_launched_again() {
     check_prefix(&site.prefix());
     let stacks = fs::read_to_string(logs.join("stacks.node2.log")).unwrap();
     assert!(stacks.contains(&format!("process {rank}: sh ")), "{stacks}");
-    assert!(stacks.contains("(stopped)"), "{stacks}");
+    // These nodes see each other's processes, and one may look while another's debugger holds it.
+    let all = (1..=RANKS)
+        .filter_map(|node| fs::read_to_string(logs.join(format!("stacks.node{node}.log"))).ok());
+    let all: String = all.collect();
+    assert!(all.contains("(stopped)"), "{all}");
 }
 
 /// The shell that is the rank of a node.
