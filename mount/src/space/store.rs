@@ -183,20 +183,20 @@ impl Space {
                 available: inner.size.saturating_sub(used),
             });
         }
+        // The budget as it was last looked at: this is asked before every write that is served.
+        if inner.measure_next.is_none() {
+            return Ok(Figures {
+                total: self.budget(total, 0),
+                used: 0,
+                available: free,
+            });
+        }
         let since = used.saturating_sub(inner.device_used);
-        let budget = self.budget(total, inner.measured.saturating_add(since));
-        let used = match inner.measure_next {
-            Some(_) => inner.measured.saturating_add(since),
-            None => 0,
-        };
-        let gone = since.min(inner.available);
+        let used = inner.measured.saturating_add(since);
         Ok(Figures {
-            total: budget.max(used),
+            total: inner.budget.max(used),
             used,
-            available: match inner.measure_next {
-                Some(_) => (inner.available - gone).min(free),
-                None => free,
-            },
+            available: inner.available.saturating_sub(since).min(free),
         })
     }
 
