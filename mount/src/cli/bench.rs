@@ -3,18 +3,21 @@
 //! It mounts a filesystem of its own on a temporary directory and takes it down again, so that nothing
 //! of a job is touched, twice: as a user would, and with the bytes served by the daemon. Raw and mounted
 //! runs alternate, after one of each that does not count; the figure is the median. What crosses nodes
-//! is measured by `scrfs-coordinator bench`, `scrfs bench encode` or `rebuild` is that alone.
+//! is measured by `scrfs-coordinator bench`. Each figure is printed when it is there. SIGINT and SIGTERM
+//! end it after the run that is being timed, and take the mount down.
 
 mod data;
 mod names;
 
 use super::Failure;
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The job of the mounts here.
@@ -39,8 +42,8 @@ pub(super) struct BenchArgs {
     /// MiB a node of encode and rebuild, of four nodes on this machine
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     part: u64,
-    /// Runs that count
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    /// Runs that count; an even number, so that each is first as often
+    #[arg(long, value_name = "N", default_value_t = 6)]
     runs: u32,
     /// A JSON array of name, value, unit, limit, ratio, runs
     #[arg(long)]
@@ -50,10 +53,38 @@ pub(super) struct BenchArgs {
 /// What can be measured by itself.
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum What {
+    /// Files and names on one node, by both ways that bytes can take
+    Mount,
     /// The parity of four nodes, by each scheme
     Encode,
     /// One lost node of four, by each scheme
     Rebuild,
+}
+
+/// Set by the first signal that asks for the end.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on signals that ask for the end only set [`INTERRUPTED`]; what is started has them as usual.
+fn watch_signals() -> Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block().context("blocking signals")?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            while signals.wait().is_err() {}
+            INTERRUPTED.store(true, Ordering::Relaxed);
+        })
+        .context("starting the thread that waits for signals")?;
+    Ok(())
+}
+
+fn go_on() -> Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(())
 }
 
 /// One measured number; the fields are stable.
@@ -148,33 +179,44 @@ impl Drop for Bench {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
-    let figures = measure(args)?;
-    if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K");
-    }
+    watch_signals()?;
+    let mut report = Report {
+        figures: Vec::new(),
+        json: args.json,
+    };
+    measure(args, &mut report)?;
     if args.json {
-        let text = serde_json::to_string_pretty(&figures).context("figures as JSON")?;
+        let text = serde_json::to_string_pretty(&report.figures).context("figures as JSON")?;
         println!("{text}");
-        return Ok(());
-    }
-    println!(
-        "{:<56} {:>10} {:<6} {:>10} {:>6}",
-        "", "value", "", "limit", "ratio"
-    );
-    let optional = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
-    for Figure {
-        name,
-        value,
-        unit,
-        limit,
-        ratio,
-        ..
-    } in figures
-    {
-        let (limit, ratio) = (optional(limit), optional(ratio));
-        println!("{name:<56} {value:>10.2} {unit:<6} {limit:>10} {ratio:>6}");
     }
     Ok(())
+}
+
+/// The figures so far: a table that grows, or an array at the end.
+struct Report {
+    figures: Vec<Figure>,
+    json: bool,
+}
+
+impl Report {
+    fn add(&mut self, figure: Figure) {
+        progress("");
+        if !self.json {
+            if self.figures.is_empty() {
+                println!(
+                    "{:<56} {:>10} {:<6} {:>10} {:>6}",
+                    "", "value", "", "limit", "ratio"
+                );
+            }
+            let Figure {
+                name, value, unit, ..
+            } = &figure;
+            let optional = |value: Option<f64>| value.map_or(String::new(), |v| format!("{v:.2}"));
+            let (limit, ratio) = (optional(figure.limit), optional(figure.ratio));
+            println!("{name:<56} {value:>10.2} {unit:<6} {limit:>10} {ratio:>6}");
+        }
+        self.figures.push(figure);
+    }
 }
 
 /// What a value counts.
@@ -209,9 +251,16 @@ impl Workload {
     /// Runs alternately in directories below both, and compares the medians.
     fn compare(&self, raw: &Path, mounted: &Path, path_name: &str, runs: u32) -> Result<Figure> {
         let mut seconds = [Vec::new(), Vec::new()];
-        // The first touches the memory for all that follow.
+        // The first touches the memory for all that follow. Each gets the pages that the one before it
+        // freed, in their opposite order, which reads by up to a third faster or slower: so take turns.
+        progress(&format!("{path_name}: {}", self.name));
         for run in 0..=runs {
-            for (all, below) in seconds.iter_mut().zip([raw, mounted]) {
+            go_on()?;
+            let mut turns: Vec<_> = seconds.iter_mut().zip([raw, mounted]).collect();
+            if run % 2 == 1 {
+                turns.reverse();
+            }
+            for (all, below) in turns {
                 let dir = below.join("work");
                 fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
                 let time = (self.run)(&dir)
@@ -239,59 +288,63 @@ impl Workload {
     }
 }
 
-fn measure(args: &BenchArgs) -> Result<Vec<Figure>> {
+fn measure(args: &BenchArgs, report: &mut Report) -> Result<()> {
     if args.file == 0 || !args.file.is_multiple_of(16) {
         bail!("--file {}: must be a multiple of 16 MiB", args.file);
     }
     match args.what {
-        Some(What::Encode) => return redundancy(&["encode"], args),
-        Some(What::Rebuild) => return redundancy(&["rebuild"], args),
-        None => {}
+        Some(What::Mount) => one_node(args, report),
+        Some(What::Encode) => redundancy("encode", args, report),
+        Some(What::Rebuild) => redundancy("rebuild", args, report),
+        None => {
+            one_node(args, report)?;
+            redundancy("encode", args, report)?;
+            redundancy("rebuild", args, report)
+        }
     }
-    let mut figures = Vec::new();
-    let workloads = data::workloads(args.file << 20);
+}
+
+/// Files and names in a mount, beside its store.
+fn one_node(args: &BenchArgs, report: &mut Report) -> Result<()> {
     for path_name in ["mount", "served"] {
+        let mut workloads = data::workloads(args.file << 20);
+        // Names cost the same whoever serves the bytes.
+        if path_name == "mount" {
+            workloads.extend(names::workloads(args.files));
+            workloads.extend(names::calls(args.files));
+        }
         let bench = Bench::mount(&args.store, path_name == "served")?;
         let dataset = bench.mountpoint().join("bench.tmp");
         fs::create_dir(&dataset).context("mkdir in the mount")?;
         for workload in &workloads {
-            progress(path_name, &workload.name);
-            figures.push(workload.compare(&bench.raw(), &dataset, path_name, args.runs)?);
-        }
-        // Names cost the same whoever serves the bytes.
-        if path_name == "mount" {
-            let mut small = names::workloads(args.files);
-            small.extend(names::calls(args.files));
-            for workload in &small {
-                progress(path_name, &workload.name);
-                figures.push(workload.compare(&bench.raw(), &dataset, path_name, args.runs)?);
-            }
+            report.add(workload.compare(&bench.raw(), &dataset, path_name, args.runs)?);
         }
         fs::remove_dir(&dataset).context("rmdir in the mount")?;
         if path_name == "mount" {
-            figures.push(commits(&bench.mountpoint())?);
+            report.add(commits(&bench.mountpoint())?);
         }
     }
-    figures.extend(redundancy(&["encode", "rebuild"], args)?);
-    Ok(figures)
+    Ok(())
 }
 
 /// What the coordinator measures, on the same store.
-fn redundancy(works: &[&str], args: &BenchArgs) -> Result<Vec<Figure>> {
-    progress("four nodes", &works.join(", "));
-    if args.store != Path::new("tmpfs") {
-        return coordinator(works, &args.store, args);
-    }
-    // The private tmpfs is the one of a mount.
-    let bench = Bench::mount(&args.store, false)?;
-    let store = bench.private_store()?;
-    coordinator(works, &store, args)
+fn redundancy(work: &str, args: &BenchArgs, report: &mut Report) -> Result<()> {
+    progress(&format!("four nodes: {work}"));
+    let figures = if args.store == Path::new("tmpfs") {
+        // The private tmpfs is the one of a mount.
+        let bench = Bench::mount(&args.store, false)?;
+        coordinator(work, &bench.private_store()?, args)?
+    } else {
+        coordinator(work, &args.store, args)?
+    };
+    figures.into_iter().for_each(|figure| report.add(figure));
+    go_on()
 }
 
-/// Says on a terminal what is being measured.
-fn progress(path_name: &str, workload: &str) {
+/// Says on a terminal what is being measured; nothing clears it.
+fn progress(what: &str) {
     if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K{path_name}: {workload}");
+        eprint!("\r\x1b[K{what}");
     }
 }
 
@@ -318,12 +371,11 @@ fn commits(mountpoint: &Path) -> Result<Figure> {
 }
 
 /// Figures that the coordinator takes.
-fn coordinator(works: &[&str], directory: &Path, args: &BenchArgs) -> Result<Vec<Figure>> {
+fn coordinator(work: &str, directory: &Path, args: &BenchArgs) -> Result<Vec<Figure>> {
     let program = crate::daemon::find_program("scrfs-coordinator")
         .context("scrfs-coordinator is neither beside this program nor on the PATH")?;
     let output = Command::new(&program)
-        .arg("bench")
-        .args(works)
+        .args(["bench", work])
         .arg("--directory")
         .arg(directory)
         .args([
@@ -343,7 +395,9 @@ fn coordinator(works: &[&str], directory: &Path, args: &BenchArgs) -> Result<Vec
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let middle = [values.len().saturating_sub(1) / 2, values.len() / 2];
+    let [low, high] = middle.map(|at| values.get(at).copied().unwrap_or(f64::NAN));
+    f64::midpoint(low, high)
 }
 
 #[cfg(test)]
@@ -353,6 +407,7 @@ mod tests {
     #[test]
     fn the_median_ignores_outliers() {
         assert_eq!(median(vec![9.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![9.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median(Vec::new()).is_nan());
     }
 }
