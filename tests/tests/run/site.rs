@@ -3,20 +3,20 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 
 use scrfs_tests::{Cluster, binary, wait_until};
 use tempfile::TempDir;
 /// For what takes seconds, on a machine with much else to do.
-pub const SOON: Duration = Duration::from_secs(60);
-pub const RANKS: usize = 3;
-pub const LAST: u64 = 5;
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const RANKS: usize = 3;
+pub(crate) const LAST: u64 = 5;
 /// The step in the middle of which the first launch waits to lose a node.
-pub const GATE: u64 = 4;
+pub(crate) const GATE: u64 = 4;
 
 /// One rank a host. Its own process group would outlive it, its mark in the environment does not.
-pub const LAUNCH: &str = r#"#!/bin/sh
+pub(crate) const LAUNCH: &str = r#"#!/bin/sh
 # launch.sh SHARED RSH HOSTS
 shared=$1 rsh=$2 rank=0 pids=
 size=$(echo "$3" | tr , '\n' | wc -l)
@@ -31,7 +31,7 @@ exit $code
 "#;
 
 /// Checks what it restarts from, then writes a file a step, whose every byte follows from step and rank.
-pub const RANK: &str = r#"#!/bin/sh
+pub(crate) const RANK: &str = r#"#!/bin/sh
 # rank.sh SHARED RANK SIZE
 shared=$1 rank=$2 size=$3
 content() { yes "step $1 of rank $2" | head -c 700000; }
@@ -67,13 +67,13 @@ while [ $step -lt LAST ]; do
 done
 "#;
 
-pub struct Site {
-    pub cluster: Cluster,
-    pub directory: TempDir,
+pub(crate) struct Site {
+    pub(crate) cluster: Cluster,
+    pub(crate) directory: TempDir,
 }
 
 impl Site {
-    pub fn start(nodes: usize) -> Self {
+    pub(crate) fn start(nodes: usize) -> Self {
         let cluster = Cluster::builder()
             .nodes(nodes)
             .shm_bytes(256 << 20)
@@ -95,21 +95,21 @@ impl Site {
         site
     }
 
-    pub fn prefix(&self) -> PathBuf {
+    pub(crate) fn prefix(&self) -> PathBuf {
         self.directory.path().join("prefix")
     }
 
-    pub fn shared(&self) -> PathBuf {
+    pub(crate) fn shared(&self) -> PathBuf {
         self.directory.path().join("shared")
     }
 
     /// `scrfs run OPTIONS -- LAUNCHER` on node0, with all nodes as hosts.
-    pub fn run(&self, options: &[&str], launcher: &[&str]) -> Run {
+    pub(crate) fn run(&self, options: &[&str], launcher: &[&str]) -> Run {
         self.run_with(&[], options, launcher)
     }
 
     /// The same, with more in its environment.
-    pub fn run_with(
+    pub(crate) fn run_with(
         &self,
         environment: &[(&str, PathBuf)],
         options: &[&str],
@@ -140,7 +140,7 @@ impl Site {
     }
 
     /// The launcher that starts a rank on each host.
-    pub fn job(&self) -> Vec<String> {
+    pub(crate) fn job(&self) -> Vec<String> {
         let path = |path: PathBuf| path.display().to_string();
         let shared = self.shared();
         vec![
@@ -151,7 +151,7 @@ impl Site {
         ]
     }
 
-    pub fn status(&self, node: usize) -> Vec<String> {
+    pub(crate) fn status(&self, node: usize) -> Vec<String> {
         let output = self
             .cluster
             .command(node, "ls")
@@ -166,17 +166,17 @@ impl Site {
     }
 }
 
-pub struct Run {
-    pub child: Child,
-    pub output: PathBuf,
+pub(crate) struct Run {
+    pub(crate) child: Child,
+    pub(crate) output: PathBuf,
 }
 
 impl Run {
-    pub fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         fs::read_to_string(&self.output).unwrap()
     }
 
-    pub fn wait_for(&mut self, words: &str) {
+    pub(crate) fn wait_for(&mut self, words: &str) {
         let output = self.output.clone();
         let waited = wait_until(SOON, words, || {
             let text = fs::read_to_string(&output)?;
@@ -189,7 +189,7 @@ impl Run {
         waited.unwrap_or_else(|error| panic!("{error:#}\n{}", self.output()));
     }
 
-    pub fn end(&mut self) -> ExitStatus {
+    pub(crate) fn end(&mut self) -> ExitStatus {
         let ended = wait_until(SOON, "the end of scrfs run", || {
             Ok(self.child.try_wait()?)
         });
@@ -197,7 +197,7 @@ impl Run {
     }
 
     /// Waits for the end, which must be with this code.
-    pub fn expect(&mut self, code: i32) -> String {
+    pub(crate) fn expect(&mut self, code: i32) -> String {
         let status = self.end();
         assert_eq!(status.code(), Some(code), "{}", self.output());
         self.output()
