@@ -5,6 +5,7 @@
 //! - [`tools`] programs that others wrote to try filesystems
 //! - [`mounted`] a mount of its own for each test, taken down whatever happens
 //! - [`coordinator`] a coordinator of a cluster of one, just good enough to commit
+//! - [`group`] a memory control group of a test's own
 //! - [`elsewhere`] what lies on other nodes, as a test says
 //!
 //! They need `/dev/fuse`; as root the cache is a tmpfs of its own. Nothing here waits for a fixed
@@ -12,6 +13,7 @@
 
 pub mod coordinator;
 pub mod elsewhere;
+pub mod group;
 pub mod mounted;
 pub mod process;
 pub mod ranks;

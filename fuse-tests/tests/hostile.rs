@@ -499,6 +499,7 @@ fn nonsense(random: &mut StdRng) -> Vec<u8> {
         2 => DirectoryChange::Rename {
             from: path.clone(),
             to: path.clone(),
+            token: random.random(),
         },
         3 => DirectoryChange::Exchange {
             one: path.clone(),
@@ -508,6 +509,7 @@ fn nonsense(random: &mut StdRng) -> Vec<u8> {
         _ => DirectoryChange::Rename {
             from: path.clone(),
             to: RelPath::new(b"zz/zz/a").unwrap(),
+            token: random.random(),
         },
     };
     let message = match random.random_range(0..9) {

@@ -260,6 +260,41 @@ fn any_names_of_all_nodes_go_and_the_rest_stays() {
     assert_eq!(bytes, [2; 5000]);
 }
 
+/// What two nodes wrote under one path can be removed, though nobody can open it.
+#[test]
+fn a_dataset_with_conflicts_can_be_removed() {
+    let python = [
+        "python3",
+        "-c",
+        "import shutil, sys; shutil.rmtree(sys.argv[1])",
+    ];
+    for program in [["rm", "-rf"].as_slice(), python.as_slice()] {
+        let parts = [b"1", b"2"].map(|bytes| {
+            let part = Part::default().directory("d").file("d/same", bytes);
+            part.file("both", bytes).file("kind", bytes)
+        });
+        let place = Place::new(64 * MIB);
+        place.mount(&[]);
+        let manners = Manners {
+            elsewhere: Some(Elsewhere::new(parts.into())),
+            ..Manners::default()
+        };
+        let _coordinator = place.coordinator(1, manners);
+        let top = place.mnt().join("a");
+        fs::create_dir_all(place.mnt().join("a.tmp/kind")).unwrap();
+        fs::write(place.mnt().join("a.tmp/both"), "3").unwrap();
+        fs::rename(place.mnt().join("a.tmp"), &top).unwrap();
+        for name in ["both", "d/same", "kind"] {
+            until("the kernel forgets what it knew before the seal", || {
+                errno(fs::symlink_metadata(top.join(name))) == Some(Errno::EIO)
+            });
+            assert_eq!(errno(File::open(top.join(name))), Some(Errno::EIO));
+        }
+        run(program[0], &program[1..], &top);
+        assert_eq!(listed(&place.mnt()), BTreeSet::new());
+    }
+}
+
 #[test]
 fn leftovers_of_an_earlier_run_are_listed_and_can_be_removed() {
     let place = Place::new(64 * MIB);

@@ -1,13 +1,18 @@
 //! The private tmpfs and the budget: how much may be written, what `df` says, what stays.
 #![expect(clippy::unwrap_used, reason = "a test fails where it breaks")]
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 use scrfs_fuse_tests::coordinator::{Coordinator, Manners};
-use scrfs_fuse_tests::mounted::{Place, text};
-use scrfs_fuse_tests::until;
+use scrfs_fuse_tests::group::Group;
+use scrfs_fuse_tests::mounted::{DATA_PATHS, Place, text};
+use scrfs_fuse_tests::{leave_out, until};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
@@ -147,7 +152,7 @@ fn a_private_tmpfs_outlives_the_daemon_and_goes_with_a_purge() {
     let on = |line: &&str| line.split(' ').nth(4) == place.job().to_str();
     assert_eq!(all.lines().filter(on).count(), 1, "mounted once");
     let unmount = |more: &[&str]| {
-        let mut command = std::process::Command::new(scrfs_fuse_tests::mounted::scrfs());
+        let mut command = Command::new(scrfs_fuse_tests::mounted::scrfs());
         let output = command
             .arg("unmount")
             .arg(&mnt)
@@ -192,4 +197,111 @@ fn a_directory_holds_its_capacity_where_the_daemon_sees_what_is_written() {
     let error = File::create(mnt.join("a.tmp/more")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
     assert!(!mnt.join("a.tmp/more").exists());
+    // What is there may be written again; what would have to be allocated not, in whatever way.
+    let file = File::options().write(true).open(mnt.join("a.tmp/file"));
+    let file = file.unwrap();
+    file.write_all_at(&[8; 65536], 65536).unwrap();
+    file.set_len(written + 64 * MIB).unwrap();
+    let error = file.write_all_at(&[8; 4096], written + MIB).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+    for mode in [FallocateFlags::empty(), FallocateFlags::FALLOC_FL_KEEP_SIZE] {
+        let (at, length) = (written as i64, 64 << 20);
+        assert_eq!(fallocate(&file, mode, at, length), Err(Errno::ENOSPC));
+    }
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let half = (written / 2) as i64;
+    fallocate(&file, punch, 0, half).unwrap();
+    until("it is measured again", || {
+        bytes(&mnt).2 + 2 * MIB > written / 2
+    });
+    // As much as there is, and no more.
+    fallocate(&file, FallocateFlags::empty(), 0, half - (4 << 20)).unwrap();
+    let error = fallocate(&file, FallocateFlags::empty(), written as i64, 64 << 20);
+    assert_eq!(error, Err(Errno::ENOSPC));
+    let used = fs::metadata(mnt.join("a.tmp/file")).unwrap();
+    let used = std::os::unix::fs::MetadataExt::blocks(&used) * 512;
+    assert!(used < 34 * MIB, "{used}");
+}
+
+/// A job, daemon and programs, in a control group that has less memory than the store could take.
+fn written_to_the_end_in_a_small_group(place: &Place, options: &[&str], group: &Group) {
+    let mut command = place.mount_command(options);
+    command.env("SCRFS_STORE_CAPACITY", "1GiB");
+    let output = group.command(&command).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let _coordinator = place.coordinator(1, Manners::default());
+    let open = place.mnt().join("a.tmp");
+    let daemon = place.daemon().expect("a daemon");
+    let line = b"a line of the job\n";
+    for turn in 0..3 {
+        fs::create_dir(&open).unwrap();
+        until("there is no more than the group has", || {
+            let (total, _, available) = bytes(&place.mnt());
+            total <= GROUP_BYTES && available > GROUP_BYTES / 4
+        });
+        // Small files need memory of the kernel's, too.
+        let script = "for name in $(seq 2000); do echo $name > \"$1/small.$name\" || exit 3; done; \
+                      yes 'a line of the job' > \"$1/large\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(&open);
+        command.env("LC_ALL", "C");
+        let output = group.command(&command).output().unwrap();
+        let said = text(&output);
+        assert_eq!(group.kills(), 0, "{turn}: {said}");
+        assert_eq!(output.status.code(), Some(1), "{turn}: {said}");
+        assert!(said.contains("No space left on device"), "{said}");
+        assert_eq!(place.daemon(), Some(daemon));
+        // What was accepted is there.
+        let large = fs::read(open.join("large")).unwrap();
+        assert!(large.len() as u64 > GROUP_BYTES / 4, "{}", large.len());
+        let mut all = large.iter().enumerate();
+        assert_eq!(all.find(|(at, byte)| **byte != line[at % line.len()]), None);
+        drop(large);
+        for name in [1, 1000, 2000] {
+            let small = fs::read_to_string(open.join(format!("small.{name}"))).unwrap();
+            assert_eq!(small, format!("{name}\n"));
+        }
+        if turn < 2 {
+            fs::remove_dir_all(&open).unwrap();
+        }
+    }
+    fs::rename(&open, place.mnt().join("a")).unwrap();
+    assert_eq!(fs::read(place.mnt().join("a/small.7")).unwrap(), b"7\n");
+    assert_eq!(group.kills(), 0);
+}
+
+const GROUP_BYTES: u64 = 160 * MIB;
+
+fn small_group() -> Option<Group> {
+    match Group::new(GROUP_BYTES) {
+        Ok(group) => Some(group),
+        Err(why) => {
+            leave_out(&why);
+            None
+        }
+    }
+}
+
+#[test]
+fn a_job_with_less_memory_than_its_budget_gets_enospc_and_nobody_is_killed() {
+    for (_, options) in DATA_PATHS {
+        // Goes after the place, which ends the daemon in it.
+        let Some(group) = small_group() else { return };
+        let place = Place::private();
+        written_to_the_end_in_a_small_group(&place, options, &group);
+        drop(place);
+    }
+}
+
+#[test]
+fn nobody_is_killed_either_where_the_store_is_a_directory_in_memory() {
+    for (_, options) in DATA_PATHS {
+        let Some(group) = small_group() else { return };
+        let place = Place::new(1024 * MIB);
+        if !place.has_tmpfs() {
+            return leave_out("no tmpfs can be mounted");
+        }
+        written_to_the_end_in_a_small_group(&place, options, &group);
+        drop(place);
+    }
 }

@@ -13,8 +13,8 @@ use crate::vfs::Vfs;
 use nix::sys::socket::{getsockopt, sockopt};
 use scrfs::config::Config;
 use scrfs::control::{
-    Answer, Command, FromDaemon, Hello, Level, PROTOCOL_VERSION, Refusal, Request, Role, ToDaemon,
-    Welcome, read_frame, write_frame,
+    Answer, Command, DirectoryChange, FromDaemon, Hello, Level, PROTOCOL_VERSION, Refusal, Request,
+    Role, ToDaemon, Welcome, read_frame, write_frame,
 };
 use scrfs::id::{DatasetId, Epoch};
 use scrfs::layout::path::CachePaths;
@@ -395,8 +395,18 @@ impl Server {
                 dataset,
                 change,
             } => {
-                let result = vfs.carry_out(dataset, &change);
-                done(sequence, result.map_err(|error| refusal_of(&error)));
+                let outbox = outbox.clone();
+                let answer = move |result| {
+                    let _ = outbox.send(FromDaemon::Done { sequence, result });
+                };
+                match change {
+                    DirectoryChange::TellHidden => vfs.tell_hidden(dataset, answer),
+                    DirectoryChange::Hide { names } => vfs.hide_all(dataset, names, answer),
+                    change => {
+                        let result = vfs.carry_out(dataset, &change);
+                        answer(result.map_err(|error| refusal_of(&error)));
+                    }
+                }
             }
             ToDaemon::Quiesce { dataset, settle_ms } => {
                 if let Some(gate) = vfs.gate(dataset) {

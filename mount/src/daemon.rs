@@ -466,6 +466,7 @@ fn serve_inner(
         rules: scrfs::interval::Rules::of(&plan.config),
         clock: crate::heartbeat::now_millis,
         is_renaming: alias::is_renaming,
+        is_removing: alias::is_removing,
     });
     vfs.load()
         .with_context(|| format!("cannot read {}", cache.datasets().display()))?;

@@ -191,15 +191,23 @@ impl Spaces {
         self.all.iter().map(Space::held_bytes).sum()
     }
 
-    /// Whether a program may write no more to a dataset; never where the device itself holds the bound.
-    pub fn is_full(&self, dataset: DatasetId) -> bool {
-        let holder = match self.all.len() {
+    fn holder(&self, dataset: DatasetId) -> Option<&Space> {
+        let index = match self.all.len() {
             1 => Some(0),
             _ => self.stores.store_of(dataset),
         };
-        holder
-            .and_then(|index| self.all.get(index))
-            .is_some_and(Space::is_full)
+        self.all.get(index?)
+    }
+
+    /// What programs may still write to a dataset; `None` where the device itself holds the bound.
+    pub fn left(&self, dataset: DatasetId) -> Option<u64> {
+        self.holder(dataset)?.left()
+    }
+
+    /// Whether the kernel may write to a dataset by itself: not where it would go on until the memory of the
+    /// control group ends.
+    pub fn has_end(&self, dataset: DatasetId) -> bool {
+        self.holder(dataset).is_none_or(Space::has_end)
     }
 
     /// A dataset is now as `record` says: when it is sealed and without parity, its parity gets a room,

@@ -26,7 +26,7 @@ use std::io::{self, Read, Write};
 /// Longest frame either side accepts.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// The first frame of every connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -98,7 +98,7 @@ pub enum Refusal {
     Again,
 }
 
-/// A change of directories in an open dataset, carried out on every node.
+/// A change of directories in an open dataset, or of what is shown of a sealed one, carried out on every node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum DirectoryChange {
     /// Make a directory. It existing already is `Exists` to the caller and nothing to the others.
@@ -117,12 +117,14 @@ pub enum DirectoryChange {
         /// Which.
         path: RelPath,
     },
-    /// Rename a directory.
+    /// Rename a directory. Where it was done already under this token, nothing happens.
     Rename {
         /// From.
         from: RelPath,
         /// To.
         to: RelPath,
+        /// Of this rename and no other.
+        token: u64,
     },
     /// Exchange two directories. Where it was done already under this token, nothing happens: else
     /// asking for it again would undo it.
@@ -134,6 +136,23 @@ pub enum DirectoryChange {
         /// Of this exchange and no other.
         token: u64,
     },
+    /// Of a sealed dataset: each node tells all others which names it hides, before it says that this is done.
+    TellHidden,
+    /// Of a sealed dataset: show these names no longer.
+    Hide {
+        /// Which; at most [`HIDDEN_BYTES_MAX`] together.
+        names: Vec<RelPath>,
+    },
+}
+
+/// Bytes of the names of one [`DirectoryChange::Hide`], but for the last of them.
+pub const HIDDEN_BYTES_MAX: usize = 1 << 20;
+
+impl DirectoryChange {
+    /// Whether it is one of what is shown of a sealed dataset.
+    pub fn is_of_sealed(&self) -> bool {
+        matches!(self, Self::TellHidden | Self::Hide { .. })
+    }
 }
 
 /// One pointer file is to be another, or to go.

@@ -126,15 +126,21 @@ for turn in 1 2 3 4 5; do
     for pid in $pids; do must wait $pid; done
     for node in $NODES; do must_not on $node test -e /scr/a; done
 done
-# Each removes its own file, as it wrote it: nothing that others still see goes.
-commit b
-for node in $NODES; do on $node rm /scr/b/in/of.$node & pids2="$pids2 $!"; done
-for pid in $pids2; do must wait $pid; done
-must_not on 1 "rmdir /scr/b/in 2>/dev/null"
-must_not on 1 "rmdir /scr/b 2>/dev/null"
-must on 2 test -e /scr/b/in/of.3
-must on 1 rm -r /scr/b
-must_not on 3 test -e /scr/b
+# Each removes its own file, as it wrote it, and one the directories.
+for turn in 1 2 3; do
+    commit b
+    must on $turn "ls -R /scr/b > /dev/null"
+    must on 1 rm /scr/b/in/of.1
+    must_not on 1 "rmdir /scr/b/in 2>/dev/null"
+    must_not on 1 "rmdir /scr/b 2>/dev/null"
+    must on 2 test -e /scr/b/in/of.3
+    pids2=
+    for node in 2 3; do on $node rm /scr/b/in/of.$node & pids2="$pids2 $!"; done
+    for pid in $pids2; do must wait $pid; done
+    must on $turn rmdir /scr/b/in
+    must on $turn rmdir /scr/b
+    for node in $NODES; do must_not on $node test -e /scr/b; done
+done
 "#;
     succeeded(&site.job(&[], script)?.output()?)
 }

@@ -74,7 +74,7 @@ impl Groups {
 }
 
 /// Bytes that this process's control group, or one above it, has left; `None` without a limit.
-fn group_memory_left() -> Option<u64> {
+pub(super) fn group_memory_left() -> Option<u64> {
     let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let left = |groups: &Groups| groups.left(&own, Path::new(groups.root));
     GROUPS.iter().filter_map(left).min()

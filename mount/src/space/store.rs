@@ -5,7 +5,7 @@
 //! Lock: `Inner`, a leaf.
 
 use super::budget::{Cost, Measure, PAGE, page_up, short_of};
-use super::memory::{is_in_memory, memory_left, private_bytes};
+use super::memory::{group_memory_left, is_in_memory, memory_left, private_bytes};
 use super::{Figures, LOOK_AGAIN};
 use crate::store::{self, Place};
 use crate::sys;
@@ -54,6 +54,8 @@ struct Inner {
     measure_next: Option<Instant>,
     /// Of it, what is in datasets that are not sealed, records and all.
     unsealed: u64,
+    /// The device takes more than the daemon's control group has memory for.
+    outgrows_group: bool,
     /// Why the bound could not be set, when it was last tried.
     failed: Option<String>,
 }
@@ -208,11 +210,19 @@ impl Space {
         self.lock().measured
     }
 
-    /// Whether a program may write now; always where the device itself holds the bound.
-    pub(super) fn is_full(&self) -> bool {
-        !self.is_private
-            && self.capacity != Capacity::Unlimited
-            && self.figures().is_ok_and(|figures| figures.available == 0)
+    /// What programs may still write; `None` where the device itself holds the bound.
+    pub(super) fn left(&self) -> Option<u64> {
+        let is_held =
+            !self.is_private && (self.is_in_memory || self.capacity != Capacity::Unlimited);
+        is_held
+            .then(|| self.figures().ok())?
+            .map(|found| found.available)
+    }
+
+    /// Whether what the kernel writes by itself ends before the memory of the daemon's control group does: there
+    /// somebody would be killed.
+    pub(super) fn has_end(&self) -> bool {
+        !self.lock().outgrows_group
     }
 
     fn budget(&self, device: u64, used: u64) -> u64 {
@@ -465,8 +475,20 @@ impl Space {
             }
         }
         covered += allocated(&self.root.reserve()).unwrap_or(0);
-        let (device, used, _) = self.device()?;
+        let (device, used, free) = self.device()?;
+        let outgrows = self.is_in_memory
+            && !self.is_private
+            && group_memory_left().is_some_and(|left| left < free);
         let mut inner = self.lock();
+        if outgrows && !inner.outgrows_group {
+            let store = self.root.root().display();
+            tracing::warn!(
+                %store,
+                "the control group has less memory than this store has room: files are written through the \
+                 daemon, which stops in time; a private tmpfs (store.path = \"tmpfs\") is written by passthrough"
+            );
+        }
+        inner.outgrows_group = outgrows;
         let used = match self.is_private {
             true => used,
             false => self.measured(&mut inner, used),

@@ -2,7 +2,7 @@
 //!
 //! At the top nothing happens here: making, renaming and removing datasets is asked of the
 //! coordinators. Inside a dataset directories are changed by the coordinators too, on every node at
-//! once ([`carry_out`]); all else is local and behind the gate. No symbolic link is ever followed.
+//! once ([`super::changes`]); all else is local and behind the gate. No symbolic link is ever followed.
 
 use super::attr::{self, Attr};
 use super::control_dir::ControlNode;
@@ -16,9 +16,9 @@ use scrfs::id::DatasetId;
 use scrfs::layout::pointer::Content;
 use scrfs::layout::record::Phase;
 use scrfs::name::{CONTROL_DIRECTORY, Name, RelPath};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl Vfs {
                     answer(view.and_then(|view| match view {
                         Some(view) => {
                             let place = vfs.place_of(&view, &parent)?;
-                            vfs.lookup_in(&view, place, &name)
+                            vfs.lookup_for(caller, &view, place, &name)
                         }
                         None => vfs.lookup_listed(&parent, &name),
                     }));
@@ -48,7 +48,7 @@ impl Vfs {
             }
             Ok(Node::Remote(parent)) => {
                 self.with_remote(parent, answer, move |vfs, view, place| {
-                    vfs.lookup_in(view, place, &name)
+                    vfs.lookup_for(caller, view, place, &name)
                 });
             }
             Ok(Node::File(parent)) => answer(self.lookup_listed(&parent, &name)),
@@ -614,97 +614,4 @@ fn is_empty(directory: &Inode) -> FsResult<bool> {
     Ok(entries
         .iter()
         .all(|entry| matches!(entry.name.as_slice(), b"." | b"..")))
-}
-
-/// Opens the directory that holds `path`, one component at a time, following no link; returns it with
-/// the last component.
-pub(super) fn walk(tree: &Inode, path: &RelPath) -> FsResult<(OwnedFd, OsString)> {
-    let mut parts: Vec<&[u8]> = path.as_bytes().split(|&byte| byte == b'/').collect();
-    let last = parts.pop().unwrap_or_default();
-    let mut fd = sys::duplicate(&tree.fd()?.as_fd()).map_err(|_| FsError::Broken)?;
-    for part in parts {
-        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
-        fd = sys::open_at(fd.as_fd(), OsStr::from_bytes(part), flags, 0)?;
-    }
-    Ok((fd, OsString::from_vec(last.to_vec())))
-}
-
-fn exists(tree: &Inode, path: &RelPath) -> bool {
-    walk(tree, path)
-        .and_then(|(dir, name)| open_path(dir.as_fd(), &name))
-        .is_ok()
-}
-
-/// Carries out a change of directories below `tree`.
-pub fn carry_out(tree: &Inode, change: &DirectoryChange) -> FsResult<()> {
-    match change {
-        DirectoryChange::Make {
-            path,
-            mode,
-            uid,
-            gid,
-        } => {
-            let (dir, name) = walk(tree, path)?;
-            sys::mkdir_at(dir.as_fd(), &name, 0o700)?;
-            let made = open_path(dir.as_fd(), &name)?;
-            attr::give(made.as_fd(), dir.as_fd(), *uid, *gid, Some(*mode))
-        }
-        DirectoryChange::Remove { path } => {
-            let (dir, name) = walk(tree, path)?;
-            Ok(sys::unlink_at(dir.as_fd(), &name, true)?)
-        }
-        DirectoryChange::Rename { from, to } => {
-            let ((dir, name), (to_dir, to_name)) = (walk(tree, from)?, walk(tree, to)?);
-            Ok(sys::rename_at(
-                dir.as_fd(),
-                &name,
-                to_dir.as_fd(),
-                &to_name,
-                0,
-            )?)
-        }
-        DirectoryChange::Exchange { one, other, token } => exchange(tree, one, other, *token),
-    }
-}
-
-/// Which exchange moved this directory last. Not among the attributes that programs see or that
-/// are kept with a dataset.
-const EXCHANGE_XATTR: &str = "trusted.scrfs.exchange";
-
-/// The token goes along with the directory in one step: so it tells, whatever happened in between,
-/// whether this exchange was done.
-fn exchange(tree: &Inode, one: &RelPath, other: &RelPath, token: u64) -> FsResult<()> {
-    let token = token.to_le_bytes();
-    let ((dir, name), (other_dir, other_name)) = (walk(tree, one)?, walk(tree, other)?);
-    let other_is = open_path(other_dir.as_fd(), &other_name)?;
-    if sys::get_xattr(other_is.as_fd(), OsStr::new(EXCHANGE_XATTR)).is_ok_and(|is| is == token) {
-        return Ok(());
-    }
-    let one_is = open_path(dir.as_fd(), &name)?;
-    for fd in [&one_is, &other_is] {
-        if sys::stat(fd.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFDIR {
-            return Err(FsError::NotDirectory);
-        }
-    }
-    let marked = sys::set_xattr(one_is.as_fd(), OsStr::new(EXCHANGE_XATTR), &token, 0);
-    // Without the privilege to mark it, it could not be known whether it was done.
-    marked.map_err(|_| FsError::Invalid)?;
-    Ok(sys::rename_at(
-        dir.as_fd(),
-        &name,
-        other_dir.as_fd(),
-        &other_name,
-        libc::RENAME_EXCHANGE,
-    )?)
-}
-
-/// Whether the tree looks as it does after the change.
-pub fn is_carried_out(tree: &Inode, change: &DirectoryChange) -> bool {
-    match change {
-        DirectoryChange::Make { path, .. } => exists(tree, path),
-        DirectoryChange::Remove { path } => !exists(tree, path),
-        DirectoryChange::Rename { from, to } => !exists(tree, from) && exists(tree, to),
-        // Asked again it is done where it was not, and only there.
-        DirectoryChange::Exchange { .. } => false,
-    }
 }

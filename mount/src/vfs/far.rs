@@ -491,7 +491,7 @@ mod tests {
         fn new() -> Self {
             let requests = Arc::new(Requests::default());
             let (outbox, said) = mpsc::channel();
-            requests.connect(outbox, |_| None);
+            requests.connect(outbox, |_| crate::vfs::requests::Settled::Unknown);
             let far = Far::new(Arc::clone(&requests));
             Self {
                 requests,

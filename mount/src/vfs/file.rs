@@ -152,7 +152,7 @@ impl Vfs {
         let name = name.to_owned();
         let vfs = Arc::clone(self);
         self.change_in(parent, answer, move |parent, pass| {
-            let is_full = vfs.settings().space.is_full(parent.dataset);
+            let is_full = vfs.settings().space.left(parent.dataset) == Some(0);
             let made = match sys::mknod_at(parent.fd()?.as_fd(), &name, libc::S_IFREG | 0o600, 0) {
                 Ok(()) if is_full => {
                     sys::unlink_at(parent.fd()?.as_fd(), &name, false)?;
@@ -220,7 +220,13 @@ impl Vfs {
         let Open::File { inode, backing, .. } = &*open else {
             return Ok(None);
         };
-        let given = inode.attach(self.has_passthrough().then_some(register))?;
+        // What is sealed is only read.
+        let is_bounded = || {
+            let dataset = inode.dataset;
+            self.settings().space.has_end(dataset) || self.is_fixed(dataset)
+        };
+        let may = self.has_passthrough() && is_bounded();
+        let given = inode.attach(may.then_some(register))?;
         backing
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -323,13 +329,7 @@ impl Vfs {
             return Err(FsError::NotSupported);
         };
         let file = open.file()?;
-        let grows = || {
-            let size = sys::stat(file.as_fd()).map_or(i64::MAX, |found| found.st_size);
-            at.saturating_add_unsigned(data.len() as u64) > size
-        };
-        if self.settings().space.is_full(inode.dataset) && grows() {
-            return Err(FsError::NoSpace);
-        }
+        self.check_write(inode.dataset, file.as_fd(), (offset, data.len() as u64))?;
         let write = || uio::pwrite(file, data, at);
         Ok(if privileged {
             write()
@@ -403,9 +403,14 @@ impl Vfs {
         answer: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
         let open = self.handles.get(handle);
-        self.change_in(ino, answer, move |_, _| {
+        let vfs = Arc::clone(self);
+        self.change_in(ino, answer, move |inode, _| {
             let open = open?;
             let fd = open.file()?.as_fd();
+            let allocates = mode & libc::FALLOC_FL_PUNCH_HOLE == 0;
+            if allocates && vfs.allowed(inode.dataset, fd, (offset, length))? < length {
+                return Err(FsError::NoSpace);
+            }
             Ok(caller.change_bytes(|| sys::fallocate(fd, mode, offset, length))?)
         });
     }
@@ -438,10 +443,13 @@ impl Vfs {
             .handles
             .get(from)
             .and_then(|from| Ok((from, self.handles.get(to)?)));
-        self.change_in(to_ino, answer, move |_, _| {
+        let vfs = Arc::clone(self);
+        self.change_in(to_ino, answer, move |inode, _| {
             let (from, to) = opens?;
-            let length = usize::try_from(length.min(COPY_BYTES_MAX)).unwrap_or(usize::MAX);
             let (from, to) = (from.file()?.as_fd(), to.file()?.as_fd());
+            let range = (to_offset, length.min(COPY_BYTES_MAX));
+            let length = vfs.allowed(inode.dataset, to, range)?;
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
             let copy = || sys::copy_range(from, from_offset, to, to_offset, length);
             Ok(caller.change_bytes(copy)?)
         });

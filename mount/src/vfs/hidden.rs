@@ -3,27 +3,34 @@
 //! `unlink` and `rmdir` there only hide a name, on this node, in memory. When all names of a
 //! dataset are hidden, `rmdir` of its top asks the coordinators to remove it, on every node; then all
 //! of it is hidden from those who are still inside. What was begun and not ended changes nothing: the
-//! names come back with a new run, and with a new daemon. So a dataset is never half of what was
-//! sealed but to those who removed a part of it themselves.
+//! names come back with a new run, and with a new daemon.
+//!
+//! Programs remove on each node what they wrote there, and the directories on one. So a `rmdir` of what is not
+//! empty here first has all nodes tell each other what they hide, and looks again. Until then a
+//! dataset is less than what was sealed only to those who removed a part of it themselves.
 //!
 //! Invariants: only names that exist are hidden, so that a directory is empty when as many names of it
 //! are hidden as it has. What is below a hidden directory is not kept by name: memory is bounded by
 //! the largest directories of one path.
 
+use super::changes::exists;
 use super::dir::open_child;
 use super::inode::Inode;
 use super::namespace::Names;
+use super::requests::Answer;
 use super::view::{Remote, View, path_below};
 use super::{FsError, FsResult, Node, Vfs};
 use crate::sys;
 use nix::errno::Errno;
-use scrfs::control::Request;
+use scrfs::control::{DirectoryChange, HIDDEN_BYTES_MAX, Refusal, Request};
 use scrfs::id::DatasetId;
 use scrfs::layout::record::Phase;
+use scrfs::name::RelPath;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Hidden names of one dataset, by the path of their directory; that of the top is empty. A leaf in the
@@ -31,6 +38,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Default)]
 pub struct Hidden {
     names: Mutex<HashMap<Vec<u8>, HashSet<Vec<u8>>>>,
+    /// Something was hidden on this node that the others have not been told.
+    is_news: AtomicBool,
 }
 
 fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
@@ -77,6 +86,42 @@ impl Hidden {
     /// How many names of a directory are hidden.
     fn count(&self, directory: &[u8]) -> usize {
         self.lock().get(directory).map_or(0, HashSet::len)
+    }
+
+    /// What others have not been told, and all else that is hidden: in batches of paths.
+    fn take_news(&self) -> Vec<Vec<RelPath>> {
+        let names = self.lock();
+        let mut batches = Vec::new();
+        if !self.is_news.swap(false, Ordering::Relaxed) {
+            return batches;
+        }
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        for (directory, names) in names.iter() {
+            for name in names {
+                let Ok(path) = RelPath::new(&join(directory, name)) else {
+                    continue;
+                };
+                bytes += path.as_bytes().len();
+                batch.push(path);
+                if bytes >= HIDDEN_BYTES_MAX {
+                    batches.push(std::mem::take(&mut batch));
+                    bytes = 0;
+                }
+            }
+        }
+        if !batch.is_empty() {
+            batches.push(batch);
+        }
+        batches
+    }
+
+    /// A program of this node removes a name; `false` when it was hidden.
+    fn hide_here(&self, directory: &[u8], name: &[u8]) -> bool {
+        let hidden = self.hide(directory, name);
+        if hidden {
+            self.is_news.store(true, Ordering::Relaxed);
+        }
+        hidden
     }
 
     /// Hides a name; `false` when it was.
@@ -213,9 +258,135 @@ impl Vfs {
             }
         };
         let (vfs, name) = (Arc::clone(self), name.to_owned());
+        self.when_told(
+            dataset,
+            move |view| vfs.hide_in(view, &parent, &name, directory),
+            answer,
+        );
+    }
+
+    /// Tries something; when it fails for what is in a directory, once more after other nodes have told
+    /// what they hide.
+    fn when_told(
+        self: &Arc<Self>,
+        dataset: DatasetId,
+        attempt: impl Fn(Option<&View>) -> FsResult<()> + Send + 'static,
+        answer: impl FnOnce(FsResult<()>) + Send + 'static,
+    ) {
+        let vfs = Arc::clone(self);
         self.with_view(dataset, move |view| {
-            answer(view.and_then(|view| vfs.hide_in(view.as_deref(), &parent, &name, directory)));
+            match view.and_then(|view| attempt(view.as_deref())) {
+                Err(FsError::NotEmpty) if vfs.has_peers() => {
+                    let again = Arc::clone(&vfs);
+                    let told = move |result| {
+                        if let Err(refusal) = result {
+                            tracing::debug!(%dataset, ?refusal, "nodes do not tell what they hide");
+                            return answer(Err(FsError::NotEmpty));
+                        }
+                        again.with_view(dataset, move |view| {
+                            answer(view.and_then(|view| attempt(view.as_deref())));
+                        });
+                    };
+                    let change = DirectoryChange::TellHidden;
+                    let what = Request::Change { dataset, change };
+                    vfs.requests.ask(what, Box::new(told));
+                }
+                result => answer(result),
+            }
         });
+    }
+
+    fn has_peers(&self) -> bool {
+        self.requests.is_connected() && self.read_names().nodes.len() > 1
+    }
+
+    /// Tells all nodes what is hidden on this one, and answers when they know.
+    pub fn tell_hidden(
+        self: &Arc<Self>,
+        dataset: DatasetId,
+        answer: impl FnOnce(Result<(), Refusal>) + Send + 'static,
+    ) {
+        let hidden = {
+            let names = self.read_names();
+            names.get(dataset).map(|found| Arc::clone(&found.hidden))
+        };
+        match hidden {
+            Some(hidden) => {
+                let batches = hidden.take_news();
+                self.tell_batches(dataset, hidden, batches, Box::new(answer));
+            }
+            None => answer(Ok(())),
+        }
+    }
+
+    fn tell_batches(
+        self: &Arc<Self>,
+        dataset: DatasetId,
+        hidden: Arc<Hidden>,
+        mut batches: Vec<Vec<RelPath>>,
+        answer: Answer,
+    ) {
+        let Some(names) = batches.pop() else {
+            return answer(Ok(()));
+        };
+        let vfs = Arc::clone(self);
+        let change = DirectoryChange::Hide { names };
+        let told = move |result| match result {
+            Ok(()) => vfs.tell_batches(dataset, hidden, batches, answer),
+            Err(refusal) => {
+                hidden.is_news.store(true, Ordering::Relaxed);
+                answer(Err(refusal));
+            }
+        };
+        let what = Request::Change { dataset, change };
+        self.requests.ask(what, Box::new(told));
+    }
+
+    /// Shows names no longer that other nodes hide; answers when it is done.
+    pub fn hide_all(
+        self: &Arc<Self>,
+        dataset: DatasetId,
+        names: Vec<RelPath>,
+        answer: impl FnOnce(Result<(), Refusal>) + Send + 'static,
+    ) {
+        let vfs = Arc::clone(self);
+        self.with_view(dataset, move |view| {
+            let result = view.and_then(|view| vfs.hide_told(dataset, view.as_deref(), &names));
+            answer(result.map_err(|error| crate::errno::refusal_of(&error)));
+        });
+    }
+
+    fn hide_told(
+        &self,
+        dataset: DatasetId,
+        view: Option<&View>,
+        names: &[RelPath],
+    ) -> FsResult<()> {
+        let (hidden, tree) = {
+            let names = self.read_names();
+            let found = names
+                .get(dataset)
+                .filter(|found| found.record.phase == Phase::Sealed);
+            let found = found.ok_or(FsError::Missing)?;
+            (Arc::clone(&found.hidden), found.tree.clone())
+        };
+        for path in names {
+            let is_there = match (view, &tree) {
+                (Some(view), _) => view.merged.find(path.as_bytes()).is_some(),
+                (None, Some(tree)) => exists(tree, path),
+                (None, None) => false,
+            };
+            let whole = path.as_bytes();
+            let cut = whole.iter().rposition(|byte| *byte == b'/');
+            let (above, name) = match cut {
+                Some(cut) => (&whole[..cut], &whole[cut + 1..]),
+                None => (&[][..], whole),
+            };
+            if is_there && !hidden.has(above, name) {
+                hidden.hide(above, name);
+            }
+        }
+        Ok(())
     }
 
     fn hide_in(
@@ -268,7 +439,7 @@ impl Vfs {
             _ => {}
         }
         // Of two who remove it one comes too late.
-        match hidden.hide(&above, name.as_bytes()) {
+        match hidden.hide_here(&above, name.as_bytes()) {
             true => Ok(()),
             false => Err(FsError::Missing),
         }
@@ -280,17 +451,18 @@ impl Vfs {
         dataset: DatasetId,
         answer: impl FnOnce(FsResult<()>) + Send + 'static,
     ) {
-        let vfs = Arc::clone(self);
-        self.with_view(dataset, move |view| {
-            match view.and_then(|view| vfs.is_cleared(dataset, view.as_deref())) {
-                Ok(true) => vfs.ask(Request::Remove { dataset }, answer),
-                Ok(false) => answer(Err(FsError::NotEmpty)),
+        let (vfs, asking) = (Arc::clone(self), Arc::clone(self));
+        self.when_told(
+            dataset,
+            move |view| vfs.check_cleared(dataset, view),
+            move |cleared| match cleared {
+                Ok(()) => asking.ask(Request::Remove { dataset }, answer),
                 Err(error) => answer(Err(error)),
-            }
-        });
+            },
+        );
     }
 
-    fn is_cleared(&self, dataset: DatasetId, view: Option<&View>) -> FsResult<bool> {
+    fn check_cleared(&self, dataset: DatasetId, view: Option<&View>) -> FsResult<()> {
         let (hidden, tree) = {
             let names = self.read_names();
             let found = names.get(dataset).ok_or(FsError::Missing)?;
@@ -301,7 +473,10 @@ impl Vfs {
             (None, Some(tree)) => count_entries(&tree)?,
             (None, None) => 0,
         };
-        Ok(hidden.count(b"") >= entries)
+        match hidden.count(b"") >= entries {
+            true => Ok(()),
+            false => Err(FsError::NotEmpty),
+        }
     }
 }
 

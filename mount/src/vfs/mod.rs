@@ -6,13 +6,13 @@
 //! ([`Vfs::publish`]).
 //!
 //! - [`namespace`] datasets by name, and what the coordinator says of them
-//! - [`dir`] names inside datasets and at the top, [`rename`] their renames; `file` bytes; [`attr`] attributes
+//! - [`dir`] names inside datasets and at the top, [`rename`] their renames; [`changes`] of directories on all nodes; `file` bytes; [`attr`] attributes
 //! - [`control_dir`] the virtual `.scr`, [`advice`] when it says to checkpoint; [`alias`] renames that come after the commit
 //! - [`hidden`] names that are removed where nothing may change
 //! - [`view`] sealed datasets of several nodes as a whole, and [`far`] the bytes of other nodes
 //! - [`triggers`] commits that no program asks for
 //! - [`pointers`] plain files at the top; [`signs`] signs of life and the wish that programs end
-//! - [`gates`] and [`writers`] who changes a dataset now; [`requests`] what the coordinator must decide
+//! - `room` how much may be written; [`gates`] and [`writers`] who changes a dataset now; [`requests`] what the coordinator must decide
 //!
 //! Lock order: names, then inodes, gate, requests or handles, each of which is a leaf. No lock is
 //! held while a program is answered, while the cache is read or written for long, or while anything
@@ -23,6 +23,7 @@
 pub mod advice;
 pub mod alias;
 pub mod attr;
+pub mod changes;
 pub mod control_dir;
 pub mod descriptors;
 pub mod dir;
@@ -36,6 +37,7 @@ pub mod namespace;
 pub mod pointers;
 pub mod rename;
 pub mod requests;
+mod room;
 pub mod signs;
 pub mod triggers;
 pub mod view;
@@ -204,6 +206,8 @@ pub struct Settings {
     pub clock: fn() -> UnixMillis,
     /// Tells whether a thread is inside `rename`.
     pub is_renaming: fn(u32) -> Option<bool>,
+    /// The same of removing a name: [`alias::is_removing`].
+    pub is_removing: fn(u32) -> Option<bool>,
 }
 
 /// A thing with an inode number.

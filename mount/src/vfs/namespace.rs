@@ -8,11 +8,12 @@ use super::control_dir::status_of;
 use super::gates::{GateCell, Herald};
 use super::hidden::Hidden;
 use super::inode::Inode;
+use super::requests::Settled;
 use super::view::ViewCell;
 use super::{FsError, FsResult, Vfs};
 use crate::gate::Gate;
 use crate::sys;
-use scrfs::control::{Activity, DirectoryChange, NodeStatus, Progress, Refusal, Request};
+use scrfs::control::{Activity, DirectoryChange, NodeStatus, Progress, Request};
 use scrfs::event::{Event, Recent, events};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::envelope::{self, Kind};
@@ -467,13 +468,16 @@ impl Vfs {
             (Arc::clone(&dataset.gate), tree)
         };
         let _pass = gate.try_enter()?;
-        super::dir::carry_out(&tree, change)
+        super::changes::carry_out(&tree, change)
     }
 
-    /// Whether a request that an earlier coordinator may have carried out has come true.
-    pub fn settled(&self, what: &Request) -> Option<Result<(), Refusal>> {
+    /// What is known of a request that an earlier coordinator may have carried out.
+    pub fn settled(&self, what: &Request) -> Settled {
         let names = self.read_names();
-        let came = |yes: bool| yes.then_some(Ok(()));
+        let came = |yes: bool| match yes {
+            true => Settled::Answer(Ok(())),
+            false => Settled::Unknown,
+        };
         match what {
             Request::Create { name, .. } => came(
                 names
@@ -485,25 +489,26 @@ impl Vfs {
                     .get(*dataset)
                     .is_some_and(|found| found.record.name == *to),
             ),
-            Request::Commit { dataset, to, .. } => {
-                let found = names.get(*dataset)?;
-                came(found.record.phase == Phase::Sealed && found.record.name == *to)
-            }
+            Request::Commit { dataset, to, .. } => came(names.get(*dataset).is_some_and(|found| {
+                found.record.phase == Phase::Sealed && found.record.name == *to
+            })),
             Request::Remove { dataset } => {
                 let found = names.get(*dataset);
                 came(found.is_none_or(|found| found.record.is_removed()))
             }
+            // Also where it was done here, other nodes may lack it.
             Request::Change { dataset, change } => {
-                let tree = names.get(*dataset)?.tree.clone()?;
+                let tree = names.get(*dataset).and_then(|found| found.tree.clone());
                 drop(names);
-                super::dir::is_carried_out(&tree, change).then_some(Ok(()))
+                tree.and_then(|tree| super::changes::done_here(&tree, change))
+                    .map_or(Settled::Unknown, Settled::Here)
             }
             Request::Point { changes, .. } => {
                 drop(names);
                 came(self.has_pointed(changes))
             }
             // Waiting and flushing can be asked any number of times.
-            Request::Wait { .. } | Request::Flush { .. } => None,
+            Request::Wait { .. } | Request::Flush { .. } => Settled::Unknown,
         }
     }
 

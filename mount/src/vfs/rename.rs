@@ -117,7 +117,7 @@ impl Vfs {
                 (true, Some(true)) => Ok(Some(DirectoryChange::Exchange {
                     one: self.child_path(source, name)?,
                     other: self.child_path(target, new_name)?,
-                    token: RandomState::new().hash_one(SystemTime::now()),
+                    token: new_token(),
                 })),
                 // The other nodes have the directory and not the file.
                 _ => Err(FsError::Invalid),
@@ -132,6 +132,7 @@ impl Vfs {
         Ok(Some(DirectoryChange::Rename {
             from: self.child_path(source, name)?,
             to: self.child_path(target, new_name)?,
+            token: new_token(),
         }))
     }
 
@@ -199,6 +200,11 @@ impl Vfs {
             },
         ))
     }
+}
+
+/// Tells one change of directories from all others.
+fn new_token() -> u64 {
+    RandomState::new().hash_one(SystemTime::now())
 }
 
 /// Whether a name there is a directory's.

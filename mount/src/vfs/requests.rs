@@ -3,7 +3,7 @@
 //!
 //! A question is kept until it is answered, over any number of coordinators: one that was sent to a
 //! coordinator that died is sent again to the next; of a decision, after [`Requests::connect`]'s
-//! `settled` was asked whether it has come true meanwhile. Without a coordinator it fails after the
+//! `settled` was asked what has come of it meanwhile ([`Settled`]). Without a coordinator it fails after the
 //! grace time. A piece refused with [`Refusal::Again`] is asked for again at each tick, for the grace
 //! time of one coordinator.
 //!
@@ -68,8 +68,22 @@ impl What {
     }
 }
 
+/// What is known of a decision that was asked of a coordinator that went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Settled {
+    /// The answer.
+    Answer(Result<(), Refusal>),
+    /// This node has carried it out, and others may not have: it is asked again, and this refusal then says
+    /// no more than that.
+    Here(Refusal),
+    /// Nothing: it is asked again.
+    Unknown,
+}
+
 struct Pending {
     what: What,
+    /// Such a refusal means that it is done.
+    done_is: Option<Refusal>,
     sent: bool,
     since: Instant,
 }
@@ -123,7 +137,13 @@ impl Requests {
             tracing::warn!(what = what.words(), "no coordinator yet; waiting for one");
         }
         let since = Instant::now();
-        state.pending.insert(request, Pending { what, sent, since });
+        let pending = Pending {
+            what,
+            done_is: None,
+            sent,
+            since,
+        };
+        state.pending.insert(request, pending);
     }
 
     /// Tells the coordinator something, if there is one.
@@ -140,11 +160,7 @@ impl Requests {
     }
 
     /// A coordinator is there. What `settled` knows the answer of is answered; the rest is sent.
-    pub fn connect(
-        &self,
-        outbox: Sender<FromDaemon>,
-        settled: impl Fn(&Request) -> Option<Result<(), Refusal>>,
-    ) {
+    pub fn connect(&self, outbox: Sender<FromDaemon>, settled: impl Fn(&Request) -> Settled) {
         // Asked outside the lock: the answer needs the names.
         let sent: Vec<(u64, Request)> = {
             let state = self.lock();
@@ -155,16 +171,21 @@ impl Requests {
             })
             .collect()
         };
-        let known: BTreeMap<u64, Result<(), Refusal>> = sent
+        let known: BTreeMap<u64, Settled> = sent
             .into_iter()
-            .filter_map(|(request, what)| Some((request, settled(&what)?)))
+            .map(|(request, what)| (request, settled(&what)))
             .collect();
         let mut answers = Vec::new();
         let mut state = self.lock();
         for (request, mut pending) in std::mem::take(&mut state.pending) {
             match (known.get(&request), pending.what) {
-                (Some(result), What::Decision(_, answer)) => answers.push((answer, *result)),
-                (_, what) => {
+                (Some(Settled::Answer(result)), What::Decision(_, answer)) => {
+                    answers.push((answer, *result));
+                }
+                (known, what) => {
+                    if let Some(Settled::Here(refusal)) = known {
+                        pending.done_is = Some(*refusal);
+                    }
                     pending.sent = outbox.send(what.message(request)).is_ok();
                     pending.what = what;
                     state.pending.insert(request, pending);
@@ -190,15 +211,17 @@ impl Requests {
     pub fn reply(&self, request: u64, result: Result<(), Refusal>) {
         let mut state = self.lock();
         let pending = state.pending.remove(&request);
-        match pending.map(|pending| pending.what) {
-            Some(What::Decision(_, answer)) => {
-                drop(state);
-                answer(result);
-            }
-            Some(What::Piece(..)) => {
-                drop(state);
-                tracing::error!(request, "a decision where a piece was asked for");
-            }
+        drop(state);
+        match pending {
+            Some(Pending {
+                what: What::Decision(_, answer),
+                done_is,
+                ..
+            }) => answer(match result {
+                Err(refusal) if done_is == Some(refusal) => Ok(()),
+                _ => result,
+            }),
+            Some(_) => tracing::error!(request, "a decision where a piece was asked for"),
             None => tracing::warn!(request, "answer to a request that is not pending"),
         }
     }
@@ -276,7 +299,7 @@ mod tests {
         let requests = Requests::default();
         let (done, results) = mpsc::channel();
         let (outbox, first) = mpsc::channel();
-        requests.connect(outbox, |_| None);
+        requests.connect(outbox, |_| Settled::Unknown);
         requests.ask(
             wait(),
             Box::new(move |result| {
@@ -288,7 +311,7 @@ mod tests {
         };
         requests.disconnect();
         let (outbox, second) = mpsc::channel();
-        requests.connect(outbox, |_| None);
+        requests.connect(outbox, |_| Settled::Unknown);
         assert_eq!(
             second.recv(),
             Ok(FromDaemon::Request {
@@ -307,7 +330,7 @@ mod tests {
         let requests = Requests::default();
         let (done, results) = mpsc::channel();
         let (outbox, _first) = mpsc::channel();
-        requests.connect(outbox, |_| None);
+        requests.connect(outbox, |_| Settled::Unknown);
         requests.ask(
             wait(),
             Box::new(move |result| {
@@ -316,10 +339,42 @@ mod tests {
         );
         requests.disconnect();
         let (outbox, second) = mpsc::channel();
-        requests.connect(outbox, |_| Some(Ok(())));
+        requests.connect(outbox, |_| Settled::Answer(Ok(())));
         assert_eq!(results.recv(), Ok(Ok(())));
         drop(requests);
         assert!(second.recv().is_err());
+    }
+
+    #[test]
+    fn what_was_done_here_is_asked_for_the_others_and_its_refusal_is_none() {
+        for (settled, refusal, expected) in [
+            (Settled::Here(Refusal::Exists), Refusal::Exists, Ok(())),
+            (
+                Settled::Here(Refusal::Exists),
+                Refusal::NoSpace,
+                Err(Refusal::NoSpace),
+            ),
+            (Settled::Unknown, Refusal::Exists, Err(Refusal::Exists)),
+        ] {
+            let requests = Requests::default();
+            let (done, results) = mpsc::channel();
+            let (outbox, _first) = mpsc::channel();
+            requests.connect(outbox, |_| Settled::Unknown);
+            requests.ask(
+                wait(),
+                Box::new(move |result| {
+                    let _ = done.send(result);
+                }),
+            );
+            requests.disconnect();
+            let (outbox, second) = mpsc::channel();
+            requests.connect(outbox, |_| settled);
+            let Ok(FromDaemon::Request { request, .. }) = second.try_recv() else {
+                panic!("asked again, of {settled:?}")
+            };
+            requests.reply(request, Err(refusal));
+            assert_eq!(results.recv(), Ok(expected), "{settled:?}");
+        }
     }
 
     #[test]
@@ -332,7 +387,7 @@ mod tests {
             piece: Piece::Manifest,
         };
         let (outbox, first) = mpsc::channel();
-        requests.connect(outbox, |_| None);
+        requests.connect(outbox, |_| Settled::Unknown);
         requests.fetch(
             wanted.clone(),
             Box::new(move |result| {

@@ -3,9 +3,10 @@
 //! Not tested here: what only a kernel does (passthrough, lifetimes, locks); see `fuse-tests`.
 
 use super::attr::SetAttr;
+use super::requests::Settled;
 use super::*;
 use scrfs::config::{Class, CommitWait, NameTemplate, Pattern, Tier, Trigger, When};
-use scrfs::control::{DirectoryChange, Request};
+use scrfs::control::{DirectoryChange, Refusal, Request};
 use scrfs::id::{Epoch, Slot};
 use scrfs::layout::record::{DatasetRecord, Phase};
 use scrfs::name::Name;
@@ -105,9 +106,10 @@ impl World {
             rules: rules(),
             clock: || CLOCK.with(std::cell::Cell::get),
             is_renaming,
+            is_removing: |_| None,
         });
         let (outbox, said) = mpsc::channel();
-        vfs.requests().connect(outbox, |_| None);
+        vfs.requests().connect(outbox, |_| Settled::Unknown);
         Self {
             _directory: directory,
             vfs,
@@ -301,7 +303,8 @@ fn changes_of_directories_are_asked_and_carried_out_once() {
     );
     assert_eq!(
         world.vfs.settled(&Request::Change { dataset, change }),
-        Some(Ok(()))
+        Settled::Here(Refusal::Exists),
+        "others may lack it"
     );
 
     let inner = world.ino("a.tmp/d");
@@ -356,7 +359,7 @@ fn an_exchange_asked_twice_is_done_once() {
         |_| (),
     );
     let asked = world.asked().1;
-    assert_eq!(world.vfs.settled(&asked), None, "others may lack it");
+    assert_eq!(world.vfs.settled(&asked), Settled::Unknown);
     assert!(matches!(
         asked,
         Request::Change {
@@ -364,6 +367,56 @@ fn an_exchange_asked_twice_is_done_once() {
             ..
         }
     ));
+}
+
+#[test]
+fn a_rename_asked_again_is_done_where_it_was_not_and_once() {
+    let world = World::new(|_| Some(false));
+    world.publish(1, "a.tmp", Phase::Open, None);
+    let dataset = DatasetId(1);
+    let path = |path: &[u8]| scrfs::name::RelPath::new(path).expect("a path");
+    let make = |name: &[u8]| DirectoryChange::Make {
+        path: path(name),
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+    };
+    for name in [b"old".as_slice(), b"old/first"] {
+        assert_eq!(world.vfs.carry_out(dataset, &make(name)), Ok(()));
+    }
+    let top = world.ino("a.tmp");
+    let names = [OsStr::new("old"), OsStr::new("new")];
+    let ask = || {
+        let (from, to) = ((top, names[0]), (top, names[1]));
+        world.vfs.rename(from, to, 0, |_| ());
+        world.asked().1
+    };
+    let asked = ask();
+    let Request::Change { change, .. } = &asked else {
+        panic!("a change")
+    };
+    // A node that has not done it, when its coordinator went.
+    assert_eq!(world.vfs.settled(&asked), Settled::Unknown);
+    assert_eq!(world.vfs.carry_out(dataset, change), Ok(()));
+    assert!(world.lookup("a.tmp/new/first").is_ok());
+    // One that has: the others are still to be asked.
+    assert_eq!(world.vfs.settled(&asked), Settled::Here(Refusal::Missing));
+    assert_eq!(world.vfs.carry_out(dataset, change), Ok(()));
+    // What another program has made of the old name meanwhile is not what was meant.
+    assert_eq!(world.vfs.carry_out(dataset, &make(b"old")), Ok(()));
+    assert_eq!(world.vfs.settled(&asked), Settled::Unknown);
+    assert_eq!(world.vfs.carry_out(dataset, change), Ok(()));
+    assert!(world.lookup("a.tmp/old").is_ok() && world.lookup("a.tmp/new/first").is_ok());
+    // It is not taken for another rename of the same names.
+    let change = DirectoryChange::Remove {
+        path: path(b"new/first"),
+    };
+    assert_eq!(world.vfs.carry_out(dataset, &change), Ok(()));
+    let Request::Change { change, .. } = ask() else {
+        panic!("a change")
+    };
+    assert_eq!(world.vfs.carry_out(dataset, &change), Ok(()));
+    assert!(world.lookup("a.tmp/old").is_err());
 }
 
 #[test]
@@ -426,6 +479,75 @@ fn a_writer_that_no_handle_stands_for_delays_quiet() {
     drop(behind);
     let said = world.said.recv_timeout(Duration::from_secs(10));
     assert!(matches!(said, Ok(FromDaemon::Quiet { .. })), "{said:?}");
+}
+
+#[test]
+fn what_other_nodes_hide_counts_when_a_directory_is_removed() {
+    let world = World::new(|_| Some(false));
+    let dataset = DatasetId(1);
+    let tree = world.vfs.settings().cache.tree(dataset, Slot(0));
+    std::fs::create_dir_all(tree.join("d")).expect("a directory");
+    for name in ["d/own", "d/theirs"] {
+        std::fs::write(tree.join(name), name).expect("written");
+    }
+    world.publish(1, "a", Phase::Sealed, None);
+    let status = |rank| scrfs::control::NodeStatus {
+        node: format!("n{rank}"),
+        rank: scrfs::id::Rank(rank),
+        slot: Slot(rank),
+        free_bytes: 0,
+    };
+    world.vfs.set_nodes(vec![status(0), status(1)]);
+    let (top, directory) = (world.ino("a"), world.ino("a/d"));
+    let path = |path: &[u8]| scrfs::name::RelPath::new(path).expect("a path");
+    let own = OsStr::new("own");
+    assert_eq!(
+        wait(|answer| world.vfs.unlink(directory, own, answer)),
+        Ok(())
+    );
+    // This node is asked what it hides, says so, and only once.
+    let (done, told) = mpsc::channel();
+    for turn in 0..2 {
+        let done = done.clone();
+        world.vfs.tell_hidden(dataset, move |result| {
+            let _ = done.send(result);
+        });
+        if turn == 0 {
+            let (request, asked) = world.asked();
+            let names = vec![path(b"d/own")];
+            let change = DirectoryChange::Hide { names };
+            assert_eq!(asked, Request::Change { dataset, change });
+            assert!(told.try_recv().is_err(), "before others know");
+            world.vfs.requests().reply(request, Ok(()));
+        }
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(Ok(())));
+    }
+    // What is not there hides nothing; what is, all of it.
+    for (hidden, expected) in [
+        (None, Err(FsError::NotEmpty)),
+        (Some("d/none"), Err(FsError::NotEmpty)),
+        (Some("d/theirs"), Ok(())),
+    ] {
+        let (done, result) = mpsc::channel();
+        world.vfs.rmdir(top, OsStr::new("d"), move |answer| {
+            let _ = done.send(answer);
+        });
+        let (request, asked) = world.asked();
+        let change = DirectoryChange::TellHidden;
+        assert_eq!(asked, Request::Change { dataset, change });
+        if let Some(hidden) = hidden {
+            let names = vec![path(hidden.as_bytes())];
+            let (done, told) = mpsc::channel();
+            world.vfs.hide_all(dataset, names, move |result| {
+                let _ = done.send(result);
+            });
+            assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(Ok(())));
+        }
+        world.vfs.requests().reply(request, Ok(()));
+        let result = result.recv_timeout(Duration::from_secs(10));
+        assert_eq!(result, Ok(expected), "{hidden:?}");
+    }
+    assert!(world.lookup("a/d").is_err());
 }
 
 #[test]

@@ -17,13 +17,14 @@
 //! What it does not do: change anything; all of it is read-only.
 
 use super::attr::Attr;
-use super::dir::{open_path, walk};
+use super::changes::walk;
+use super::dir::open_path;
 use super::far::FarFile;
 use super::handle::Listed;
 use super::inode::{Inode, ROOT, VIRTUAL_BIT};
 use super::namespace::Dataset;
 use super::requests::Wanted;
-use super::{Entry, FsError, FsResult, TTL, Vfs};
+use super::{Caller, Entry, FsError, FsResult, TTL, Vfs};
 use crate::sys;
 use nix::errno::Errno;
 use scrfs::control::{FRAME_BYTES_MAX, Piece};
@@ -264,6 +265,30 @@ impl View {
             gid: entry.gid,
             blksize: 4096,
             rdev,
+        })
+    }
+
+    /// What stands for a conflict to who removes it; opening it is an error all the same.
+    fn stand_in(&self, place: usize) -> FsResult<Entry> {
+        let attr = Attr {
+            ino: self.ino(place)?,
+            size: 0,
+            blocks: 0,
+            atime: (0, 0),
+            mtime: (0, 0),
+            ctime: (0, 0),
+            mode: libc::S_IFREG,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            blksize: 4096,
+            rdev: 0,
+        };
+        Ok(Entry {
+            attr,
+            generation: 0,
+            entry_ttl: Duration::ZERO,
+            attr_ttl: Duration::ZERO,
         })
     }
 
@@ -522,12 +547,29 @@ impl Vfs {
 
     /// What `name` in a directory of the tree is; counts one reference by the kernel.
     pub(super) fn lookup_in(&self, view: &View, place: usize, name: &OsStr) -> FsResult<Entry> {
+        self.entry_at(view, self.child_of(view, place, name)?)
+    }
+
+    /// The same for a caller that may be about to remove it.
+    pub(super) fn lookup_for(
+        &self,
+        caller: Caller,
+        view: &View,
+        place: usize,
+        name: &OsStr,
+    ) -> FsResult<Entry> {
+        let child = self.child_of(view, place, name)?;
+        let is_removing = || (self.settings().is_removing)(caller.pid) == Some(true);
+        match view.merged.found(child) {
+            Found::Conflict if is_removing() => view.stand_in(child),
+            _ => self.entry_at(view, child),
+        }
+    }
+
+    fn child_of(&self, view: &View, place: usize, name: &OsStr) -> FsResult<usize> {
         self.check_shown(view, place, name)?;
-        let child = view
-            .merged
-            .child(place, name.as_bytes())
-            .ok_or(FsError::Missing)?;
-        self.entry_at(view, child)
+        let child = view.merged.child(place, name.as_bytes());
+        child.ok_or(FsError::Missing)
     }
 
     /// What lies at a place: this node's own file if it has one.
@@ -611,7 +653,8 @@ impl Vfs {
                 continue;
             }
             let kind = match (view.merged.found(child), view.merged.shown(child)) {
-                (Found::Conflict, _) | (_, None) => 0,
+                // So that programs which remove it need not look it up for that.
+                (Found::Conflict, _) | (_, None) => libc::S_IFREG,
                 (_, Some(shown)) => type_bits(&view.merged.entry(shown).kind),
             };
             let ino = near.get(&name).copied();

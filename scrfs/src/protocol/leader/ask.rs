@@ -7,7 +7,7 @@
 
 use super::agree::Proposal;
 use super::{Asker, Leader, Led, Purpose};
-use crate::control::{Activity, Level, Refusal, Request};
+use crate::control::{Activity, DirectoryChange, Level, Refusal, Request};
 use crate::id::DatasetId;
 use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
@@ -44,7 +44,7 @@ impl Leader {
             } => {
                 self.create(now, asker, name, (mode, uid, gid), step);
             }
-            Request::Change { dataset, change } => match self.open_dataset(dataset) {
+            Request::Change { dataset, change } => match self.may_change(dataset, &change) {
                 Ok(()) => {
                     self.order(
                         Order::Change { dataset, change },
@@ -80,6 +80,17 @@ impl Leader {
                     None => Self::reply(asker, Err(Refusal::Missing), step),
                 }
             }
+        }
+    }
+
+    fn may_change(&self, dataset: DatasetId, change: &DirectoryChange) -> Result<(), Refusal> {
+        if !change.is_of_sealed() {
+            return self.open_dataset(dataset);
+        }
+        match self.datasets.get(&dataset) {
+            Some(led) if led.leaving => Err(Refusal::Missing),
+            Some(led) if led.record.phase == Phase::Sealed => Ok(()),
+            _ => Err(Refusal::Missing),
         }
     }
 
