@@ -207,40 +207,143 @@ must test "$(readlink /scr/.scr/restart)" = ../ck.5
     Ok(())
 }
 
-/// `on N WORDS` runs WORDS on node N, with the prelude above.
+/// At every attempt the coordinator that moves is killed amid the copy; the next one begins anew.
+#[test]
+fn a_coordinator_killed_while_a_dataset_moves_leaves_one_that_counts() -> Result<()> {
+    let node = Node::new(CONFIG)?;
+    node.sh("must $MOUNT $P")?;
+    node.sh(
+        r#"
+coordinator() {
+    daemon=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' $HOME_STORE/daemon.json)
+    for pid in $(cat /proc/$daemon/task/*/children); do
+        tr '\0' ' ' < /proc/$pid/cmdline | grep -q 'scrfs-coordinator' && echo $pid && return
+    done
+}
+same() { for step in $(seq $1); do test "$(sha256sum < /scr/ck.$step/data)" = "$(cat /run/tmp/sum.$step)" || return 1; done; }
+# Of this size each one has to move as soon as it is sealed; its number is that of the step.
+for step in 1 2 3; do
+    until_so test -n "$(coordinator)"
+    pid=$(coordinator)
+    ( until [ -e $FURTHER/moving/datasets/$step ]; do :; done
+      kill -9 $pid
+      while [ -n "$(tr -d '\0' 2>/dev/null < /proc/$pid/cmdline)" ]; do :; done
+      # The next one takes it away.
+      if [ -e $FURTHER/moving/datasets/$step ]; then touch /run/tmp/caught.$step; fi ) 2>/dev/null &
+    commit ck.$step 20000000
+    sha256sum < /scr/ck.$step/data > /run/tmp/sum.$step
+    wait $!
+    must same $step
+    until_so in_further ck.$step
+    must same $step
+    must test "$(readlink /scr/.scr/restart)" = ../ck.$step
+done
+must test "$(ls /run/tmp/caught.* | wc -l)" -ge 2
+until_so is_empty $HOME_STORE/trash
+must is_empty $FURTHER/moving/datasets
+must $SCRFS unmount /scr
+must $MOUNT $P
+must same 3
+must in_further ck.1
+must in_further ck.3
+"#,
+    )?;
+    Ok(())
+}
+
+/// `on N WORDS` runs WORDS on node N, with the prelude above; `write NAME` makes a checkpoint with a file of
+/// each node.
 const JOB: &str = r#"
+HOME_STORE=/run/scrfs.0/default
+FURTHER=/run/ssd/scrfs.0/default
 on() { node=$1; shift; "$RSH" "node$node" ". $LIB; $*"; }
 must() { "$@" || { echo "FAILED: $*"; exit 7; }; }
 must_not() { if "$@"; then echo "SUCCEEDED: $*"; exit 7; fi; }
 write() {
     must on 1 mkdir /scr/$1.tmp
-    for node in 1 2; do must on $node "head -c 4000000 /dev/urandom > /scr/$1.tmp/of.$node"; done
+    for node in $NODES; do must on $node "head -c 4000000 /dev/urandom > /scr/$1.tmp/of.$node"; done
     must on 2 mv -T /scr/$1.tmp /scr/$1
     must on 1 $SCRFS wait $1 --for protected --timeout 60
 }
 "#;
 
+/// A job on several nodes, each with a private tmpfs and a slower store; a directory that all nodes share.
+struct Job {
+    cluster: Cluster,
+    site: tempfile::TempDir,
+}
+
+impl Job {
+    fn new(nodes: usize, config: &str) -> Result<Self> {
+        let cluster = Cluster::builder()
+            .nodes(nodes)
+            .shm_bytes(64 << 20)
+            .start()?;
+        let site = tempfile::tempdir()?;
+        fs::create_dir(site.path().join("prefix"))?;
+        fs::write(site.path().join("prefix/.scrfs.toml"), config)?;
+        fs::write(site.path().join("library"), PRELUDE)?;
+        let job = Self { cluster, site };
+        for node in 1..=nodes {
+            job.sh(node, "mkdir /run/ssd")?;
+        }
+        Ok(job)
+    }
+
+    fn sh(&self, node: usize, script: &str) -> Result<()> {
+        let mut command = self.cluster.command(node, "sh");
+        let status = command.args(["-c", script]).status()?;
+        ensure!(status.success(), "node {node}: {script}: {status}");
+        Ok(())
+    }
+
+    /// `scrfs run` of a script.
+    fn run(&self, script: &str) -> Result<()> {
+        let nodes = self.cluster.nodes();
+        let all: Vec<_> = (1..=nodes).map(|node| node.to_string()).collect();
+        let path = self.site.path().join("program");
+        let all = all.join(" ");
+        fs::write(&path, format!("NODES='{all}'\n{JOB}{script}"))?;
+        let prefix = self.site.path().join("prefix");
+        let output = self
+            .cluster
+            .command(0, binary("scrfs")?)
+            .args(["run", "--nodes", &format!("node[1-{nodes}]"), "--prefix"])
+            .arg(&prefix)
+            .args(["--job", "default"])
+            .arg("--rsh")
+            .arg(self.cluster.rsh())
+            .args(["--", "sh"])
+            .arg(&path)
+            .arg("{hosts}")
+            .env("RSH", self.cluster.rsh())
+            .env("LIB", self.site.path().join("library"))
+            .env("SHARED", self.site.path())
+            .env("PREFIX", &prefix)
+            .env("SCRFS", binary("scrfs")?)
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+}
+
 #[test]
 fn two_nodes_keep_a_count_in_each_of_two_stores_by_rule() -> Result<()> {
-    let cluster = Cluster::builder().nodes(2).shm_bytes(64 << 20).start()?;
-    let site = tempfile::tempdir()?;
-    let prefix = site.path().join("prefix");
-    fs::create_dir(&prefix)?;
-    fs::write(
-        prefix.join(".scrfs.toml"),
+    let job = Job::new(
+        2,
         "[[store]]\npath = 'tmpfs'\ncapacity = '64MiB'\ncount = 1\n\
          [[store]]\npath = '/run/ssd'\ncapacity = '64MiB'\ncount = 2\n\
          [[checkpoint]]\ninterval = 3\nstore = '/run/ssd'\n\
          [flush]\nevery = 0\n",
     )?;
-    for node in 1..=2 {
-        let made = cluster.command(node, "mkdir").arg("/run/ssd").status()?;
-        ensure!(made.success(), "no second store on node {node}");
-    }
-    let library = site.path().join("library");
-    fs::write(&library, PRELUDE)?;
-    let path = site.path().join("program");
-    let script = r#"
+    job.run(
+        r#"
 for step in 1 2 3 4 5 6 7 8; do write ck.$step; done
 # Of the first store the newest, of the second the newest two.
 for node in 1 2; do
@@ -249,39 +352,69 @@ for node in 1 2; do
     must on $node in_further ck.6
     must on $node in_home ck.8
     must on $node "test -s $FURTHER/datasets/\$(number ck.6)/slot.$((node - 1))/parity"
-    must on $node "cmp /scr/ck.3/of.1 /scr/ck.3/of.1 && test \$(stat -c %s /scr/ck.6/of.2) = 4000000"
+    must on $node "test \$(stat -c %s /scr/ck.6/of.2) = 4000000"
     must on $node "test \"\$(stat -c %i /scr/ck.*/of.* | sort | uniq -d)\" = ''"
 done
 must test "$(on 1 'sha256sum < /scr/ck.6/of.2')" = "$(on 2 'sha256sum < /scr/ck.6/of.2')"
 # What is in the second store is flushed from there.
 must on 2 $SCRFS flush ck.6
 must test "$(sha256sum < $PREFIX/ck.6/of.2)" = "$(on 2 'sha256sum < /scr/ck.6/of.2')"
-"#;
-    fs::write(
-        &path,
-        format!("FURTHER=/run/ssd/scrfs.0/default\n{JOB}{script}"),
+"#,
+    )
+}
+
+/// Each job finds another store of one node gone, as after a restart of that node, or with a new disk. What
+/// was in it is made of what the others have: also by the next job, of what was made by the one before.
+#[test]
+fn a_store_that_one_node_of_several_has_lost_is_filled_again() -> Result<()> {
+    let job = Job::new(
+        3,
+        "[[store]]\npath = 'tmpfs'\ncapacity = '64MiB'\ncount = 20\n\
+         [[store]]\npath = '/run/ssd'\ncapacity = '64MiB'\ncount = 20\n\
+         [[checkpoint]]\ninterval = 2\nstore = '/run/ssd'\n\
+         [flush]\nevery = 0\n",
     )?;
-    let output = cluster
-        .command(0, binary("scrfs")?)
-        .args(["run", "--nodes", "node[1-2]", "--prefix"])
-        .arg(&prefix)
-        .args(["--job", "default"])
-        .arg("--rsh")
-        .arg(cluster.rsh())
-        .args(["--", "sh"])
-        .arg(&path)
-        .arg("{hosts}")
-        .env("RSH", cluster.rsh())
-        .env("LIB", &library)
-        .env("PREFIX", &prefix)
-        .env("SCRFS", binary("scrfs")?)
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    job.run(
+        r#"
+for step in 1 2 3; do
+    write ck.$step
+    for node in $NODES; do
+        on $node "cd /scr && sha256sum ck.$step/of.$node" >> $SHARED/sums
+    done
+done
+"#,
+    )?;
+    let home = "umount /run/scrfs.0/default && test ! -e /run/scrfs.0/default/epoch";
+    for (turn, (node, lost)) in [(2, home), (1, "rm -r /run/ssd/scrfs.0"), (3, home)]
+        .into_iter()
+        .enumerate()
+    {
+        let step = turn + 4;
+        job.sh(node, lost)?;
+        let script = r#"
+must test "$(on LOST readlink /scr/.scr/restart)" = ../ck.$((STEP - 1))
+must test "$(wc -l < $SHARED/sums)" = $(((STEP - 1) * 3))
+for node in $NODES; do
+    must on $node "cd /scr && sha256sum --check --quiet $SHARED/sums"
+done
+for step in $(seq $((STEP - 1))); do
+    must on LOST $SCRFS wait ck.$step --for protected --timeout 60
+    in_store=in_home
+    [ $((step % 2)) = 0 ] && in_store=in_further
+    for node in $NODES; do
+        must on $node $in_store ck.$step
+        must on $node "test -s $HOME_STORE/datasets/\$(number ck.$step)/slot.$((node - 1))/parity"
+    done
+done
+# No number is given twice.
+write ck.STEP
+must on 1 "test \$(number ck.STEP) -gt \$(number ck.$((STEP - 1)))"
+for node in $NODES; do
+    on $node "cd /scr && sha256sum ck.STEP/of.$node" >> $SHARED/sums
+done
+"#;
+        let script = script.replace("LOST", &node.to_string());
+        job.run(&script.replace("STEP", &step.to_string()))?;
+    }
     Ok(())
 }
