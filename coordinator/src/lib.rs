@@ -17,6 +17,7 @@ mod parts;
 mod pieces;
 mod placing;
 pub mod prefix;
+pub mod scavenge;
 pub mod track;
 pub mod transfer;
 mod works;

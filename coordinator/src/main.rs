@@ -9,6 +9,7 @@ use scrfs_coordinator::bench::bench_local;
 use scrfs_coordinator::bench::launch::bench_mpi;
 use scrfs_coordinator::driver::Driver;
 use scrfs_coordinator::job::{self, Each, NodesArgs, ProbeArgs, Reap, RunArgs, Stacks};
+use scrfs_coordinator::scavenge::{NodeArgs, ScavengeArgs};
 use scrfs_coordinator::track::{self, Track};
 use std::process::ExitCode;
 
@@ -31,6 +32,9 @@ enum Command {
     #[command(hide = true)]
     Each(Each),
     Nodes(Box<NodesArgs>),
+    Scavenge(Box<ScavengeArgs>),
+    #[command(hide = true)]
+    ScavengeNode(Box<NodeArgs>),
     #[command(hide = true)]
     Probe(ProbeArgs),
     #[command(hide = true)]
@@ -51,6 +55,8 @@ fn main() -> ExitCode {
         Command::Run(args) => return ExitCode::from(job::run(&args)),
         Command::Reap(reap) => return ExitCode::from(u8::from(!reap.run())),
         Command::Nodes(args) => return ExitCode::from(args.run()),
+        Command::Scavenge(args) => return ExitCode::from(args.run()),
+        Command::ScavengeNode(args) => args.run(),
         Command::Probe(args) => args.run(),
         Command::Stacks(args) => {
             args.run();

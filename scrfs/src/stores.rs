@@ -327,5 +327,8 @@ fn remove(path: &Path) -> Result<(), StoreError> {
     PosixStore::new().remove(path)
 }
 
+mod survey;
 #[cfg(test)]
 mod tests;
+
+pub use survey::Surveyed;

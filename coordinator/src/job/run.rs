@@ -13,12 +13,14 @@ use super::application::End;
 use super::args::{Hosts, RunArgs};
 use super::child;
 use super::epoch::Held;
+use super::remote::Shell;
 use super::resource::{Allocation, Here};
 use super::supervisor::Supervisor;
 use super::suspect::Suspect;
 use super::tally::Cause;
 use super::watchdog::Why;
-use anyhow::{Context, Result};
+use crate::scavenge::{Hosts as Crew, Outcome, after_run};
+use anyhow::{Context, Result, ensure};
 use scrfs::halt::Halt;
 use std::time::{Duration, Instant};
 
@@ -64,8 +66,11 @@ fn supervise(args: &RunArgs, allocation: Option<Allocation>, hosts: Hosts) -> Re
     let logs = args.log_dir.clone().unwrap_or(temporary);
     std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
     let mut supervisor = Supervisor::new(args, allocation, hosts, logs.clone())?;
-    let lived = supervisor.live();
+    let mut lived = supervisor.live();
     let ended = supervisor.end(lived.as_ref().is_ok_and(|life| life.finished));
+    if let Ok(life) = &mut lived {
+        supervisor.scavenge(life);
+    }
     supervisor.report.finish(supervisor.heart.members.down());
     let life = lived?;
     ended?;
@@ -85,6 +90,8 @@ struct Life {
     code: u8,
     /// Nothing is left to be flushed.
     finished: bool,
+    /// The application ended as it should.
+    succeeded: bool,
 }
 
 impl Supervisor<'_> {
@@ -97,6 +104,7 @@ impl Supervisor<'_> {
             Ok(Life {
                 code,
                 finished: false,
+                succeeded: false,
             })
         };
         // Of the last launch.
@@ -146,7 +154,13 @@ impl Supervisor<'_> {
                 other => other.describe(),
             });
             code = Some(match end {
-                End::Exit(status) if status.success() => return self.flush(),
+                End::Exit(status) if status.success() => {
+                    let flushed = self.flush()?;
+                    return Ok(Life {
+                        succeeded: true,
+                        ..flushed
+                    });
+                }
                 End::Exit(status) => child::exit_code(status),
                 End::Unwanted(Why::Halted, Some(status)) => child::exit_code(status),
                 End::Lost | End::Unwanted(..) => FAILED,
@@ -172,6 +186,7 @@ impl Supervisor<'_> {
             return Ok(Life {
                 code: code.unwrap_or(FAILED),
                 finished: flushed.finished,
+                succeeded: false,
             });
         }
     }
@@ -186,12 +201,14 @@ impl Supervisor<'_> {
             None => Ok(Life {
                 code: NOTHING_DONE,
                 finished: false,
+                succeeded: false,
             }),
             Some(code) => {
                 let flushed = self.flush()?;
                 Ok(Life {
                     code,
                     finished: flushed.finished,
+                    succeeded: false,
                 })
             }
         }
@@ -213,6 +230,7 @@ impl Supervisor<'_> {
         Ok(Life {
             code: FAILED,
             finished: flushed.finished,
+            succeeded: false,
         })
     }
 
@@ -264,6 +282,7 @@ impl Supervisor<'_> {
                 return Ok(Life {
                     code: if lost.is_some() { FAILED } else { 0 },
                     finished: true,
+                    succeeded: false,
                 });
             }
             if self.stop.is_some() {
@@ -286,7 +305,53 @@ impl Supervisor<'_> {
         Life {
             code: FAILED,
             finished: false,
+            succeeded: false,
         }
+    }
+
+    /// When the coordinators could not flush all there is, the caches are looked at without them. Not when
+    /// somebody wants us to end.
+    fn scavenge(&mut self, life: &mut Life) {
+        if life.finished || self.stop.is_some() || self.report.launches() == 0 {
+            return;
+        }
+        let members = &self.heart.members;
+        let left = self.all.iter().filter(|host| !members.is_down(host));
+        let left: Vec<String> = left.cloned().collect();
+        if left.is_empty() {
+            return;
+        }
+        self.report
+            .stage(&format!("what {} nodes have left is scavenged", left.len()));
+        match self.scavenged(left) {
+            Ok(outcome) => {
+                for line in outcome.lines() {
+                    self.report.stage(&line);
+                }
+                if outcome.is_all_safe() && life.succeeded {
+                    life.code = 0;
+                }
+            }
+            Err(error) => self.report.stage(&format!(
+                "not scavenged: {error:#}; `scrfs scavenge` does it again while the nodes are there"
+            )),
+        }
+    }
+
+    fn scavenged(&mut self, hosts: Vec<String>) -> Result<Outcome> {
+        let shell = Shell {
+            patience: Duration::from_secs(self.args.flush_timeout),
+            ..self.shell.clone()
+        };
+        let args = self.args;
+        let crew = Crew::with(shell, &args.mount, hosts, args.keep_mounted)?;
+        // The report is ours, and we are busy.
+        let say = |words: &str| eprintln!("scrfs run: {words}");
+        after_run(crew, &args.mount, &say, &mut || {
+            self.turn()?;
+            ensure!(self.stop.is_none(), "stopped");
+            Ok(())
+        })
     }
 
     /// Unmounts, and leaves nothing running.

@@ -25,6 +25,7 @@ use scrfs::store::posix::sync_directory;
 use scrfs::store::{Store, StoreError};
 use scrfs::stores::{Settled, Stores};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Everything one node has.
@@ -91,11 +92,49 @@ fn doubt(entry: &mut InventoryEntry) {
     }
 }
 
+/// Looks at everything in the stores, and changes nothing: no epoch begins, and somebody may yet want what
+/// looks like left behind. Also gives the paths that lead to each dataset.
+pub fn look(
+    store: &dyn Store,
+    stores: &Stores,
+) -> Result<(Inventory, BTreeMap<DatasetId, CachePaths>), StoreError> {
+    let surveyed = stores.survey()?;
+    let mut datasets = Vec::new();
+    for (&id, cache) in &surveyed.places {
+        let path = cache.record(id);
+        match read::<DatasetRecord>(store, Kind::Dataset, &path) {
+            Ok(Some(record)) if record.id == id => {
+                let mut entry = entry_of(store, cache, record, false)?;
+                if surveyed.doubtful.contains(&id) {
+                    doubt(&mut entry);
+                }
+                datasets.push(entry);
+            }
+            Ok(Some(record)) => {
+                tracing::error!(?path, found = %record.id, "the record of another dataset");
+            }
+            Ok(None) | Err(()) => {}
+        }
+    }
+    let epoch = surveyed.begun;
+    Ok((Inventory { epoch, datasets }, surveyed.places))
+}
+
 /// Looks at one dataset whose record is known, from here or from another node.
 pub fn inventory_of(
     store: &dyn Store,
     cache: &CachePaths,
     record: DatasetRecord,
+) -> Result<InventoryEntry, StoreError> {
+    entry_of(store, cache, record, true)
+}
+
+/// `tidy`: what a crash left behind is removed.
+fn entry_of(
+    store: &dyn Store,
+    cache: &CachePaths,
+    record: DatasetRecord,
+    tidy: bool,
 ) -> Result<InventoryEntry, StoreError> {
     let mut entry = InventoryEntry {
         record,
@@ -107,10 +146,14 @@ pub fn inventory_of(
         let Some((slot, keep)) = name.to_str().and_then(parse_slot_directory) else {
             continue;
         };
-        remove_temporaries(store, &cache.slot(record.id, slot, keep))?;
+        if tidy {
+            remove_temporaries(store, &cache.slot(record.id, slot, keep))?;
+        }
         match keep {
             Keep::Own => {
-                remove_leftovers(store, cache, record.id, slot)?;
+                if tidy {
+                    remove_leftovers(store, cache, record.id, slot)?;
+                }
                 let state = part_state(store, cache, record, slot).unwrap_or_else(|error| {
                     report("a part is not believed", &error);
                     None

@@ -31,7 +31,7 @@ mod tests;
 pub(crate) use copy::copy_dataset;
 pub use error::{PartError, PartId};
 pub use files::{Part, sums_that_fit};
-pub use inventory::{Inventory, inventory_of, take_inventory};
+pub use inventory::{Inventory, inventory_of, look, take_inventory};
 pub use log::FILES_MAX;
 pub(crate) use log::{Log, lock};
 pub use records::{SealedPart, StoredManifest};

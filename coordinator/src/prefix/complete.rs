@@ -64,7 +64,7 @@ impl Prefix {
         self.complete_flush_with(record, &|_| Ok(()))
     }
 
-    pub(super) fn complete_flush_with(
+    pub(crate) fn complete_flush_with(
         &self,
         record: &DatasetRecord,
         step: StepHook<'_>,

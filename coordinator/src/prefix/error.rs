@@ -5,6 +5,7 @@ use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::envelope::EnvelopeError;
 use scrfs::layout::scr::ScrError;
 use scrfs::name::{Name, RelPath};
+use scrfs::redundancy::{ReadError, Stream};
 use scrfs::store::StoreError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -121,6 +122,22 @@ pub enum PrefixError {
         /// What.
         path: PathBuf,
     },
+    /// More is lost than the scheme tolerates.
+    #[error("dataset {dataset} cannot be rebuilt")]
+    Beyond {
+        /// Which.
+        dataset: DatasetId,
+        /// Why not.
+        source: ReadError,
+    },
+    /// Something that a lost slot is made from was not copied.
+    #[error("{stream:?} of {slot} is needed, and was not copied")]
+    Source {
+        /// Whose.
+        slot: Slot,
+        /// What of it.
+        stream: Stream,
+    },
     /// Only sealed datasets are flushed.
     #[error("dataset {dataset} is not sealed")]
     NotSealed {
@@ -186,6 +203,8 @@ impl PrefixError {
             Self::Incomplete { .. }
             | Self::Damaged { .. }
             | Self::NotThere { .. }
+            | Self::Beyond { .. }
+            | Self::Source { .. }
             | Self::Scr { .. } => Cause::Damaged,
             Self::Cancelled { .. } => Cause::Cancelled,
         }

@@ -23,6 +23,7 @@ mod outgoing;
 mod pointers;
 mod publish;
 mod reconcile;
+mod salvage;
 mod scr;
 mod streams;
 mod track;
@@ -98,7 +99,7 @@ pub struct Prefix {
 }
 
 /// Called before each step that a crash could separate from the next; tests make it fail.
-type StepHook<'a> = &'a dyn Fn(&'static str) -> io::Result<()>;
+pub(crate) type StepHook<'a> = &'a dyn Fn(&'static str) -> io::Result<()>;
 
 impl Prefix {
     /// The prefix at `path`, to flush to and fetch from. Makes nothing.

@@ -125,6 +125,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<std::ffi::OsString>,
     },
+    /// After a run: save what was not flushed from the nodes that are left; see `scrfs scavenge --help`
+    #[command(disable_help_flag = true)]
+    Scavenge {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
     /// Completions for a shell, on stdout
     Completions {
         /// Which shell
@@ -161,6 +167,7 @@ pub fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&args),
         Verb::Run { args } => exec_program("scrfs-coordinator", "run", &args),
         Verb::Nodes { args } => exec_program("scrfs-coordinator", "nodes", &args),
+        Verb::Scavenge { args } => exec_program("scrfs-coordinator", "scavenge", &args),
         Verb::Completions { shell } => completions(&shell),
     };
     match result {

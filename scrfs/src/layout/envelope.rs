@@ -45,6 +45,12 @@ pub enum Kind {
     Pointers = 8,
     /// A [`super::index::Choice`].
     Choice = 9,
+    /// The [`crate::protocol::message::Inventory`] of a node that is scavenged.
+    Catalog = 10,
+    /// A [`crate::protocol::scavenge::Plan`].
+    ScavengePlan = 11,
+    /// A [`crate::protocol::scavenge::Report`].
+    ScavengeReport = 12,
 }
 
 /// Why bytes are not the record that was asked for.

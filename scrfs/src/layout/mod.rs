@@ -8,6 +8,8 @@ pub mod envelope;
 pub mod index;
 pub mod manifest;
 pub mod merge;
+#[cfg(test)]
+mod page;
 pub mod path;
 pub mod pointer;
 pub mod record;

@@ -28,6 +28,8 @@
 //! <prefix>/<dataset>/               the application's files and nothing else
 //! <prefix>/.scrfs/inflight/<key>/<epoch>/   a flush that has not ended, one directory an attempt
 //! <prefix>/.scrfs/inflight/<key>/job        the job that makes them
+//! <prefix>/.scrfs/inflight/<key>/<epoch>.kept/    what a scavenge rebuilds lost slots from
+//! <prefix>/.scrfs/scavenge/<session>/       what nodes and plan say while a scavenge runs
 //! <prefix>/.scrfs/index/<key>       IndexEntry
 //! <prefix>/.scrfs/dropped/<key>     IndexEntry of a dataset that is not to be listed any more
 //! <prefix>/.scrfs/failed/<key>      empty: a restart from it did not work
@@ -306,6 +308,33 @@ impl PrefixPaths {
         self.inflight(key).join(epoch.0.to_string())
     }
 
+    /// What a scavenge keeps beside an attempt: parity, and what is known of lost slots.
+    pub fn kept(&self, key: DatasetKey, epoch: Epoch) -> PathBuf {
+        self.inflight(key).join(format!("{}.kept", epoch.0))
+    }
+
+    /// Records of scavenges that run.
+    pub fn scavenges(&self) -> PathBuf {
+        self.control().join("scavenge")
+    }
+
+    /// What one scavenge wants done.
+    pub fn scavenge_plan(&self, session: Epoch) -> PathBuf {
+        self.scavenges().join(session.0.to_string()).join("plan")
+    }
+
+    /// What a node has.
+    pub fn scavenge_catalog(&self, session: Epoch, node: &str) -> PathBuf {
+        let session = self.scavenges().join(session.0.to_string());
+        session.join(format!("{node}.catalog"))
+    }
+
+    /// What a node could not copy.
+    pub fn scavenge_report(&self, session: Epoch, node: &str) -> PathBuf {
+        let session = self.scavenges().join(session.0.to_string());
+        session.join(format!("{node}.report"))
+    }
+
     /// All index entries.
     pub fn index(&self) -> PathBuf {
         self.control().join("index")
@@ -394,136 +423,5 @@ impl PrefixPaths {
     /// The files of a dataset that is being deleted. Their being here is what decides it.
     pub fn deleted(&self, key: DatasetKey) -> PathBuf {
         self.trash().join(format!("{key}{DELETED}"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Class;
-    use crate::id::Epoch;
-    use crate::layout::index::{Choice, EntryState, IndexEntry};
-    use crate::layout::record::{DatasetRecord, PartSummary, Phase, Seal};
-    use crate::redundancy::Scheme;
-
-    const PAGE: &str = include_str!("../../../docs/layout.md");
-    const KEY: DatasetKey = DatasetKey {
-        id: DatasetId(5),
-        created: 1000,
-    };
-
-    fn block(name: &str) -> &'static str {
-        let begin = format!("```{name}\n");
-        let rest = PAGE.split_once(begin.as_str()).expect("the block").1;
-        rest.split_once("```").expect("its end").0
-    }
-
-    fn bytes(name: &str) -> Vec<u8> {
-        let words = block(name).split_whitespace();
-        words
-            .map(|word| u8::from_str_radix(word, 16).expect("hexadecimal"))
-            .collect()
-    }
-
-    fn name() -> Name {
-        Name::new(b"ckpt.5").expect("a name")
-    }
-
-    fn entry() -> IndexEntry {
-        let seal = Seal {
-            epoch: Epoch(3),
-            scheme: Scheme::Single,
-            chunk_bytes: 1 << 20,
-            unit_bytes: 256 << 10,
-            sets: vec![vec![Slot(0)]],
-            parts: vec![PartSummary {
-                log_bytes: 7,
-                files: 1,
-                manifest_crc: 0x0102_0304,
-            }],
-        };
-        let record = DatasetRecord {
-            id: KEY.id,
-            name: name(),
-            committed_from: Some(Name::new(b"ckpt.5.tmp").expect("a name")),
-            class: Class::Checkpoint,
-            checkpoint: Some(2),
-            phase: Phase::Sealed,
-            epoch: Epoch(3),
-            created: KEY.created,
-            sealed: Some(1500),
-            protected: None,
-            flushing: false,
-            flushed: None,
-            seal: Some(seal),
-            error: None,
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-        };
-        IndexEntry {
-            record,
-            state: EntryState::Complete,
-            attempt: Epoch(3),
-            inode: 99,
-            replaces: None,
-            flushed: 2000,
-            bytes: 7,
-            files: 1,
-            job: "job".into(),
-            adopted: false,
-        }
-    }
-
-    #[test]
-    fn the_page_on_the_layout_tells_the_truth() {
-        let said = block("paths")
-            .lines()
-            .filter_map(|line| line.split_whitespace().next());
-        let paths = PrefixPaths::new(Path::new(""));
-        let made = [
-            paths.dataset(&name()),
-            paths.entry(KEY),
-            paths.manifest(KEY, Slot(2)),
-            paths.sums(KEY, Slot(2)),
-            paths.attempt(KEY, Epoch(3)),
-            paths.inflight_job(KEY),
-            paths.dropped_entry(KEY),
-            paths.gone_mark(KEY),
-            paths.failed_mark(KEY),
-            paths.deleted(KEY),
-            paths.choice(),
-            paths.pointers(),
-            paths.pointer_new(),
-            paths.events(),
-            paths.events_before(),
-            paths.halt(),
-            paths.clock(),
-        ];
-        assert!(
-            said.eq(made.iter().filter_map(|path| path.to_str())),
-            "{made:?}"
-        );
-        let choice = Choice {
-            key: KEY,
-            newest: DatasetKey {
-                id: DatasetId(7),
-                created: 2000,
-            },
-            asked: Some(("job".into(), name())),
-        };
-        assert_eq!(choice.encode(), bytes("choice"));
-        assert_eq!(Choice::decode(&bytes("choice")), Ok(choice));
-        assert_eq!(entry().encode(), bytes("entry"));
-        assert_eq!(IndexEntry::decode(&bytes("entry")), Ok(entry()));
-    }
-
-    #[test]
-    fn what_is_being_deleted_is_known_by_its_name() {
-        let paths = PrefixPaths::new(Path::new("/p"));
-        let path = paths.deleted(KEY);
-        let name = path.file_name().and_then(|name| name.to_str());
-        assert_eq!(name.and_then(parse_deleted), Some(KEY));
-        assert_eq!(parse_deleted("5.1000.99"), None);
     }
 }

@@ -18,6 +18,7 @@ pub mod member;
 pub mod message;
 pub mod node;
 pub mod recover;
+pub mod scavenge;
 pub mod step;
 
 /// What time it is, given to every input.
