@@ -1,11 +1,12 @@
 //! Events, written down: lines in `<prefix>/.scrfs/events.jsonl`, and to syslog.
 //!
-//! Rank 0 of an epoch is the only writer, from the changes of its records. A line is one `write()` to a file
+//! Rank 0 of an epoch writes those of datasets, from the changes of its records, and the supervisor those of the
+//! job and its nodes. A line is one `write()` to a file
 //! opened for appending, so that lines of two jobs do not mix. A thread of its own writes: nobody
 //! ever waits for a prefix that hangs. What it cannot take is counted, and the count is an event.
 //! The file is bounded: a full one becomes `events.jsonl.1`, in place of the one before.
 
-use scrfs::event::{Event, events};
+use scrfs::event::{Event, JobEvent, events};
 use scrfs::layout::path::PrefixPaths;
 use scrfs::layout::record::{DatasetRecord, UnixMillis};
 use std::fs::{self, OpenOptions};
@@ -94,6 +95,11 @@ impl Journal {
     /// A record has been removed.
     pub(crate) fn removed(&mut self, record: &DatasetRecord, now: UnixMillis) {
         self.note(Event::removed(record, now).line());
+    }
+
+    /// Something happened to the job.
+    pub(crate) fn job(&mut self, event: &JobEvent) {
+        self.note(event.line());
     }
 
     fn note(&mut self, line: Vec<u8>) {

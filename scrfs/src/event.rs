@@ -1,7 +1,8 @@
-//! What happened to datasets, as lines for programs: the input of reports and of advice.
+//! What happened to datasets and jobs, as lines for programs: the input of reports and of advice.
 //!
 //! Events are not announced by who does something: they follow from how a dataset's record changed. So there
-//! is one for every change that was made durable, and none that was not. Pure; who writes them
+//! is one for every change that was made durable, and none that was not. Those of jobs and nodes are the
+//! supervisor's, which has no records. Pure; who writes them
 //! down is elsewhere. Names of events and fields are a promise to users.
 
 use crate::config::Class;
@@ -87,6 +88,85 @@ impl Event {
     /// It was removed.
     pub fn removed(record: &DatasetRecord, now: UnixMillis) -> Self {
         Self::of(What::Removed, record, now, None)
+    }
+
+    /// One line of JSON, with its end.
+    pub fn line(&self) -> Vec<u8> {
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        line.push(b'\n');
+        line
+    }
+}
+
+/// What happened to a job, or to one of its nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobWhat {
+    /// `scrfs run` has begun.
+    JobBegan,
+    /// A node is silent, or cannot be used; why, is in `error`.
+    NodeLost,
+    /// A spare takes the place of a node; whose, is in `detail`.
+    SpareTaken,
+    /// Coordinators are there, and it is known what there is; the duration is that of recovery.
+    EpochReady,
+    /// Coordinators did not come, or did not stay.
+    EpochFailed,
+    /// The application was started; what it restarts from, is in `detail`.
+    Launched,
+    /// It has ended; how, is in `detail`.
+    LaunchEnded,
+    /// There is no further launch; why, is in `detail`.
+    Halted,
+    /// What the nodes had left was saved without coordinators.
+    Scavenged,
+    /// `scrfs run` has ended; its exit code is in `detail`.
+    JobEnded,
+}
+
+/// One line about a job. Fields that say nothing are left out.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct JobEvent {
+    /// When it was noted: RFC 3339, in UTC.
+    pub time: Option<String>,
+    /// What happened.
+    pub event: JobWhat,
+    /// To which job.
+    pub job: String,
+    /// To which node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// In which epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// Which launch, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub launch: Option<u64>,
+    /// How long it took, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    /// More about it, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// What went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl JobEvent {
+    /// Nothing but what and when.
+    pub fn new(event: JobWhat, job: &str, now: UnixMillis) -> Self {
+        Self {
+            time: rfc3339(Some(now)),
+            event,
+            job: job.to_owned(),
+            node: None,
+            epoch: None,
+            launch: None,
+            duration_ms: None,
+            detail: None,
+            error: None,
+        }
     }
 
     /// One line of JSON, with its end.

@@ -13,6 +13,7 @@ use super::watchdog::{Act, Ending, Sign, Watchdog, Why};
 use super::words;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
+use scrfs::event::JobWhat;
 use scrfs::halt::Kind;
 use scrfs::name::Name;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -48,6 +49,12 @@ impl Supervisor<'_> {
             None => "nothing to restart from".to_owned(),
         });
         let number = self.report.count_launch(self.newest_checkpoint());
+        let epoch = self.epoch.0;
+        self.event(JobWhat::Launched, |event| {
+            event.launch = Some(number);
+            event.epoch = Some(epoch);
+            event.detail = restart.map(|name| format!("from {name}"));
+        });
         let launch = format!("{:016x}.{number}", self.mark);
         let hosts = self.placement.hosts();
         let hostfile = self.shell.logs.join(format!("hosts.{number}"));

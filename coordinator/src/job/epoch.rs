@@ -8,11 +8,12 @@
 use super::child;
 use super::launcher::{host_names, open_mpi_agent};
 use super::remote::last_lines;
-use super::supervisor::Supervisor;
+use super::supervisor::{Supervisor, milliseconds};
 use super::words;
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use scrfs::event::JobWhat;
 use scrfs::id::Epoch;
 use scrfs::name::Name;
 use std::fs::File;
@@ -104,6 +105,11 @@ impl Supervisor<'_> {
                         "{} failed ({why}), attempt {attempt} of {ATTEMPTS}",
                         self.epoch
                     ));
+                    let epoch = self.epoch.0;
+                    self.event(JobWhat::EpochFailed, |event| {
+                        event.epoch = Some(epoch);
+                        event.error = Some(why);
+                    });
                     self.show_log();
                 }
             }
@@ -152,6 +158,11 @@ impl Supervisor<'_> {
                 let took = launched.elapsed().as_secs_f64();
                 self.report
                     .stage(&format!("{} is ready after {took:.2} s", self.epoch));
+                let epoch = self.epoch.0;
+                self.event(JobWhat::EpochReady, |event| {
+                    event.epoch = Some(epoch);
+                    event.duration_ms = Some(milliseconds(launched.elapsed()));
+                });
                 return Ok(Attempt::Ready(self.restart_of(&placed)));
             }
             if connected.is_none() && self.is_connected(&placed) {

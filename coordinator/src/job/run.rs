@@ -15,12 +15,13 @@ use super::child;
 use super::epoch::Held;
 use super::remote::Shell;
 use super::resource::{Allocation, Here};
-use super::supervisor::Supervisor;
+use super::supervisor::{Supervisor, milliseconds};
 use super::suspect::Suspect;
 use super::tally::Cause;
 use super::watchdog::Why;
 use crate::scavenge::{Hosts as Crew, Outcome, after_run};
 use anyhow::{Context, Result, ensure};
+use scrfs::event::JobWhat;
 use scrfs::halt::Halt;
 use std::time::{Duration, Instant};
 
@@ -66,11 +67,19 @@ fn supervise(args: &RunArgs, allocation: Option<Allocation>, hosts: Hosts) -> Re
     let logs = args.log_dir.clone().unwrap_or(temporary);
     std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
     let mut supervisor = Supervisor::new(args, allocation, hosts, logs.clone())?;
+    let count = supervisor.all.len();
+    supervisor.event(JobWhat::JobBegan, |event| {
+        event.detail = Some(format!("{count} nodes"));
+    });
     let mut lived = supervisor.live();
     let ended = supervisor.end(lived.as_ref().is_ok_and(|life| life.finished));
     if let Ok(life) = &mut lived {
         supervisor.scavenge(life);
     }
+    let code = lived.as_ref().map_or(FAILED, |life| life.code);
+    supervisor.event(JobWhat::JobEnded, |event| {
+        event.detail = Some(format!("exit code {code}"));
+    });
     supervisor.report.finish(supervisor.heart.members.down());
     let life = lived?;
     ended?;
@@ -142,6 +151,7 @@ impl Supervisor<'_> {
                 self.mark_failed(&name)?;
                 continue;
             }
+            let launched = Instant::now();
             let mut application = self.launch(restart.as_ref())?;
             let end = self.watch(&mut application)?;
             let cause = self.cause(&end);
@@ -149,6 +159,12 @@ impl Supervisor<'_> {
                 suspect.died();
             }
             self.report.end_launch(cause.clone());
+            let (launch, words) = (self.report.launches(), cause.describe());
+            self.event(JobWhat::LaunchEnded, |event| {
+                event.launch = Some(launch);
+                event.duration_ms = Some(milliseconds(launched.elapsed()));
+                event.detail = Some(words);
+            });
             self.report.stage(&match cause {
                 Cause::Finished => "the application has finished".to_owned(),
                 other => other.describe(),
@@ -197,6 +213,8 @@ impl Supervisor<'_> {
             "halted: {}; `scrfs halt --list` shows what was asked for, `--clear` takes it back",
             halt.why
         ));
+        let why = halt.why.clone();
+        self.event(JobWhat::Halted, |event| event.detail = Some(why));
         match code {
             None => Ok(Life {
                 code: NOTHING_DONE,
@@ -325,7 +343,11 @@ impl Supervisor<'_> {
             .stage(&format!("what {} nodes have left is scavenged", left.len()));
         match self.scavenged(left) {
             Ok(outcome) => {
-                for line in outcome.lines() {
+                let lines = outcome.lines();
+                self.event(JobWhat::Scavenged, |event| {
+                    event.detail = Some(lines.join("; "))
+                });
+                for line in lines {
                     self.report.stage(&line);
                 }
                 if outcome.is_all_safe() && life.succeeded {

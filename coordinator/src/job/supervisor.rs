@@ -17,13 +17,16 @@ use super::report::Report;
 use super::resource::parse::Down;
 use super::resource::{Allocation, is_same};
 use super::words;
+use crate::journal::{Journal, Places};
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use scrfs::event::{JobEvent, JobWhat};
 use scrfs::halt::{Conditions, Halt, Situation};
 use scrfs::id::Epoch;
+use scrfs::layout::path::PrefixPaths;
 use scrfs::name::Name;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -66,6 +69,10 @@ pub(super) struct Supervisor<'a> {
     pub(super) epoch: Epoch,
     pub(super) coordinators: Option<Coordinators>,
     pub(super) report: Report,
+    /// What happens, for programs.
+    pub(super) journal: Journal,
+    /// What the configuration calls the job.
+    pub(super) job: String,
     /// Distinguishes this run's launches from all others on the nodes.
     pub(super) mark: u64,
     /// What is left of a launch is being ended.
@@ -141,6 +148,9 @@ impl<'a> Supervisor<'a> {
         let config = args.mount.load().context("the configuration")?;
         let outside = Outside::start(&config.prefix, allocation, all.clone())
             .context("no thread to ask the prefix and the resource manager")?;
+        let prefix = PrefixPaths::new(&config.prefix);
+        let journal = Journal::begin(Places::wanted(&config.log, Some(prefix)))
+            .context("no thread to write events")?;
         Ok(Self {
             args,
             all,
@@ -154,6 +164,8 @@ impl<'a> Supervisor<'a> {
             epoch: Epoch(0),
             coordinators: None,
             report: Report::new(),
+            journal,
+            job: config.job,
             mark: heart::random().context("no random numbers")?,
             reaping: None,
             stop: None,
@@ -200,6 +212,7 @@ impl<'a> Supervisor<'a> {
                 death.silence.as_secs_f64()
             );
             self.report.stage(&words);
+            self.lost(&death.node, &words, Some(death.silence));
         }
         self.turn_starting();
         self.turn_reaping();
@@ -277,9 +290,8 @@ impl<'a> Supervisor<'a> {
             if let Some(down) = unwanted.next()
                 && !self.heart.members.is_down(&host)
             {
-                self.report
-                    .stage(&format!("{host} cannot be used: {}", down.why));
-                self.heart.members.give_up(&host, down.why.clone());
+                let why = down.why.clone();
+                self.give_up(&host, why);
             }
         }
     }
@@ -345,12 +357,10 @@ impl<'a> Supervisor<'a> {
         };
         self.checking = None;
         for host in facts.answers.keys() {
-            let members = &mut self.heart.members;
             if let Err(why) = facts.judge(host, &self.args.limits)
-                && !members.is_down(host)
+                && !self.heart.members.is_down(host)
             {
-                self.report.stage(&format!("{host} cannot be used: {why}"));
-                members.give_up(host, why);
+                self.give_up(host, why);
             }
         }
     }
@@ -526,12 +536,34 @@ impl<'a> Supervisor<'a> {
         args::remote_line(&self.environment, &self.args.mount, &words)
     }
 
+    /// A node is not used any more.
+    fn give_up(&mut self, host: &str, why: String) {
+        self.report.stage(&format!("{host} cannot be used: {why}"));
+        self.lost(host, &why, None);
+        self.heart.members.give_up(host, why);
+    }
+
+    fn lost(&mut self, node: &str, why: &str, silence: Option<Duration>) {
+        self.event(JobWhat::NodeLost, |event| {
+            event.node = Some(node.to_owned());
+            event.error = Some(why.to_owned());
+            event.duration_ms = silence.map(milliseconds);
+        });
+    }
+
+    /// Notes for programs what happened.
+    pub(super) fn event(&mut self, what: JobWhat, fill: impl FnOnce(&mut JobEvent)) {
+        let mut event = JobEvent::new(what, &self.job, checks::now_millis());
+        fill(&mut event);
+        self.journal.job(&event);
+    }
+
     fn turn_starting(&mut self) {
-        let Some(starting) = &mut self.starting else {
+        let Some(mut starting) = self.starting.take() else {
             return;
         };
-        let members = &mut self.heart.members;
         for ended in starting.fleet.poll() {
+            let members = &self.heart.members;
             match ended.result {
                 // A mount that was there already, or one that has ended: silence will tell.
                 Ok(()) if self.shell.holds() => {}
@@ -542,33 +574,27 @@ impl<'a> Supervisor<'a> {
                 }
                 // It was heard: its heartbeats tell more than the end of what started it.
                 Err(_) if members.life(&ended.host).is_some() || members.is_down(&ended.host) => {}
-                Err(why) => {
-                    self.report
-                        .stage(&format!("{} cannot be used: {why}", ended.host));
-                    members.give_up(&ended.host, why);
-                }
+                Err(why) => self.give_up(&ended.host, why),
             }
         }
         let now = Instant::now();
-        let address = self.heart.address();
-        let members = &mut self.heart.members;
-        starting.unheard.retain(|host, until| {
-            if members.life(host).is_some() {
-                return false;
-            }
-            if now < *until {
-                return true;
-            }
+        let members = &self.heart.members;
+        starting
+            .unheard
+            .retain(|host, _| members.life(host).is_none());
+        let silent = starting.unheard.iter().filter(|(_, until)| now >= **until);
+        let silent: Vec<String> = silent.map(|(host, _)| host.clone()).collect();
+        starting.unheard.retain(|_, until| now < *until);
+        for host in silent {
+            let address = self.heart.address();
             let why = format!(
                 "it is mounted, but no heartbeat comes from it to {address}; is there a firewall? \
                  --listen ADDR names another address"
             );
-            self.report.stage(&format!("{host} cannot be used: {why}"));
-            members.give_up(host, why);
-            false
-        });
-        if starting.fleet.is_done() && starting.unheard.is_empty() {
-            self.starting = None;
+            self.give_up(&host, why);
+        }
+        if !(starting.fleet.is_done() && starting.unheard.is_empty()) {
+            self.starting = Some(starting);
         }
     }
 
@@ -589,13 +615,19 @@ impl<'a> Supervisor<'a> {
         let members = &self.heart.members;
         let changes = self.placement.replace(|host| members.is_down(host));
         for change in changes {
-            self.report.stage(&match change.spare {
+            self.report.stage(&match &change.spare {
                 Some(spare) => format!("spare {spare} takes the place of {}", change.lost),
                 None => format!(
                     "nobody takes the place of {}: no spare is left",
                     change.lost
                 ),
             });
+            if let Some(spare) = change.spare {
+                self.event(JobWhat::SpareTaken, |event| {
+                    event.node = Some(spare);
+                    event.detail = Some(format!("in the place of {}", change.lost));
+                });
+            }
         }
         let count = self.placed().len();
         let min = if self.salvaging {
@@ -679,6 +711,11 @@ impl<'a> Supervisor<'a> {
         }
         Ok(())
     }
+}
+
+/// For events.
+pub(super) fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Programs {

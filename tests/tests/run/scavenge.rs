@@ -203,4 +203,29 @@ fn a_run_whose_coordinators_fail_scavenges_by_itself() {
     );
     check(&site.prefix(), "out.1");
     check(&site.prefix(), "ckpt.2");
+    // The whole story is there for programs, too.
+    let events = fs::read_to_string(site.prefix().join(".scrfs/events.jsonl")).unwrap();
+    let events = events.lines().map(|line| {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        event["event"].as_str().unwrap().to_owned()
+    });
+    let events: Vec<String> = events.collect();
+    let mut seen = events.iter();
+    for wanted in [
+        "job_began",
+        "epoch_ready",
+        "launched",
+        "committed",
+        "node_lost",
+        "launch_ended",
+        "epoch_failed",
+        "flushed",
+        "scavenged",
+        "job_ended",
+    ] {
+        assert!(
+            seen.any(|event| event == wanted),
+            "no {wanted} in its place: {events:?}"
+        );
+    }
 }
