@@ -261,6 +261,14 @@ impl Tree {
             .map_err(fail("make the hard link", &self.path_of(path)))
     }
 
+    /// Takes a file out of another tree, under the same path.
+    pub(crate) fn take_from(&self, other: &Self, path: &RelPath) -> Result<(), StoreError> {
+        let (old_parent, name) = other.parent(path)?;
+        let (new_parent, _) = self.parent(path)?;
+        nix::fcntl::renameat(old_parent, name, new_parent, name)
+            .map_err(fail("move here", &self.path_of(path)))
+    }
+
     /// Removes a name that is not a directory's; nothing there is fine.
     pub(crate) fn unlink(&self, path: &RelPath) -> Result<(), StoreError> {
         let (parent, name) = self.parent(path)?;

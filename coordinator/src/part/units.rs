@@ -5,6 +5,7 @@
 
 use super::error::{PartError, PartId};
 use super::log::{Log, lock};
+use scrfs::buffers::{self, Buffer};
 use scrfs::layout::envelope::crc32c;
 use scrfs::layout::manifest::Sums;
 use std::path::PathBuf;
@@ -90,13 +91,26 @@ impl Units {
         lock(&self.sums).unit_bytes
     }
 
+    /// Whether the checksums of a range are known, so that a copy of it can be held against them.
+    pub(crate) fn knows(&self, offset: u64, len: u64) -> bool {
+        let sums = lock(&self.sums);
+        let unit_bytes = u64::from(sums.unit_bytes.max(1));
+        let units = offset / unit_bytes..offset.saturating_add(len).div_ceil(unit_bytes);
+        let units = usize::try_from(units.start)
+            .ok()
+            .zip(usize::try_from(units.end).ok());
+        let known = units.and_then(|(first, end)| sums.crcs.get(first..end));
+        known.is_some_and(|crcs| crcs.iter().all(Option::is_some))
+    }
+
     /// Reads from the beginning of a unit on. Every unit is checked, a new checksum is noted.
-    pub(crate) fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, PartError> {
+    pub(crate) fn read(&self, offset: u64, len: u64) -> Result<Buffer, PartError> {
         let unit_bytes = u64::from(self.unit_bytes());
         let rest = self.log.manifest().log_bytes.saturating_sub(offset);
         let len = usize::try_from(len.min(rest)).unwrap_or(usize::MAX);
-        let mut buffer = vec![0; len];
-        self.log.read_at(offset, &mut buffer)?;
+        let mut buffer = buffers::take(len);
+        let done = self.log.read_at(offset, &mut buffer)?;
+        buffer.truncate(done);
         let first = offset / unit_bytes;
         let unit_len = usize::try_from(unit_bytes).unwrap_or(usize::MAX);
         for (unit, bytes) in (first..).zip(buffer.chunks(unit_len)) {

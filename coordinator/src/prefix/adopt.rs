@@ -1,14 +1,13 @@
 //! Taking in what somebody else wrote to the prefix, as it lies there, so that a restart can read it.
 //!
-//! A directory becomes a dataset of one slot when all of it has been read and summed, and has not
-//! changed meanwhile. Nothing in it is touched. Order: read all -> look again -> claim a key by making
+//! A directory becomes a dataset, in parts (see `split`), when all of it has been read and summed, and has
+//! not changed meanwhile. Nothing in it is touched. Order: read all -> look again -> claim a key by making
 //! its directory of manifests -> checksums, manifest -> index entry. What a crash leaves is a directory of
 //! manifests without an entry, which [`Prefix::reconcile`] removes some time later.
-//!
-//! Its files go to one node when they are fetched, and are read from there by all.
 
 use super::error::PrefixError;
 use super::flush::piece_bytes;
+use super::split::split;
 use super::streams::{Job, run};
 use super::{FlushLimits, Prefix, StepHook, inode};
 use crate::part::records::encode_manifest;
@@ -101,22 +100,33 @@ impl Prefix {
         })?;
         let step = |name| step(name).map_err(PrefixError::io_at(name, &path));
         let found = fs::symlink_metadata(&path).map_err(PrefixError::io_at("stat", &path))?;
-        let mut manifest = scan_part(&path, NONE, Slot(0), Epoch(0))?;
+        let manifest = scan_part(&path, NONE, Slot(0), Epoch(0))?;
         step("read the files")?;
-        let mut sums = self.sum_up(&path, &manifest, progress)?;
+        let mut parts = Vec::new();
+        let mut read = 0;
+        for part in split(manifest.clone()) {
+            let sums = self.sum_up(&path, &part, &|bytes| progress(read + bytes))?;
+            read += part.log_bytes;
+            parts.push((part, sums));
+        }
         if scan_part(&path, NONE, Slot(0), Epoch(0))? != manifest {
             return Err(PrefixError::Changed { path });
         }
         step("claim a number")?;
         let key = self.claim_key()?;
-        manifest.dataset = key.id;
-        sums.dataset = key.id;
-        let (bytes, summary) = encode_manifest(&manifest);
-        step("write the checksums")?;
-        let sums_path = self.paths.sums(key, Slot(0));
-        self.store.put(&sums_path, &seal(Kind::Sums, &sums))?;
-        step("write the manifest")?;
-        self.store.put(&self.paths.manifest(key, Slot(0)), &bytes)?;
+        let mut summaries = Vec::new();
+        for (part, sums) in &mut parts {
+            (part.dataset, sums.dataset) = (key.id, key.id);
+            let (bytes, summary) = encode_manifest(part);
+            step("write the checksums")?;
+            let sums_path = self.paths.sums(key, part.slot);
+            self.store.put(&sums_path, &seal(Kind::Sums, sums))?;
+            step("write the manifest")?;
+            self.store
+                .put(&self.paths.manifest(key, part.slot), &bytes)?;
+            summaries.push(summary);
+        }
+        let (bytes, files) = (manifest.log_bytes, manifest.files());
         let record = DatasetRecord {
             id: key.id,
             name: name.clone(),
@@ -135,8 +145,8 @@ impl Prefix {
                 scheme: Scheme::Single,
                 chunk_bytes: CHUNK_BYTES,
                 unit_bytes: UNIT_BYTES,
-                sets: vec![vec![Slot(0)]],
-                parts: vec![summary.clone()],
+                sets: parts.iter().map(|(part, _)| vec![part.slot]).collect(),
+                parts: summaries,
             }),
             error: None,
             mode: found.mode() & 0o7777,
@@ -150,8 +160,8 @@ impl Prefix {
             inode,
             replaces: None,
             flushed: key.created,
-            bytes: summary.log_bytes,
-            files: summary.files,
+            bytes,
+            files,
             job: String::new(),
             adopted: true,
         };
@@ -173,7 +183,7 @@ impl Prefix {
             .map_err(io::Error::from)
             .map_err(PrefixError::io_at("sync", path))?;
         let total = manifest.log_bytes;
-        let sums = Sums::unknown(NONE, Slot(0), Stream::Data, UNIT_BYTES, total);
+        let sums = Sums::unknown(NONE, manifest.slot, Stream::Data, UNIT_BYTES, total);
         let log = Log::new(Arc::new(manifest.clone()), tree, false);
         let units = Units::new(Arc::new(log), Arc::new(Mutex::new(sums)));
         let reader = units.clone();
@@ -183,6 +193,8 @@ impl Prefix {
             piece: piece_bytes(UNIT_BYTES),
             streams: FlushLimits::default().streams,
             pace: None,
+            skip: None,
+            gentle: false,
             cancel: &AtomicBool::new(false),
         };
         run(&job, progress, move |offset, len| {

@@ -69,6 +69,7 @@ impl Prefix {
         record: &DatasetRecord,
         step: StepHook<'_>,
     ) -> Result<(), PrefixError> {
+        self.check_usable()?;
         if self.published(record)? {
             return Ok(());
         }
@@ -260,6 +261,8 @@ fn check_entries(
         piece: ENTRIES,
         streams: STREAMS,
         pace: None,
+        skip: None,
+        gentle: false,
         cancel: &never,
     };
     let (tree, manifest) = (Arc::clone(tree), Arc::clone(manifest));

@@ -144,6 +144,14 @@ pub enum PrefixError {
         /// Which.
         dataset: DatasetId,
     },
+    /// An attempt that was given up has not come back from the file system.
+    #[error("dataset {dataset}: the attempt before still hangs at {path:?}")]
+    Hanging {
+        /// Which.
+        dataset: DatasetId,
+        /// Where it writes to.
+        path: PathBuf,
+    },
     /// The caller wanted no more of it.
     #[error("dataset {dataset}: stopped on request")]
     Cancelled {
@@ -206,6 +214,7 @@ impl PrefixError {
             | Self::Beyond { .. }
             | Self::Source { .. }
             | Self::Scr { .. } => Cause::Damaged,
+            Self::Hanging { .. } => Cause::Unavailable,
             Self::Cancelled { .. } => Cause::Cancelled,
         }
     }

@@ -27,6 +27,7 @@ impl Prefix {
         progress: &dyn Fn(u64),
         cancel: &AtomicBool,
     ) -> Result<(), PrefixError> {
+        self.check_there()?;
         let (units, stored) = self.opened(record, slot)?;
         let sums = Some(units.sums());
         let part = Part::begin_restore(&self.store, cache, record, stored, sums, None)?;
@@ -86,6 +87,8 @@ impl Prefix {
             piece: piece_bytes(units.unit_bytes()),
             streams: FlushLimits::default().streams,
             pace: None,
+            skip: None,
+            gentle: false,
             cancel,
         };
         run(&job, progress, move |offset, len| {

@@ -5,21 +5,27 @@
 //! file is touched and written after the last. Directory names are made durable by `complete`.
 //!
 //! An attempt is that of one epoch, taken from the record. A coordinator of an earlier epoch that
-//! was declared dead and writes on writes into another directory, which is removed under its feet
-//! and never published. A retry in the same epoch replaces its files one by one (see `outgoing`); a
-//! later epoch begins anew.
+//! was declared dead and writes on writes into another directory, which is emptied under its feet
+//! and never published. What attempts before have finished and noted as durable (see `done`) is not
+//! copied again: a retry in the same epoch leaves it where it is, a later epoch moves file by file into its
+//! own directory; nobody writes into a finished file. The rest is replaced one by one (see
+//! `outgoing`). A slot removes its own files from earlier attempts, the directories go when the
+//! dataset is complete.
 
-use super::error::PrefixError;
-use super::outgoing::Outgoing;
+use super::done::{self, Done};
+use super::error::{Cause, PrefixError};
+use super::outgoing::{Earlier, Outgoing};
 use super::streams::{Job, run};
 use super::{FlushLimits, FlushSummary, Prefix, Verify};
 use crate::part::records::encode_manifest;
-use crate::part::{Log, Part, SealedPart, Tree, remove_tree, report};
-use scrfs::id::{Epoch, Slot};
+use crate::part::{Log, Part, SealedPart, Tree, file_type, lock, report};
+use nix::sys::stat::SFlag;
+use scrfs::id::{DatasetKey, Epoch, Slot};
 use scrfs::layout::envelope::{Kind, seal};
-use scrfs::layout::manifest::EntryKind;
+use scrfs::layout::manifest::{EntryKind, Manifest};
 use scrfs::layout::record::DatasetRecord;
 use scrfs::store::Store;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,17 +57,19 @@ impl Prefix {
         let sealed = SealedPart::of(record, id.slot)?;
         let units = part.units();
         let manifest = Arc::clone(units.log().manifest());
-        let summary = FlushSummary {
+        let mut summary = FlushSummary {
             bytes: manifest.log_bytes,
             files: manifest.files(),
             already_there: self.published(record)?,
+            resumed: 0,
         };
         if summary.already_there {
             progress(manifest.log_bytes);
             return Ok(summary);
         }
+        self.check_usable()?;
+        let _busy = self.busy_with(record, id.slot)?;
         if id.slot == Slot(0) {
-            self.remove_earlier_attempts(record);
             self.store
                 .put(&self.paths.inflight_job(record.key()), self.job.as_bytes())?;
         }
@@ -70,13 +78,27 @@ impl Prefix {
         let attempt = self.paths.attempt(record.key(), record.epoch);
         make_directories(&attempt)?;
 
-        let outgoing = Arc::new(Outgoing::begin(Tree::open(&attempt)?, &manifest)?);
+        let tree = Tree::open(&attempt)?;
+        let crc = encode_manifest(&manifest).1.manifest_crc;
+        let earlier = self.earlier_attempts(record, id.slot, crc)?;
+        let (taken, earlier) = finished(&tree, record.epoch, earlier, &manifest);
+        let done_path = self.paths.done(record.key(), record.epoch, id.slot);
+        let note = |taken: &_| Done::begin(&self.store, &done_path, crc, taken);
+        let outgoing = Outgoing::begin(tree, &manifest, taken, &earlier, note)?;
+        drop(earlier);
+        let outgoing = Arc::new(outgoing);
+        summary.resumed = outgoing.taken();
+        let (there, known) = (Arc::clone(&outgoing), units.clone());
+        // What is taken over must not tell what it should be.
+        let skip = move |offset, len| there.has(offset, len) && known.knows(offset, len);
         let job = Job {
             dataset: record.id,
             total: manifest.log_bytes,
             piece: piece_bytes(part.unit_bytes()),
             streams: limits.streams,
             pace: limits.bandwidth.map(|bandwidth| (&self.pace, bandwidth)),
+            skip: Some(&skip),
+            gentle: true,
             cancel,
         };
         let (from, to) = (units.clone(), Arc::clone(&outgoing));
@@ -90,15 +112,26 @@ impl Prefix {
                 Verify::ReadBack => {
                     let log = Log::new(Arc::clone(&manifest), Tree::open(&attempt)?, false);
                     let copy = units.over(log);
-                    let unpaced = Job { pace: None, ..job };
-                    run(&unpaced, &|_| {}, move |offset, len| {
+                    let unpaced = Job {
+                        pace: None,
+                        skip: None,
+                        ..job
+                    };
+                    let goes_on = |_| progress(manifest.log_bytes);
+                    run(&unpaced, &goes_on, move |offset, len| {
                         Ok(copy.read(offset, len).map(drop)?)
                     })
                 }
                 Verify::Sizes => check_sizes(&Tree::open(&attempt)?, record, &manifest.entries),
             });
         if let Err(error) = copied {
-            outgoing.remove();
+            // What is wrong is not to be taken over, and who is short of space gets all of it.
+            let all = matches!(error.cause(), Cause::NoSpace | Cause::Damaged);
+            if all && let Err(error) = self.store.remove(&done_path) {
+                report("what was copied stays", &error);
+            } else {
+                outgoing.remove(all);
+            }
             return Err(error);
         }
         let sums = units.sums();
@@ -112,22 +145,93 @@ impl Prefix {
         Ok(summary)
     }
 
-    /// Gives back the space of attempts that nobody will complete.
-    fn remove_earlier_attempts(&self, record: &DatasetRecord) {
-        let inflight = self.paths.inflight(record.key());
-        for name in self.store.list(&inflight).unwrap_or_default() {
-            let epoch = name.to_str().and_then(|name| name.parse().ok()).map(Epoch);
-            if epoch.is_some_and(|epoch| epoch < record.epoch)
-                && let Err(error) = remove_tree(&inflight.join(&name))
-            {
-                report("an earlier attempt to flush cannot be removed", &error);
-            }
+    /// Only one at a time: an attempt that was given up may hang in the file system still.
+    fn busy_with(&self, record: &DatasetRecord, slot: Slot) -> Result<Busy<'_>, PrefixError> {
+        let what = (record.key(), slot);
+        match lock(&self.busy).insert(what) {
+            true => Ok(Busy { prefix: self, what }),
+            false => Err(PrefixError::Hanging {
+                dataset: record.id,
+                path: self.paths.attempt(record.key(), record.epoch),
+            }),
         }
+    }
+
+    /// Attempts up to this one, newest first, and what each has noted of a slot.
+    fn earlier_attempts(
+        &self,
+        record: &DatasetRecord,
+        slot: Slot,
+        manifest_crc: u32,
+    ) -> Result<Vec<(Tree, Epoch, BTreeMap<usize, u64>)>, PrefixError> {
+        let names = self.store.list(&self.paths.inflight(record.key()))?;
+        let epochs = names
+            .iter()
+            .filter_map(|name| name.to_str()?.parse().ok().map(Epoch));
+        let mut epochs: Vec<Epoch> = epochs.filter(|&epoch| epoch <= record.epoch).collect();
+        epochs.sort_unstable_by(|one, other| other.cmp(one));
+        let mut found = Vec::new();
+        for epoch in epochs {
+            let path = self.paths.done(record.key(), epoch, slot);
+            let noted = done::read(&self.store, &path, manifest_crc)?;
+            let tree = Tree::open(&self.paths.attempt(record.key(), epoch))?;
+            found.push((tree, epoch, noted));
+        }
+        Ok(found)
+    }
+}
+
+/// Held while a part is being flushed.
+struct Busy<'a> {
+    prefix: &'a Prefix,
+    what: (DatasetKey, Slot),
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        lock(&self.prefix.busy).remove(&self.what);
     }
 }
 
 fn make_directories(path: &Path) -> Result<(), PrefixError> {
     fs::create_dir_all(path).map_err(PrefixError::io_at("make the directory", path))
+}
+
+/// What of it is still there as it was noted: what is taken over, and from which earlier attempts.
+fn finished(
+    tree: &Tree,
+    epoch: Epoch,
+    noted: Vec<(Tree, Epoch, BTreeMap<usize, u64>)>,
+    manifest: &Manifest,
+) -> (BTreeMap<usize, u64>, Earlier) {
+    let mut taken = BTreeMap::new();
+    let mut earlier = Earlier::new();
+    for (from, of, mut found) in noted {
+        let tree = if of == epoch { tree } else { &from };
+        found.retain(|entry, inode| {
+            !taken.contains_key(entry) && is_there(tree, manifest, *entry, *inode)
+        });
+        taken.extend(found.iter().map(|(entry, inode)| (*entry, *inode)));
+        if of != epoch {
+            earlier.push((from, found));
+        }
+    }
+    (taken, earlier)
+}
+
+/// Whether a file that was noted is there, as long as it should be.
+fn is_there(tree: &Tree, manifest: &Manifest, entry: usize, inode: u64) -> bool {
+    let Some(entry) = manifest.entries.get(entry) else {
+        return false;
+    };
+    let EntryKind::File { size, .. } = entry.kind else {
+        return false;
+    };
+    tree.stat(&entry.path).is_ok_and(|found| {
+        file_type(&found) == SFlag::S_IFREG
+            && found.st_ino == inode
+            && u64::try_from(found.st_size) == Ok(size)
+    })
 }
 
 /// That every file has its size.

@@ -16,6 +16,7 @@
 
 mod adopt;
 mod complete;
+mod done;
 mod error;
 mod fetch;
 mod flush;
@@ -25,6 +26,7 @@ mod publish;
 mod reconcile;
 mod salvage;
 mod scr;
+mod split;
 mod streams;
 mod track;
 
@@ -35,16 +37,18 @@ pub use adopt::Added;
 pub use error::{Cause, PrefixError};
 use nix::unistd::AccessFlags;
 pub use scr::scr_class;
-use scrfs::id::DatasetKey;
+use scrfs::id::{DatasetKey, Slot};
 use scrfs::layout::index::{EntryState, IndexEntry};
 use scrfs::layout::path::PrefixPaths;
 use scrfs::layout::record::DatasetRecord;
 use scrfs::store::Store;
 use scrfs::store::posix::PosixStore;
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Mutex;
 use streams::Pace;
 
 /// How a flush makes sure of what it wrote.
@@ -87,6 +91,8 @@ pub struct FlushSummary {
     pub files: u64,
     /// Nothing was copied: the prefix has the dataset.
     pub already_there: bool,
+    /// Files that an attempt before had copied.
+    pub resumed: u64,
 }
 
 /// An opened prefix.
@@ -95,6 +101,8 @@ pub struct Prefix {
     paths: PrefixPaths,
     store: PosixStore,
     pace: Pace,
+    /// Parts that are being flushed.
+    busy: Mutex<HashSet<(DatasetKey, Slot)>>,
     job: String,
 }
 
@@ -108,16 +116,42 @@ impl Prefix {
     ///
     /// It is not there, not a directory, on a read-only filesystem, or not writable.
     pub fn open(path: &Path) -> Result<Self, PrefixError> {
-        let prefix = Self::open_to_read(path)?;
-        let write = AccessFlags::W_OK | AccessFlags::X_OK;
-        nix::unistd::access(path, write)
-            .map_err(io::Error::from)
-            .map_err(PrefixError::io_at("write to", path))?;
+        let prefix = Self::at(path);
+        prefix.check_usable()?;
         Ok(prefix)
     }
 
     /// The prefix at `path`, to list and fetch from.
     pub fn open_to_read(path: &Path) -> Result<Self, PrefixError> {
+        let prefix = Self::at(path);
+        prefix.check_there()?;
+        Ok(prefix)
+    }
+
+    /// The prefix at `path`, whatever is there now: it may not answer.
+    pub fn at(path: &Path) -> Self {
+        Self {
+            paths: PrefixPaths::new(path),
+            store: PosixStore::new(),
+            pace: Pace::default(),
+            busy: Mutex::default(),
+            job: String::new(),
+        }
+    }
+
+    /// That it is there and may be written to. Before anything is made in it: a prefix that is not
+    /// mounted, or was removed, is not made anew.
+    pub fn check_usable(&self) -> Result<(), PrefixError> {
+        self.check_there()?;
+        let path = self.paths.root();
+        let write = AccessFlags::W_OK | AccessFlags::X_OK;
+        nix::unistd::access(path, write)
+            .map_err(io::Error::from)
+            .map_err(PrefixError::io_at("write to", path))
+    }
+
+    fn check_there(&self) -> Result<(), PrefixError> {
+        let path = self.paths.root();
         match fs::metadata(path) {
             Ok(found) if found.is_dir() => {}
             Ok(_) => {
@@ -132,12 +166,7 @@ impl Prefix {
             }
             Err(error) => return Err(PrefixError::io_at("open", path)(error)),
         }
-        Ok(Self {
-            paths: PrefixPaths::new(path),
-            store: PosixStore::new(),
-            pace: Pace::default(),
-            job: String::new(),
-        })
+        Ok(())
     }
 
     /// The same, for what `job` does there.

@@ -10,15 +10,17 @@
 //! elsewhere. What has the name is an earlier copy of the same file by the same slot (a retry), or the
 //! file of another slot: then `complete` finds both in the manifests and publishes neither.
 
+use super::done::Done;
 use super::error::PrefixError;
-use crate::part::{Log, PartError, PartId, Tree, attributes, lock};
+use crate::part::{Log, PartError, PartId, Tree, attributes, file_type, lock, report};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::sys::stat::SFlag;
 use scrfs::layout::manifest::{Entry, EntryKind, Manifest, Node};
 use scrfs::name::RelPath;
 use scrfs::store::StoreError;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -33,7 +35,13 @@ pub(super) struct Outgoing {
     missing: Vec<AtomicU64>,
     /// Entries whose file was made.
     made: Vec<Mutex<HashSet<usize>>>,
+    /// Entries that an attempt before has finished.
+    taken: BTreeMap<usize, u64>,
+    done: Done,
 }
+
+/// What attempts before have finished, and may be taken over: trees, and in each of them entries.
+pub(super) type Earlier = Vec<(Tree, BTreeMap<usize, u64>)>;
 
 fn refused(error: &StoreError) -> bool {
     matches!(
@@ -43,8 +51,34 @@ fn refused(error: &StoreError) -> bool {
 }
 
 impl Outgoing {
-    /// Makes everything below `tree` that has no data: directories, links, pipes, empty files.
-    pub(super) fn begin(tree: Tree, manifest: &Arc<Manifest>) -> Result<Self, PrefixError> {
+    /// Makes everything below `tree` that has no data: directories, links, pipes, empty files; and
+    /// takes over what is `taken`, from `earlier` trees where it is not here already. What was taken is noted
+    /// by `note` before anything is made: a file that gets the number of one that went is not that one.
+    pub(super) fn begin(
+        tree: Tree,
+        manifest: &Arc<Manifest>,
+        mut taken: BTreeMap<usize, u64>,
+        earlier: &Earlier,
+        note: impl FnOnce(&BTreeMap<usize, u64>) -> Result<Done, PrefixError>,
+    ) -> Result<Self, PrefixError> {
+        for (index, entry) in manifest.entries.iter().enumerate() {
+            if entry.kind == EntryKind::Directory {
+                // By several nodes at once; mode and time come when all have written into it.
+                tree.make_directory(&entry.path, 0o700)?;
+                for tree in earlier.iter().map(|(tree, _)| tree).chain([&tree]) {
+                    open_up(tree, &entry.path)?;
+                }
+            }
+            let mut having = earlier.iter();
+            if taken.contains_key(&index)
+                && let Some((from, _)) = having.find(|(_, found)| found.contains_key(&index))
+                && let Err(error) = tree.take_from(from, &entry.path)
+            {
+                report("copied again", &error);
+                taken.remove(&index);
+            }
+        }
+        let done = note(&taken)?;
         let missing = manifest
             .entries
             .iter()
@@ -59,11 +93,38 @@ impl Outgoing {
             log: Log::new(Arc::clone(manifest), tree, true),
             missing,
             made,
+            taken,
+            done,
         };
         for (index, entry) in manifest.entries.iter().enumerate() {
-            outgoing.make_without_data(index, entry)?;
+            if !outgoing.taken.contains_key(&index) {
+                outgoing.make_without_data(index, entry)?;
+            }
         }
+        outgoing.remove_from(earlier);
         Ok(outgoing)
+    }
+
+    /// Gives back the space of what earlier attempts have of this slot and was not taken.
+    fn remove_from(&self, earlier: &Earlier) {
+        for (tree, _) in earlier {
+            for entry in self.log.manifest().entries.iter().filter(has_data) {
+                if let Err(error) = tree.unlink(&entry.path) {
+                    tracing::debug!(%error, "left by an attempt before");
+                }
+            }
+        }
+    }
+
+    /// Whether all of a range was finished by an attempt before.
+    pub(super) fn has(&self, offset: u64, len: u64) -> bool {
+        let mut pieces = self.log.pieces(offset, len);
+        !self.taken.is_empty() && pieces.all(|piece| self.taken.contains_key(&piece.entry))
+    }
+
+    /// Files that an attempt before has finished.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.len() as u64
     }
 
     fn part(&self) -> PartId {
@@ -78,8 +139,8 @@ impl Outgoing {
         let tree = self.log.tree();
         let path = &entry.path;
         match &entry.kind {
-            // By several nodes at once; mode and time come when all have written into it.
-            EntryKind::Directory => tree.make_directory(path, 0o700)?,
+            // Made already.
+            EntryKind::Directory => {}
             EntryKind::File { .. } if self.missing[index].load(Ordering::Relaxed) == 0 => {
                 self.make_file(index)?;
                 self.finish_file(index)?;
@@ -140,9 +201,13 @@ impl Outgoing {
         self.log.check_range(offset, bytes.len() as u64)?;
         let mut done = 0;
         for piece in self.log.pieces(offset, bytes.len() as u64) {
+            let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+            if self.taken.contains_key(&piece.entry) {
+                done += len;
+                continue;
+            }
             self.make_file(piece.entry)?;
             let file = self.log.file(piece.entry)?;
-            let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
             file.write_all_at(&bytes[done..done + len], piece.file_offset)
                 .map_err(
                     self.part()
@@ -168,6 +233,8 @@ impl Outgoing {
         }
         attributes::apply(&file, entry, &path).map_err(|error| self.failed(error))?;
         file.sync_all().map_err(self.part().io("sync", &path))?;
+        let found = file.metadata().map_err(self.part().io("stat", &path))?;
+        self.done.note(index, found.ino());
         // So that reading it back reads what the server has. Where this does nothing, it reads
         // what this node has, which is better than nothing.
         let _ = posix_fadvise(&*file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
@@ -206,18 +273,39 @@ impl Outgoing {
         copy.sync_all().map_err(PrefixError::io_at("sync", &path))
     }
 
-    /// Removes the files, to give back the space of a flush that did not end well. Directories stay:
-    /// others may be writing into them.
-    pub(super) fn remove(&self) {
+    /// Removes files, to give back the space of a flush that did not end well: all of them, or those
+    /// that are not finished. Directories stay: others may be writing into them.
+    pub(super) fn remove(&self, all: bool) {
         self.log.forget_all();
-        for entry in &self.log.manifest().entries {
-            if matches!(
-                entry.kind,
-                EntryKind::File { .. } | EntryKind::HardLink { .. }
-            ) && let Err(error) = self.log.tree().unlink(&entry.path)
+        for (index, entry) in self.log.manifest().entries.iter().enumerate() {
+            let is_begun = self.missing[index].load(Ordering::Acquire) > 0;
+            let goes = all || (is_begun && !self.taken.contains_key(&index));
+            if goes
+                && has_data(&entry)
+                && let Err(error) = self.log.tree().unlink(&entry.path)
             {
                 tracing::debug!(%error, "not removed after a failed flush");
             }
         }
     }
+}
+
+/// A directory that an attempt before gave its mode may refuse what is to come.
+fn open_up(tree: &Tree, path: &RelPath) -> Result<(), PrefixError> {
+    let found = match tree.stat(path) {
+        Ok(found) => found,
+        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if file_type(&found) == SFlag::S_IFDIR && found.st_mode & 0o700 != 0o700 {
+        tree.set_mode(path, 0o700)?;
+    }
+    Ok(())
+}
+
+fn has_data(entry: &&Entry) -> bool {
+    matches!(
+        entry.kind,
+        EntryKind::File { .. } | EntryKind::HardLink { .. }
+    )
 }

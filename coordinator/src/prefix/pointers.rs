@@ -43,6 +43,7 @@ impl Prefix {
     ///
     /// The first: a name is taken by something that is not ours, or the operating system refused.
     pub fn write_pointers(&self, due: &Pointers) -> Result<(), PrefixError> {
+        self.check_usable()?;
         let mut here = self.pointers()?;
         here.term = here.term.max(due.term);
         let mut first = Ok(());

@@ -4,6 +4,10 @@
 //! pieces may end in any order. Memory is bounded by streams times piece. The caller's thread waits,
 //! tells progress, and looks at the cancel flag before each piece: what has begun is finished. The
 //! first error ends it.
+//!
+//! A piece that takes very long says that the file system is busy: then half as many are on their way at
+//! once, and more again, one by one, when pieces are quick. Work that programs do not wait for runs at a lower
+//! priority than they do.
 
 use super::error::PrefixError;
 use crate::part::lock;
@@ -15,6 +19,54 @@ use tokio::task::JoinSet;
 
 /// A wait for the pace looks at the cancel flag this often.
 const NAP: Duration = Duration::from_millis(100);
+
+/// A piece that takes longer shows a file system that is busy.
+const SLOW: Duration = Duration::from_secs(2);
+/// So many quick pieces a stream, one after the other, allow for one stream more.
+const QUICK_PIECES: usize = 4;
+/// Added to the niceness of threads that programs do not wait for.
+const NICENESS: i32 = 10;
+
+/// How many pieces are on their way at once.
+#[derive(Debug)]
+struct Width {
+    now: usize,
+    max: usize,
+    quick: usize,
+    /// Pieces on their way when it was halved: that they are slow, too, is nothing new.
+    known: usize,
+}
+
+impl Width {
+    fn new(max: usize) -> Self {
+        Self {
+            now: max,
+            max,
+            quick: 0,
+            known: 0,
+        }
+    }
+
+    /// A piece took so long.
+    fn learn(&mut self, took: Duration) {
+        let is_known = self.known > 0;
+        self.known = self.known.saturating_sub(1);
+        if took >= SLOW {
+            self.quick = 0;
+            if !is_known && self.now > 1 {
+                self.known = self.now - 1;
+                self.now /= 2;
+                tracing::info!(streams = self.now, ?took, "the prefix is busy");
+            }
+        } else {
+            self.quick += 1;
+            if self.quick >= QUICK_PIECES * self.now {
+                self.quick = 0;
+                self.now = self.max.min(self.now + 1);
+            }
+        }
+    }
+}
 
 /// Keeps all streams of a node together below a bandwidth. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +94,10 @@ pub(super) struct Job<'a> {
     pub(super) piece: u64,
     pub(super) streams: usize,
     pub(super) pace: Option<(&'a Pace, u64)>,
+    /// What need not be done.
+    pub(super) skip: Option<&'a dyn Fn(u64, u64) -> bool>,
+    /// Programs do not wait for it.
+    pub(super) gentle: bool,
     pub(super) cancel: &'a AtomicBool,
 }
 
@@ -52,9 +108,14 @@ pub(super) fn run(
     work: impl Fn(u64, u64) -> Result<(), PrefixError> + Send + Sync + 'static,
 ) -> Result<(), PrefixError> {
     let streams = job.streams.max(1);
+    let gentle = job.gentle;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .max_blocking_threads(streams)
+        .on_thread_start(move || {
+            // Of this thread alone, on Linux. Not being allowed to is no harm.
+            let _ = gentle.then(|| rustix::process::nice(NICENESS));
+        })
         .build()
         .map_err(PrefixError::io_at(
             "start threads for",
@@ -72,13 +133,20 @@ async fn copy<W>(
 where
     W: Fn(u64, u64) -> Result<(), PrefixError> + Send + Sync + 'static,
 {
-    let mut running: JoinSet<(u64, Result<(), PrefixError>)> = JoinSet::new();
+    let mut running: JoinSet<(u64, Duration, Result<(), PrefixError>)> = JoinSet::new();
+    let mut width = Width::new(streams);
     let mut outcome = Ok(());
     let (mut next, mut done) = (0, 0);
     let piece = job.piece.max(1);
     loop {
-        while outcome.is_ok() && next < job.total && running.len() < streams {
+        while outcome.is_ok() && next < job.total && running.len() < width.now {
             let len = piece.min(job.total - next);
+            if job.skip.is_some_and(|skip| skip(next, len)) {
+                next += len;
+                done += len;
+                progress(done);
+                continue;
+            }
             if !may_begin(job, len).await {
                 outcome = Err(PrefixError::Cancelled {
                     dataset: job.dataset,
@@ -86,16 +154,21 @@ where
                 break;
             }
             let (offset, work) = (next, Arc::clone(&work));
-            running.spawn_blocking(move || (len, work(offset, len)));
+            running.spawn_blocking(move || {
+                let begun = Instant::now();
+                let result = work(offset, len);
+                (len, begun.elapsed(), result)
+            });
             next += len;
         }
         match running.join_next().await {
             None => return outcome,
-            Some(Ok((len, Ok(())))) => {
+            Some(Ok((len, took, Ok(())))) => {
+                width.learn(took);
                 done += len;
                 progress(done);
             }
-            Some(Ok((_, Err(error)))) => outcome = outcome.and(Err(error)),
+            Some(Ok((_, _, Err(error)))) => outcome = outcome.and(Err(error)),
             Some(Err(error)) => {
                 // A bug in the work: let it be seen as one.
                 std::panic::resume_unwind(error.into_panic());
@@ -136,6 +209,8 @@ mod tests {
             piece,
             streams,
             pace: None,
+            skip: None,
+            gentle: false,
             cancel,
         }
     }
@@ -183,6 +258,25 @@ mod tests {
         cancel.store(true, Ordering::Relaxed);
         let error = run(&job(&cancel), &|_| {}, |_, _| unreachable!("cancelled")).unwrap_err();
         assert!(matches!(error, PrefixError::Cancelled { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_busy_file_system_gets_half_and_a_quick_one_more_again() {
+        let (slow, quick) = (SLOW, SLOW / 2);
+        let mut width = Width::new(8);
+        (0..8).for_each(|_| width.learn(slow));
+        assert_eq!(width.now, 4, "those on their way say nothing new");
+        (0..4).for_each(|_| width.learn(slow));
+        (0..100).for_each(|_| width.learn(slow));
+        assert_eq!(width.now, 1);
+        (0..3).for_each(|_| width.learn(quick));
+        width.learn(slow);
+        (0..3).for_each(|_| width.learn(quick));
+        assert_eq!(width.now, 1);
+        width.learn(quick);
+        assert_eq!(width.now, 2);
+        (0..1000).for_each(|_| width.learn(quick));
+        assert_eq!(width.now, 8);
     }
 
     #[test]

@@ -27,6 +27,7 @@
 //!
 //! <prefix>/<dataset>/               the application's files and nothing else
 //! <prefix>/.scrfs/inflight/<key>/<epoch>/   a flush that has not ended, one directory an attempt
+//! <prefix>/.scrfs/inflight/<key>/<epoch>.<slot>.done   files that it has finished
 //! <prefix>/.scrfs/inflight/<key>/job        the job that makes them
 //! <prefix>/.scrfs/inflight/<key>/<epoch>.kept/    what a scavenge rebuilds lost slots from
 //! <prefix>/.scrfs/scavenge/<session>/       what nodes and plan say while a scavenge runs
@@ -333,6 +334,12 @@ impl PrefixPaths {
     pub fn scavenge_report(&self, session: Epoch, node: &str) -> PathBuf {
         let session = self.scavenges().join(session.0.to_string());
         session.join(format!("{node}.report"))
+    }
+
+    /// What one attempt has finished of one slot.
+    pub fn done(&self, key: DatasetKey, epoch: Epoch, slot: Slot) -> PathBuf {
+        self.inflight(key)
+            .join(format!("{}.{}.done", epoch.0, slot.0))
     }
 
     /// All index entries.
