@@ -4,9 +4,11 @@
 //! of a job is touched, twice: as a user would, and with the bytes served by the daemon. Raw and mounted
 //! runs alternate, after one of each that does not count; the figure is the median. What crosses nodes
 //! is measured by `scrfs-coordinator bench`. Each figure is printed when it is there. SIGINT and SIGTERM
-//! end it after the run that is being timed, and take the mount down.
+//! end it after the run that is being timed, and take the mount down. `scrfs bench flush` is only made when
+//! it is asked for, for it fills a file system.
 
 mod data;
+mod flush;
 mod names;
 
 use super::Failure;
@@ -39,9 +41,12 @@ pub(super) struct BenchArgs {
     /// How many small files, all in one directory
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     files: u32,
-    /// MiB a node of encode and rebuild, of four nodes on this machine
+    /// MiB a node of encode and rebuild, of four nodes on this machine; a file of four of flush
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     part: u64,
+    /// Where to flush to
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    prefix: PathBuf,
     /// Runs that count; an even number, so that each is first as often
     #[arg(long, value_name = "N", default_value_t = 6)]
     runs: u32,
@@ -59,6 +64,8 @@ enum What {
     Encode,
     /// One lost node of four, by each scheme
     Rebuild,
+    /// Four files to the prefix, beside cp, and beside a program that writes
+    Flush,
 }
 
 /// Set by the first signal that asks for the end.
@@ -105,6 +112,15 @@ struct Bench {
 
 impl Bench {
     fn mount(store: &Path, served: bool) -> Result<Self> {
+        Self::mount_with(store, served, None, &[])
+    }
+
+    fn mount_with(
+        store: &Path,
+        served: bool,
+        prefix: Option<&Path>,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let private = store == Path::new("tmpfs");
         let beside = if private {
             Path::new("/dev/shm")
@@ -121,16 +137,19 @@ impl Bench {
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         let bench = Self { root };
+        let prefix = prefix.map_or_else(|| bench.root.join("prefix"), Path::to_owned);
+        fs::create_dir_all(&prefix).with_context(|| format!("cannot make {}", prefix.display()))?;
         let status = Command::new(std::env::current_exe().context("finding this program")?)
             .arg("mount")
             .arg(bench.mountpoint())
             .arg("--cache")
             .arg(cache)
             .arg("--prefix")
-            .arg(bench.root.join("prefix"))
+            .arg(prefix)
             .args(["--job", JOB])
             .args(served.then_some(["-o", "no_passthrough"]).iter().flatten())
             .env("SCR_FLUSH", "0")
+            .envs(settings.iter().copied())
             .status()
             .context("cannot start the daemon")?;
         if !status.success() {
@@ -296,6 +315,7 @@ fn measure(args: &BenchArgs, report: &mut Report) -> Result<()> {
         Some(What::Mount) => one_node(args, report),
         Some(What::Encode) => redundancy("encode", args, report),
         Some(What::Rebuild) => redundancy("rebuild", args, report),
+        Some(What::Flush) => flush::figures(args, report),
         None => {
             one_node(args, report)?;
             redundancy("encode", args, report)?;
