@@ -12,6 +12,7 @@ use crate::effects;
 use crate::inventory;
 use crate::journal::{Journal, Places};
 use crate::link::{Link, NodeFacts};
+use crate::look::{Looker, Seen};
 use crate::moves::{Copied, Moves};
 use crate::part::report;
 use crate::parts::Parts;
@@ -30,7 +31,7 @@ use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::{DatasetRecord, UnixMillis};
 use scrfs::protocol::Now;
 use scrfs::protocol::member::LEADER;
-use scrfs::protocol::message::{Inventory, Message, Order, Packet, PrefixView};
+use scrfs::protocol::message::{Message, Order, Packet};
 use scrfs::protocol::node::{Node, Start};
 use scrfs::protocol::step::{Effect, Outcome, Step, Write};
 use scrfs::store::StoreError;
@@ -54,6 +55,8 @@ pub(crate) enum Event {
     Task(TaskEnd),
     /// A piece of a sealed dataset was read.
     Read(Read),
+    /// Somebody looked at the prefix.
+    Seen(Seen),
     /// A dataset was copied to another store.
     Copied(Copied),
     /// What was moved away is gone.
@@ -91,6 +94,14 @@ impl Tasks {
 
     /// Runs `task` on another thread; what it returns comes to the driver as an event.
     pub(crate) fn spawn(&self, task: impl FnOnce(&dyn Fn(Event)) -> Event + Send + 'static) {
+        self.run(|report| {
+            let last = task(report);
+            report(last);
+        });
+    }
+
+    /// Runs `task` on another thread; the driver hears of it what it reports.
+    pub(crate) fn run(&self, task: impl FnOnce(&dyn Fn(Event)) + Send + 'static) {
         let (events, wake) = (self.events.clone(), self.wake.clone());
         self.runtime.spawn_blocking(move || {
             let report = |event| {
@@ -98,8 +109,7 @@ impl Tasks {
                 let _ = events.send(event);
                 wake();
             };
-            let last = task(&report);
-            report(last);
+            task(&report);
         });
     }
 }
@@ -134,7 +144,9 @@ pub struct Driver<F: Fabric> {
     events: Receiver<Event>,
     store: PosixStore,
     stores: Stores,
-    prefix: Option<Arc<Prefix>>,
+    prefix: Arc<Prefix>,
+    /// Of rank 0.
+    looker: Option<Looker>,
     /// Of rank 0; others write nothing.
     journal: Journal,
     config: Arc<Config>,
@@ -143,6 +155,8 @@ pub struct Driver<F: Fabric> {
     next_tick: Instant,
     next_mention: Instant,
     stopping: bool,
+    /// There are no other ranks.
+    is_alone: bool,
 }
 
 impl<F: Fabric> Driver<F> {
@@ -176,10 +190,9 @@ impl<F: Fabric> Driver<F> {
         let store = PosixStore::with_reserves(stores.iter().map(CachePaths::reserve));
         let group = config.failure_group(&config.redundancy.group, &node)?;
         let inventory = inventory::take(&stores, node, group)?;
-        let (prefix, view) = open_prefix(&config, (me, epoch), &inventory);
-        let paths_of_prefix = prefix.as_ref().map(|prefix| prefix.paths().clone());
+        let prefix = Arc::new(Prefix::at(&config.prefix).of_job(&config.job));
         let places = match me {
-            LEADER => Places::wanted(&config.log, paths_of_prefix),
+            LEADER => Places::wanted(&config.log, Some(prefix.paths().clone())),
             _ => Places::default(),
         };
         let journal = Journal::begin(places).context("no thread for events")?;
@@ -196,6 +209,11 @@ impl<F: Fabric> Driver<F> {
             stores.clone(),
             &inventory.epoch,
         );
+        let mut looker = (me == LEADER)
+            .then(|| Looker::new(Arc::clone(&prefix), Arc::clone(&config), epoch, &inventory));
+        let view = looker
+            .as_mut()
+            .and_then(|looker| looker.first(&tasks, &inventory));
         let start = Start {
             epoch,
             me,
@@ -222,6 +240,7 @@ impl<F: Fabric> Driver<F> {
             store,
             stores,
             prefix,
+            looker,
             journal,
             config,
             epoch,
@@ -229,6 +248,7 @@ impl<F: Fabric> Driver<F> {
             next_tick: Instant::now(),
             next_mention: Instant::now() + MENTION,
             stopping: false,
+            is_alone: size == 1,
         };
         tracing::info!(%me, size, %epoch, "coordinator started");
         driver.carry_out(step)?;
@@ -261,6 +281,12 @@ impl<F: Fabric> Driver<F> {
                 self.engine.tick(Instant::now());
                 self.mention_works();
                 self.moves.sweep(&self.tasks);
+                if let Some(looker) = &mut self.looker {
+                    looker.tick(&self.tasks);
+                }
+                for outcome in self.works.stuck() {
+                    self.outcome(outcome)?;
+                }
             }
         }
     }
@@ -313,6 +339,11 @@ impl<F: Fabric> Driver<F> {
                 if !finish_flushes {
                     bail!("stopped without finishing, as asked");
                 }
+                if self.is_alone {
+                    // Others may be gone already: `scrfs run` asks before it unmounts.
+                    let step = self.node.end(self.now());
+                    self.carry_out(step)?;
+                }
                 Ok(())
             }
             Event::Daemon(FromDaemon::Fetch {
@@ -350,6 +381,13 @@ impl<F: Fabric> Driver<F> {
                     false => Ok(()),
                 }
             }
+            Event::Seen(seen) => match &mut self.looker {
+                Some(looker) => {
+                    let result = looker.ended(seen);
+                    self.outcome(Outcome::PrefixSeen { result })
+                }
+                None => Ok(()),
+            },
             Event::Swept => Ok(()),
             Event::Daemon(word) => {
                 let step = self.node.handle_daemon(word);
@@ -473,7 +511,7 @@ impl<F: Fabric> Driver<F> {
             engine: &mut self.engine,
             parts: &mut self.parts,
             tasks: &self.tasks,
-            prefix: self.prefix.as_ref(),
+            prefix: &self.prefix,
             config: &self.config,
             store: &self.store,
             messages: Vec::new(),
@@ -628,7 +666,7 @@ impl<F: Fabric> Driver<F> {
             Effect::WritePointers { due } => {
                 let prefix = self.prefix.clone();
                 self.tasks.spawn(move |_| {
-                    let result = effects::write_pointers(prefix.as_deref(), &due);
+                    let result = effects::write_pointers(&prefix, &due);
                     Event::Outcome(Outcome::PointersWritten { due, result })
                 });
                 Ok(())
@@ -642,12 +680,19 @@ impl<F: Fabric> Driver<F> {
                 let spare = fetching.chain([record.key()]).collect();
                 self.tasks.spawn(move |_| {
                     let dataset = record.id;
-                    let result = effects::complete_flush(prefix.as_deref(), &record);
+                    let result = effects::complete_flush(&prefix, &record);
                     if result.is_ok() {
-                        effects::retain(prefix.as_deref(), keep, &spare);
+                        effects::retain(&prefix, keep, &spare);
                     }
                     Event::Outcome(Outcome::FlushCompleted { dataset, result })
                 });
+                Ok(())
+            }
+            Effect::LookAtPrefix => {
+                if let Some(looker) = &mut self.looker {
+                    looker.hurry();
+                    looker.tick(&self.tasks);
+                }
                 Ok(())
             }
             Effect::DropData { dataset, slots } => {
@@ -666,36 +711,6 @@ impl<F: Fabric> Driver<F> {
                 self.store.refill_reserves();
                 Ok(())
             }
-        }
-    }
-}
-
-fn open_prefix(
-    config: &Config,
-    (me, epoch): (Rank, Epoch),
-    inventory: &Inventory,
-) -> (Option<Arc<Prefix>>, Option<PrefixView>) {
-    let prefix = match Prefix::open(&config.prefix) {
-        Ok(prefix) => Arc::new(prefix.of_job(&config.job)),
-        Err(error) => {
-            tracing::error!(prefix = %config.prefix.display(), %error, "nothing will be flushed");
-            return (None, None);
-        }
-    };
-    if me != Rank(0) {
-        return (Some(prefix), None);
-    }
-    let known = inventory.datasets.iter();
-    let keep = known.map(|entry| entry.record.key()).collect();
-    if let Err(error) = prefix.reconcile(&keep) {
-        tracing::error!(prefix = %config.prefix.display(), %error, "cannot tidy the prefix");
-    }
-    match effects::prefix_view(&prefix, config, epoch) {
-        Ok(view) => (Some(prefix), Some(view)),
-        Err(error) => {
-            // Without it nothing could be told from what was taken out of the prefix.
-            tracing::error!(prefix = %config.prefix.display(), %error, "cannot list the prefix: nothing will be flushed");
-            (Some(prefix), None)
         }
     }
 }

@@ -124,20 +124,13 @@ pub(crate) fn scan(
 }
 
 /// Verifies what all nodes flushed, and makes it visible.
-pub(crate) fn complete_flush(
-    prefix: Option<&Prefix>,
-    record: &DatasetRecord,
-) -> Result<(), Failure> {
-    let prefix =
-        prefix.ok_or_else(|| Failure::new(Refusal::Failed, "there is no prefix to flush to"))?;
+pub(crate) fn complete_flush(prefix: &Prefix, record: &DatasetRecord) -> Result<(), Failure> {
     prefix
         .complete_flush(record)
         .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
 }
 
-pub(crate) fn write_pointers(prefix: Option<&Prefix>, due: &Pointers) -> Result<(), Failure> {
-    let prefix =
-        prefix.ok_or_else(|| Failure::new(Refusal::Failed, "there is no prefix to write to"))?;
+pub(crate) fn write_pointers(prefix: &Prefix, due: &Pointers) -> Result<(), Failure> {
     prefix
         .write_pointers(due)
         .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
@@ -145,10 +138,10 @@ pub(crate) fn write_pointers(prefix: Option<&Prefix>, due: &Pointers) -> Result<
 
 /// Removes checkpoints from the prefix that `flush.keep` newer ones have made superfluous. What cannot
 /// be removed now is tried again after the next flush.
-pub(crate) fn retain(prefix: Option<&Prefix>, keep: u64, spare: &BTreeSet<DatasetKey>) {
-    let Some(prefix) = prefix.filter(|_| keep > 0) else {
+pub(crate) fn retain(prefix: &Prefix, keep: u64, spare: &BTreeSet<DatasetKey>) {
+    if keep == 0 {
         return;
-    };
+    }
     match prefix.retain(keep, spare) {
         Ok(removed) => {
             for key in removed {
@@ -161,15 +154,8 @@ pub(crate) fn retain(prefix: Option<&Prefix>, keep: u64, spare: &BTreeSet<Datase
     }
 }
 
-/// What the leader must know of the prefix when an epoch begins.
-pub(crate) fn prefix_view(
-    prefix: &Prefix,
-    config: &Config,
-    epoch: Epoch,
-) -> Result<PrefixView, PrefixError> {
-    if let Err(error) = choose_as_configured(prefix, config, epoch) {
-        tracing::error!(error = %chain(&error), "restart.current (SCR_CURRENT) cannot be followed");
-    }
+/// What the leader must know of the prefix.
+pub(crate) fn prefix_view(prefix: &Prefix) -> Result<PrefixView, PrefixError> {
     let entries = prefix.list()?;
     let pointers = prefix.pointers().unwrap_or_else(|error| {
         tracing::error!(%error, "what it says of pointer files is not believed");
@@ -193,17 +179,22 @@ pub(crate) fn prefix_view(
 
 /// Follows `restart.current`: once a job, so that a relaunch goes on from what was flushed since. The
 /// first epoch of all is that of a job that begins, whatever it is called.
-fn choose_as_configured(prefix: &Prefix, config: &Config, epoch: Epoch) -> Result<(), PrefixError> {
+pub(crate) fn choose_current(prefix: &Prefix, config: &Config, epoch: Epoch) {
     let Ok(name) = Name::new(config.restart.current.as_bytes()) else {
-        return Ok(());
+        return;
     };
     let asked = (config.job.clone(), name);
-    let last = prefix.choice()?.and_then(|choice| choice.asked);
-    if epoch > Epoch(1) && last.as_ref() == Some(&asked) {
-        return Ok(());
+    let chosen = || -> Result<(), PrefixError> {
+        let last = prefix.choice()?.and_then(|choice| choice.asked);
+        if epoch > Epoch(1) && last.as_ref() == Some(&asked) {
+            return Ok(());
+        }
+        let name = asked.1.clone();
+        prefix.choose(&name, Some(asked.clone())).map(drop)
+    };
+    if let Err(error) = chosen() {
+        tracing::error!(error = %chain(&error), "restart.current (SCR_CURRENT) cannot be followed");
     }
-    let name = asked.1.clone();
-    prefix.choose(&name, Some(asked)).map(drop)
 }
 
 /// Renames the files of a dataset out of the way, so that they can be removed at leisure.

@@ -170,7 +170,11 @@ impl Writer {
     fn append(paths: &PrefixPaths, line: &[u8]) -> io::Result<()> {
         let path = paths.events();
         let open = || OpenOptions::new().create(true).append(true).open(&path);
-        fs::create_dir_all(paths.control())?;
+        // Not all above it: a prefix that is not mounted is not made.
+        match fs::create_dir(paths.control()) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         let mut file = open()?;
         if file.metadata()?.len() >= FILE_BYTES_MAX {
             fs::rename(&path, paths.events_before())?;

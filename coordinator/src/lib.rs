@@ -9,6 +9,7 @@ mod inventory;
 pub mod job;
 mod journal;
 mod link;
+mod look;
 mod moves;
 #[cfg(feature = "mpi")]
 pub mod mpi;

@@ -50,8 +50,8 @@ pub(crate) struct Context<'a> {
     pub(crate) parts: &'a mut Parts,
     /// Other threads.
     pub(crate) tasks: &'a Tasks,
-    /// The prefix, if there is one.
-    pub(crate) prefix: Option<&'a Arc<Prefix>>,
+    /// The prefix.
+    pub(crate) prefix: &'a Arc<Prefix>,
     /// The effective configuration.
     pub(crate) config: &'a Arc<Config>,
     /// For records.
@@ -171,6 +171,15 @@ impl Works {
             Run::Copying(copying) if copying.what().1 == Activity::Fetch => Some(copying.what().0),
             _ => None,
         })
+    }
+
+    /// Flushes that have come to a stop, or go on again.
+    pub(crate) fn stuck(&mut self) -> Vec<Outcome> {
+        let copying = self.runs.values_mut().filter_map(|run| match run {
+            Run::Copying(copying) => copying.stuck(),
+            Run::Encode(_) | Run::Rebuild(_) => None,
+        });
+        copying.collect()
     }
 
     /// Whether anything is under way with a dataset.

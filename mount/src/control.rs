@@ -21,6 +21,7 @@ use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::Phase;
 use scrfs::name::Name;
 use scrfs::stores::Stores;
+use std::fmt::Display;
 use std::io::{self, BufReader, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
@@ -440,6 +441,7 @@ impl Server {
             }
             ToDaemon::Moved { dataset } => vfs.moved(dataset),
             ToDaemon::Progress(progress) => vfs.set_progress(progress),
+            ToDaemon::Due(datasets) => vfs.set_due(datasets),
             ToDaemon::Missing {
                 dataset,
                 slots,
@@ -483,6 +485,8 @@ impl Server {
                 Ok(dataset) => self.request(&name, Request::Flush { dataset }),
                 Err(answer) => answer,
             },
+            Command::Fetch { name } => self.request(&name, Request::Fetch { name: name.clone() }),
+            Command::End => self.request(&"what is due", Request::End),
             Command::Attach { supervisor, token } => {
                 let _ = self
                     .process
@@ -533,7 +537,7 @@ impl Server {
         }
     }
 
-    fn request(&self, name: &Name, what: Request) -> Answer {
+    fn request(&self, name: &dyn Display, what: Request) -> Answer {
         let (done, result) = mpsc::channel();
         self.vfs.requests().ask(
             what,
@@ -583,7 +587,7 @@ impl Server {
     }
 }
 
-fn words(name: &Name, refusal: Refusal) -> String {
+fn words(name: &dyn Display, refusal: Refusal) -> String {
     let why = match refusal {
         Refusal::Busy => "is still being written, or another commit of it is under way",
         Refusal::Exists => "cannot take that name: it is taken",

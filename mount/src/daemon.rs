@@ -496,7 +496,6 @@ fn serve_inner(
         vfs: Arc::clone(&vfs),
         server: Arc::clone(&server),
         node: plan.node.clone(),
-        flush_every: plan.config.flush.every,
     });
     if let Some((supervisor, token)) = plan.supervisor.clone() {
         let _ = process.send(ProcessCommand::Attach { supervisor, token });

@@ -28,8 +28,6 @@ pub struct Pulse {
     pub server: Arc<Server>,
     /// Node name.
     pub node: String,
-    /// Every how many checkpoints are flushed; 0 none.
-    pub flush_every: u64,
 }
 
 /// A running heartbeat; ends when it is dropped.
@@ -79,10 +77,7 @@ impl Pulse {
         let sealed = || names.iter().filter(|dataset| dataset.record.is_cached());
         let pending = sealed().filter(|dataset| {
             let record = &dataset.record;
-            let due = record
-                .checkpoint
-                .and_then(|number| number.checked_rem(self.flush_every));
-            let flushes = record.class.is_output() || due == Some(0);
+            let flushes = names.due.contains(&record.id);
             dataset.is_unprotected() || (flushes && record.flushed.is_none())
         });
         let lost = names

@@ -201,6 +201,9 @@ pub struct FlushConfig {
     pub bandwidth: Bandwidth,
     /// Checkpoints kept in the prefix; 0 all. Output is always kept.
     pub keep: u64,
+    /// Checkpoints that wait for their flush at most, beside the one that is being flushed: older
+    /// ones are left out. 0: however many.
+    pub backlog: u64,
 }
 
 /// `[restart]`.

@@ -230,6 +230,14 @@ pub enum Request {
         /// Which.
         dataset: DatasetId,
     },
+    /// Bring a dataset of the prefix into the caches; answered when it is there.
+    Fetch {
+        /// Which: the newest of that name.
+        name: Name,
+    },
+    /// Programs have ended: the latest checkpoint goes to the prefix as well. Answered when every node
+    /// knows what is due.
+    End,
 }
 
 /// How far a wait goes.
@@ -380,6 +388,8 @@ pub enum ToDaemon {
         /// Of which.
         dataset: DatasetId,
     },
+    /// What the prefix is to have and has not.
+    Due(Vec<DatasetId>),
     /// For the status files. Done bytes equal to all of them: it has ended.
     Progress(Progress),
     /// These slots of a sealed dataset are lost and not rebuilt yet; what is read of them is made of
@@ -517,6 +527,13 @@ pub enum Command {
         /// Which.
         name: Name,
     },
+    /// Fetch now.
+    Fetch {
+        /// Which.
+        name: Name,
+    },
+    /// The job has ended: what is left for the prefix is due.
+    End,
     /// Send heartbeats to this address from now on, and obey the supervisor there.
     Attach {
         /// `host:port` of the supervisor's UDP socket.

@@ -40,6 +40,9 @@ pub struct DatasetStatus {
     pub files: u64,
     /// Bytes in the prefix.
     pub flushed_bytes: u64,
+    /// Seconds until the prefix has it, going by its flush so far; only while that goes on.
+    #[serde(default)]
+    pub remaining_seconds: Option<u64>,
     /// Bytes with parity.
     pub protected_bytes: u64,
     /// Scheme, once sealed.
@@ -78,6 +81,7 @@ impl DatasetStatus {
             bytes,
             files: seal.map_or(0, |seal| seal.files()),
             flushed_bytes: when(record.flushed.is_some()),
+            remaining_seconds: None,
             protected_bytes: when(record.protected.is_some()),
             scheme: seal.map(|seal| seal.scheme.to_string()),
             set_size: seal.and_then(|seal| seal.sets.iter().map(Vec::len).max()),

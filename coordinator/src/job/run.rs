@@ -10,10 +10,10 @@
 //! not come back in the same job; nothing of an old launch runs when the next one begins.
 
 use super::application::End;
-use super::args::{Hosts, RunArgs};
+use super::args::{self, Hosts, RunArgs};
 use super::child;
 use super::epoch::Held;
-use super::remote::Shell;
+use super::remote::{Fleet, Shell};
 use super::resource::{Allocation, Here};
 use super::supervisor::{Supervisor, milliseconds};
 use super::suspect::Suspect;
@@ -23,6 +23,7 @@ use crate::scavenge::{Hosts as Crew, Outcome, after_run};
 use anyhow::{Context, Result, ensure};
 use scrfs::event::JobWhat;
 use scrfs::halt::Halt;
+use scrfs::id::Epoch;
 use std::time::{Duration, Instant};
 
 /// It failed.
@@ -258,6 +259,8 @@ impl Supervisor<'_> {
         let patience = Duration::from_secs(self.args.flush_timeout);
         let asked = self.stop.take();
         let mut told = begun;
+        // The coordinators of which epoch know that the job ends, and since when.
+        let mut ending: Option<(Epoch, Instant)> = None;
         loop {
             self.turn()?;
             if self.is_any_lost() {
@@ -274,6 +277,17 @@ impl Supervisor<'_> {
             {
                 return Ok(self.unflushed("the coordinators do not stay"));
             }
+            let known = ending.filter(|(epoch, _)| *epoch == self.epoch);
+            let since = match known {
+                Some((_, since)) => since,
+                None => {
+                    let epoch = self.epoch;
+                    self.tell_end()?;
+                    let now = Instant::now();
+                    ending = Some((epoch, now));
+                    now
+                }
+            };
             let placed = self.placed();
             let lives: Vec<_> = placed
                 .iter()
@@ -284,7 +298,7 @@ impl Supervisor<'_> {
                 .map(|life| life.beat.pending)
                 .max()
                 .unwrap_or(0);
-            let heard = lives.len() == placed.len() && lives.iter().all(|life| life.heard > begun);
+            let heard = lives.len() == placed.len() && lives.iter().all(|life| life.heard > since);
             if heard && pending == 0 {
                 let took = begun.elapsed().as_secs_f64();
                 self.report
@@ -315,6 +329,34 @@ impl Supervisor<'_> {
                     .say(&format!("flushing: {pending} datasets are not safe yet"));
             }
         }
+    }
+
+    /// Tells the coordinators, through one node, that the job ends: the latest checkpoint goes to the
+    /// prefix, too. Given up when they go; the next ones are told again.
+    fn tell_end(&mut self) -> Result<()> {
+        let Some(host) = self.placed().into_iter().next() else {
+            return Ok(());
+        };
+        let mut words = vec![self.programs.scrfs.display().to_string()];
+        words.extend(["flush", "--at-end", "--mount"].map(str::to_owned));
+        words.extend(self.mount_options.first().cloned());
+        let command = args::remote_line(&self.environment, &self.args.mount, &words);
+        let mut fleet = Fleet::new(&self.shell, "end", vec![(host, command)]);
+        while !fleet.is_done() {
+            self.turn()?;
+            for ended in fleet.poll() {
+                if let Err(why) = ended.result {
+                    self.report
+                        .say(&format!("the coordinators do not know of the end: {why}"));
+                }
+            }
+            let running = self.coordinators.as_mut();
+            let gone = running.is_none_or(|running| running.ended().is_some());
+            if gone || self.is_any_lost() || self.stop.is_some() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn unflushed(&mut self, why: &str) -> Life {

@@ -207,6 +207,7 @@ fn shown_scr(dataset: &ScrDataset) -> Shown {
         flushed: dataset.flushed.as_deref().and_then(local_time),
         bytes,
         files: dataset.files.unwrap_or(0),
+        remaining_seconds: None,
         flushed_bytes: if complete { bytes } else { 0 },
         protected_bytes: 0,
         scheme: None,

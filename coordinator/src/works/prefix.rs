@@ -13,10 +13,13 @@ use scrfs::layout::record::DatasetRecord;
 use scrfs::protocol::message::Failure;
 use scrfs::protocol::step::Outcome;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// A flush that nothing is heard of for so long makes no headway.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// Progress is told this often, not more.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
@@ -27,6 +30,11 @@ pub(super) struct Copying {
     activity: Activity,
     missing: BTreeSet<Slot>,
     cancel: Arc<AtomicBool>,
+    meter: Arc<Meter>,
+    /// Where a flush writes to.
+    target: PathBuf,
+    /// It was told that it makes no headway.
+    is_stuck: bool,
 }
 
 impl Drop for Copying {
@@ -36,16 +44,22 @@ impl Drop for Copying {
 }
 
 /// Adds up what the slots of one order report, and tells it now and then.
+#[derive(Debug)]
 struct Meter {
     dataset: DatasetId,
     activity: Activity,
     slots: Mutex<BTreeMap<Slot, u64>>,
     total: AtomicU64,
     told: Mutex<Instant>,
+    /// When a slot last said anything.
+    heard: Mutex<Instant>,
 }
 
 impl Meter {
     fn advance(&self, slot: Slot, bytes: u64, report: &dyn Fn(Event)) {
+        if let Ok(mut heard) = self.heard.lock() {
+            *heard = Instant::now();
+        }
         let Ok(mut slots) = self.slots.lock() else {
             return;
         };
@@ -70,30 +84,43 @@ impl Meter {
 
 impl Copying {
     fn new(dataset: DatasetId, activity: Activity) -> (Self, Arc<Meter>) {
-        let copying = Self {
-            dataset,
-            activity,
-            missing: BTreeSet::new(),
-            cancel: Arc::default(),
-        };
-        let meter = Meter {
+        let meter = Arc::new(Meter {
             dataset,
             activity,
             slots: Mutex::default(),
             total: AtomicU64::new(0),
             told: Mutex::new(Instant::now()),
+            heard: Mutex::new(Instant::now()),
+        });
+        let copying = Self {
+            dataset,
+            activity,
+            missing: BTreeSet::new(),
+            cancel: Arc::default(),
+            meter: Arc::clone(&meter),
+            target: PathBuf::new(),
+            is_stuck: false,
         };
-        (copying, Arc::new(meter))
+        (copying, meter)
     }
 
-    fn prefix(context: &Context<'_>) -> Result<Arc<Prefix>, Failure> {
-        context.prefix.map(Arc::clone).ok_or_else(|| {
-            let path = context.config.prefix.display();
-            Failure::new(
-                Refusal::Failed,
-                format!("the prefix {path} cannot be used on this node"),
-            )
-        })
+    /// Says once that a flush makes no headway, and once that it does again.
+    pub(super) fn stuck(&mut self) -> Option<Outcome> {
+        let heard = self.meter.heard.lock().ok()?;
+        let silent = heard.elapsed();
+        drop(heard);
+        let is_stuck = silent >= STUCK_AFTER;
+        if self.activity != Activity::Flush || is_stuck == self.is_stuck {
+            return None;
+        }
+        self.is_stuck = is_stuck;
+        let target = self.target.display();
+        let text = match is_stuck {
+            true => format!("flush: nothing could be written to {target} for {silent:.0?}"),
+            false => String::new(),
+        };
+        let dataset = self.dataset;
+        Some(Outcome::Stuck { dataset, text })
     }
 
     /// Begins to flush the slots this node holds.
@@ -105,8 +132,9 @@ impl Copying {
         context: &mut Context<'_>,
     ) -> Result<Self, Failure> {
         let record = context.record(dataset)?;
-        let prefix = Self::prefix(context)?;
+        let prefix = Arc::clone(context.prefix);
         let (mut copying, meter) = Self::new(dataset, Activity::Flush);
+        copying.target = prefix.paths().attempt(record.key(), record.epoch);
         let bandwidth = match context.config.flush.bandwidth {
             Bandwidth::Unlimited => None,
             Bandwidth::BytesPerSecond(bytes) => Some(bytes),
@@ -144,7 +172,7 @@ impl Copying {
         holders: &[(Slot, Rank)],
         context: &mut Context<'_>,
     ) -> Result<Self, Failure> {
-        let prefix = Self::prefix(context)?;
+        let prefix = Arc::clone(context.prefix);
         context.parts.forget(record.id, &[]);
         context.parts.learn(record);
         let (mut copying, meter) = Self::new(record.id, Activity::Fetch);

@@ -1,4 +1,4 @@
-//! `scrfs commit`, `wait` and `flush`: one dataset, by name.
+//! `scrfs commit`, `wait`, `flush` and `fetch`: datasets, by name.
 
 use super::{At, Failure, ask, daemon_at, name};
 use scrfs::control::{Command, Level};
@@ -39,6 +39,18 @@ pub(super) struct FlushArgs {
     #[command(flatten)]
     at: At,
     /// The datasets
+    #[arg(required_unless_present = "at_end")]
+    names: Vec<OsString>,
+    /// The job has ended: what is left for the prefix is due. Waits for nothing
+    #[arg(long, hide = true)]
+    at_end: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct FetchArgs {
+    #[command(flatten)]
+    at: At,
+    /// The datasets, as `scrfs list` shows them
     #[arg(required = true)]
     names: Vec<OsString>,
 }
@@ -77,6 +89,9 @@ pub(super) fn wait(args: &WaitArgs) -> Result<(), Failure> {
 
 pub(super) fn flush(args: &FlushArgs) -> Result<(), Failure> {
     let daemon = daemon_at(&args.at.mountpoint)?;
+    if args.at_end {
+        ask(&daemon, &Command::End, None)?;
+    }
     for dataset in &args.names {
         ask(
             &daemon,
@@ -85,6 +100,15 @@ pub(super) fn flush(args: &FlushArgs) -> Result<(), Failure> {
             },
             None,
         )?;
+    }
+    Ok(())
+}
+
+pub(super) fn fetch(args: &FetchArgs) -> Result<(), Failure> {
+    let daemon = daemon_at(&args.at.mountpoint)?;
+    for dataset in &args.names {
+        let name = name(dataset)?;
+        ask(&daemon, &Command::Fetch { name }, None)?;
     }
     Ok(())
 }

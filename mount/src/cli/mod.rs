@@ -93,6 +93,8 @@ enum Verb {
     Wait(dataset::WaitArgs),
     /// Copy datasets to the prefix now, and wait for it
     Flush(dataset::FlushArgs),
+    /// Bring datasets of the prefix into the caches, and wait for it
+    Fetch(dataset::FetchArgs),
     /// End the job by itself: now, soon, after so many checkpoints, in time
     Halt(halt::HaltArgs),
     /// All datasets in the prefix and in this node's cache, with or without a mount
@@ -155,6 +157,7 @@ pub fn main() -> ExitCode {
         Verb::Commit(args) => dataset::commit(&args),
         Verb::Wait(args) => dataset::wait(&args),
         Verb::Flush(args) => dataset::flush(&args),
+        Verb::Fetch(args) => dataset::fetch(&args),
         Verb::Halt(args) => halt::run(&args),
         Verb::List(args) => prefix::list(&args),
         Verb::Current(args) => prefix::current(&args),

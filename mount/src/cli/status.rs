@@ -113,6 +113,14 @@ fn table(status: &Value) -> String {
     );
     for dataset in datasets {
         let mut state = text(dataset, "state").to_owned();
+        if state == "flushing" {
+            let done = u128::from(number(dataset, "flushed_bytes")) * 100;
+            let percent = done / u128::from(number(dataset, "bytes").max(1));
+            state = format!("flushing {percent}%");
+            if let Some(left) = dataset.get("remaining_seconds").and_then(Value::as_u64) {
+                state += &format!(", {left} s left");
+            }
+        }
         if dataset.get("current").and_then(Value::as_bool) == Some(true) {
             state.push('*');
         }

@@ -140,11 +140,23 @@ pub(super) fn status_of(dataset: &Dataset, current: Option<DatasetId>) -> Datase
     status.missing_nodes = dataset.missing.iter().map(ToString::to_string).collect();
     if let Some(progress) = dataset.progress.get(&Activity::Flush) {
         status.flushed_bytes = progress.done_bytes;
+        if let (State::Flushing, Some((since, first))) = (record.state(), dataset.flushing_since) {
+            let done = progress.done_bytes.saturating_sub(first);
+            let left = progress.total_bytes.saturating_sub(progress.done_bytes);
+            status.remaining_seconds = estimate(since.elapsed(), done, left);
+        }
     }
     if let Some(progress) = dataset.progress.get(&Activity::Encode) {
         status.protected_bytes = progress.done_bytes;
     }
     status
+}
+
+/// Seconds until `left` bytes are done, when `done` took so long.
+fn estimate(took: Duration, done: u64, left: u64) -> Option<u64> {
+    let seconds = took.as_secs_f64() * left as f64 / done as f64;
+    // Nothing done yet gives no number.
+    seconds.is_finite().then_some(seconds.ceil() as u64)
 }
 
 /// With the number behind it when one of this name was removed again since.

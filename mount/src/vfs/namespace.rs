@@ -22,7 +22,7 @@ use scrfs::layout::record::{DatasetRecord, EpochRecord, Phase, UnixMillis, milli
 use scrfs::name::Name;
 use scrfs::redundancy::Scheme;
 use scrfs::status::DatasetStatus;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Instant, SystemTime};
@@ -55,6 +55,8 @@ pub struct Dataset {
     pub late: Vec<Slot>,
     /// Long work on it.
     pub progress: BTreeMap<Activity, Progress>,
+    /// Since when its flush is seen to go on, and how many bytes it had done then.
+    pub flushing_since: Option<(Instant, u64)>,
 }
 
 /// All datasets, and what else the coordinator told.
@@ -66,6 +68,8 @@ pub struct Names {
     restart: Option<DatasetId>,
     /// Nodes of this epoch.
     pub nodes: Vec<NodeStatus>,
+    /// What the prefix is to have and has not.
+    pub due: BTreeSet<DatasetId>,
     /// When recovery last ended.
     pub recovered: UnixMillis,
     slot: Option<Slot>,
@@ -356,6 +360,7 @@ impl Vfs {
                     weak: false,
                     late: Vec::new(),
                     progress,
+                    flushing_since: None,
                 };
                 names.datasets.insert(id, dataset);
             }
@@ -423,6 +428,11 @@ impl Vfs {
         self.write_names().nodes = nodes;
     }
 
+    /// What the prefix is to have and has not.
+    pub fn set_due(&self, due: Vec<DatasetId>) {
+        self.write_names().due = due.into_iter().collect();
+    }
+
     /// The slot this node holds.
     pub fn set_slot(&self, slot: Slot) {
         self.write_names().slot = Some(slot);
@@ -441,6 +451,11 @@ impl Vfs {
         let Some(dataset) = names.datasets.get_mut(&progress.dataset) else {
             return;
         };
+        if progress.activity == Activity::Flush {
+            let goes_on = |&(_, bytes): &(Instant, u64)| progress.done_bytes > bytes;
+            let began = dataset.flushing_since.filter(goes_on);
+            dataset.flushing_since = began.or(Some((Instant::now(), progress.done_bytes)));
+        }
         if progress.done_bytes >= progress.total_bytes {
             dataset.progress.remove(&progress.activity);
         } else {
@@ -507,8 +522,10 @@ impl Vfs {
                 drop(names);
                 came(self.has_pointed(changes))
             }
-            // Waiting and flushing can be asked any number of times.
-            Request::Wait { .. } | Request::Flush { .. } => Settled::Unknown,
+            // These can be asked any number of times.
+            Request::Wait { .. } | Request::Flush { .. } | Request::Fetch { .. } | Request::End => {
+                Settled::Unknown
+            }
         }
     }
 

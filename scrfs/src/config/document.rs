@@ -29,7 +29,7 @@ const fn own(path: &'static str) -> Key {
 }
 
 /// Keys that exist once, and those of `[[store]]`, which the environment can set for all stores.
-pub(super) const KEYS: [Key; 32] = [
+pub(super) const KEYS: [Key; 33] = [
     key("prefix", "SCR_PREFIX"),
     key("job", "SCR_JOB_ID"),
     key("store.path", "SCR_CACHE_BASE"),
@@ -50,6 +50,7 @@ pub(super) const KEYS: [Key; 32] = [
     key("flush.width", "SCR_FLUSH_WIDTH"),
     own("flush.bandwidth"),
     key("flush.keep", "SCR_PREFIX_SIZE"),
+    own("flush.backlog"),
     key("restart.fetch", "SCR_FETCH"),
     key("restart.current", "SCR_CURRENT"),
     own("restart.rebuild_first"),

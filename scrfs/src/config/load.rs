@@ -103,6 +103,7 @@ impl Loader<'_> {
             width: self.get("flush.width", Raw::Integer(256), value::positive)?,
             bandwidth: self.get("flush.bandwidth", text("unlimited"), value::bandwidth)?,
             keep: self.get("flush.keep", Raw::Integer(0), value::count)?,
+            backlog: self.get("flush.backlog", Raw::Integer(2), value::count)?,
         };
         let restart = RestartConfig {
             fetch: self.get("restart.fetch", Raw::Bool(true), value::flag)?,

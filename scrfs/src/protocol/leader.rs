@@ -3,13 +3,14 @@
 //! It holds nothing that is not in the members' records: a dataset's life is a chain of orders,
 //! each begun when all members have answered the one before, and each resumable by the next epoch.
 //! Work on datasets (rebuild, encode, flush) is chosen in `work` and, before programs may start, in
-//! `restart`; the commit is in `agree`, what else programs ask in `ask`, what goes to
-//! make room in `room`.
+//! `restart`; what is due for the prefix, and what people did there, in `prefix`; the commit is in
+//! `agree`, what else programs ask in `ask`, what goes to make room in `room`.
 
 mod agree;
 mod ask;
 mod begin;
 mod point;
+mod prefix;
 mod restart;
 mod room;
 mod work;
@@ -25,6 +26,7 @@ use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
 use agree::Proposal;
 use point::Pointing;
+use prefix::Looking;
 use room::Room;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use work::{Retry, Working};
@@ -53,6 +55,12 @@ struct Led {
     advanced: BTreeMap<Rank, u64>,
     /// Somebody asked for it to be flushed whatever the configuration says.
     flush_now: bool,
+    /// Flushes fell behind: newer checkpoints go to the prefix instead of this one.
+    left_out: bool,
+    /// The error in its record is that its flush makes no headway.
+    is_stuck: bool,
+    /// Who wants it fetched.
+    fetchers: Vec<Asker>,
     retry: BTreeMap<Activity, Retry>,
     /// It is being removed: nothing more is begun on it.
     leaving: bool,
@@ -73,6 +81,9 @@ impl Led {
             working: None,
             advanced: BTreeMap::new(),
             flush_now: false,
+            left_out: false,
+            is_stuck: false,
+            fetchers: Vec::new(),
             retry: BTreeMap::new(),
             leaving: false,
         }
@@ -173,6 +184,7 @@ pub struct Leader {
     new_run: bool,
     config: Config,
     prefix: Option<PrefixView>,
+    looking: Looking,
     hellos: BTreeMap<Rank, Inventory>,
     /// Ranks that have yet to begin; `None` before the beginning is decided.
     beginning: Option<BTreeSet<Rank>>,
@@ -204,6 +216,7 @@ impl Leader {
             new_run,
             config,
             prefix,
+            looking: Looking::default(),
             hellos: BTreeMap::new(),
             beginning: None,
             ready: false,
@@ -324,6 +337,7 @@ impl Leader {
                 self.pressed(from, pressure);
                 self.schedule(now, step);
             }
+            Message::Stuck { dataset, text } => self.stuck(from, dataset, &text, step),
             // What only members have a use for.
             Message::Begin { .. }
             | Message::Reply { .. }
@@ -331,6 +345,7 @@ impl Leader {
             | Message::Collect { .. }
             | Message::Release { .. }
             | Message::Progress(_)
+            | Message::Due(_)
             | Message::Nodes(_)
             | Message::Losses { .. }
             | Message::Ready { .. }
@@ -353,8 +368,12 @@ impl Leader {
             Outcome::PointersWritten { due, result } => {
                 self.pointers_written(now, &due, &result, step);
             }
+            Outcome::PrefixSeen { result } => self.prefix_seen(now, result, step),
             // The member's business.
-            Outcome::Worked { .. } | Outcome::Scanned { .. } | Outcome::Advanced { .. } => {}
+            Outcome::Worked { .. }
+            | Outcome::Scanned { .. }
+            | Outcome::Advanced { .. }
+            | Outcome::Stuck { .. } => {}
         }
     }
 

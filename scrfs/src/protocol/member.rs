@@ -212,6 +212,7 @@ impl Member {
                 }
             }
             Message::Progress(progress) => step.daemon(ToDaemon::Progress(progress)),
+            Message::Due(datasets) => step.daemon(ToDaemon::Due(datasets)),
             Message::Nodes(nodes) => step.daemon(ToDaemon::Nodes(nodes)),
             Message::Losses {
                 dataset,
@@ -241,6 +242,7 @@ impl Member {
             | Message::Vote { .. }
             | Message::Withdraw { .. }
             | Message::Advanced { .. }
+            | Message::Stuck { .. }
             | Message::Pressure(_)
             | Message::Keep(_)
             | Message::Kept { .. }
@@ -486,8 +488,13 @@ impl Member {
                     },
                 );
             }
+            Outcome::Stuck { dataset, text } => {
+                step.send(LEADER, Message::Stuck { dataset, text });
+            }
             // The leader's business.
-            Outcome::FlushCompleted { .. } | Outcome::PointersWritten { .. } => {}
+            Outcome::FlushCompleted { .. }
+            | Outcome::PointersWritten { .. }
+            | Outcome::PrefixSeen { .. } => {}
         }
     }
 }

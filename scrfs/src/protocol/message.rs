@@ -256,10 +256,19 @@ pub enum Message {
         /// Bytes so far.
         bytes: u64,
     },
+    /// Member to leader: a flush makes no headway here.
+    Stuck {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Since when, and at what: empty when it goes on.
+        text: String,
+    },
     /// Member to leader: how the cache here fares.
     Pressure(Pressure),
     /// Leader to member: work has come this far everywhere.
     Progress(Progress),
+    /// Leader to member: what the prefix is to have and has not.
+    Due(Vec<DatasetId>),
     /// Leader to member: who takes part.
     Nodes(Vec<NodeStatus>),
     /// Leader to member: what is lost of a dataset, and who has the rest. Until it is rebuilt, reads

@@ -78,6 +78,7 @@ impl Node {
                 | Message::Vote { .. }
                 | Message::Withdraw { .. }
                 | Message::Advanced { .. }
+                | Message::Stuck { .. }
                 | Message::Pressure(_)
         );
         match &mut self.leader {
@@ -100,7 +101,12 @@ impl Node {
     pub fn handle_outcome(&mut self, now: Now, outcome: Outcome) -> Step {
         let mut step = Step::default();
         match (&mut self.leader, &outcome) {
-            (Some(leader), Outcome::FlushCompleted { .. } | Outcome::PointersWritten { .. }) => {
+            (
+                Some(leader),
+                Outcome::FlushCompleted { .. }
+                | Outcome::PointersWritten { .. }
+                | Outcome::PrefixSeen { .. },
+            ) => {
                 leader.handle_outcome(now, outcome, &mut step);
             }
             _ => self.member.handle_outcome(outcome, &mut step),
@@ -113,6 +119,15 @@ impl Node {
         let mut step = Step::default();
         if let Some(leader) = &mut self.leader {
             leader.handle_tick(now, &mut step);
+        }
+        step
+    }
+
+    /// The job ends here: what is left for the prefix goes there now.
+    pub fn end(&mut self, now: Now) -> Step {
+        let mut step = Step::default();
+        if let Some(leader) = &mut self.leader {
+            leader.end(now, &mut step);
         }
         step
     }

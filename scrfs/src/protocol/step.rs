@@ -3,7 +3,7 @@
 //! Invariant I-3 by type: the effects of a step come out only of [`Step::persisted_by`], which has
 //! put every record down before.
 
-use super::message::{Failure, Message, Order};
+use super::message::{Failure, Message, Order, PrefixView};
 use crate::control::ToDaemon;
 use crate::id::{DatasetId, Rank, Slot};
 use crate::layout::pointer::Pointers;
@@ -76,6 +76,8 @@ pub enum Effect {
         /// Those that changed.
         due: Box<Pointers>,
     },
+    /// See what the prefix has now; answered by [`Outcome::PrefixSeen`].
+    LookAtPrefix,
     /// Remove the files of a dataset; its record may stay. Not answered.
     DropData {
         /// Of which dataset.
@@ -117,6 +119,18 @@ pub enum Outcome {
         due: Box<Pointers>,
         /// How it went.
         result: Result<(), Failure>,
+    },
+    /// Somebody looked at the prefix, also unasked.
+    PrefixSeen {
+        /// What it has; `None` when that has not changed since.
+        result: Result<Option<Box<PrefixView>>, Failure>,
+    },
+    /// A flush makes no headway on this node, or does again.
+    Stuck {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Since when, and at what: empty when it goes on.
+        text: String,
     },
     /// Work on a dataset has come this far on this node.
     Advanced {

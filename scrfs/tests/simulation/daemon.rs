@@ -189,6 +189,8 @@ impl Daemon {
             Request::Change { .. }
             | Request::Wait { .. }
             | Request::Flush { .. }
+            | Request::Fetch { .. }
+            | Request::End
             | Request::Point { .. } => false,
         }
     }
@@ -400,6 +402,7 @@ impl Daemon {
             }
             ToDaemon::Piece { .. }
             | ToDaemon::Progress(_)
+            | ToDaemon::Due(_)
             | ToDaemon::Moved { .. }
             | ToDaemon::Missing { .. }
             | ToDaemon::Nodes(_) => {}

@@ -260,6 +260,8 @@ impl World {
                     kind: Kind::WritePointers { due },
                 });
             }
+            // No program here asks for a fetch.
+            Effect::LookAtPrefix => {}
             Effect::DropData { dataset, slots } => {
                 self.note(|| format!("  {at} drops {dataset} {slots:?}"));
                 self.machines[machine].disk.drop_data(dataset, &slots);

@@ -368,7 +368,8 @@ fn current_of_job(world: &World, job: &str, wanted: &str, epoch: u64) -> Option<
         cli: vec![("prefix".into(), root)],
     };
     let (config, _) = scrfs::config::Config::load(&sources).unwrap();
-    let view = crate::effects::prefix_view(&world.prefix, &config, Epoch(epoch)).unwrap();
+    crate::effects::choose_current(&world.prefix, &config, Epoch(epoch));
+    let view = crate::effects::prefix_view(&world.prefix).unwrap();
     view.current.map(|key| key.id.0)
 }
 

@@ -23,7 +23,10 @@ impl Leader {
             return;
         }
         let about = match &what {
-            Request::Create { .. } | Request::Point { .. } => None,
+            Request::Create { .. }
+            | Request::Point { .. }
+            | Request::Fetch { .. }
+            | Request::End => None,
             Request::Change { dataset, .. }
             | Request::Rename { dataset, .. }
             | Request::Commit { dataset, .. }
@@ -65,6 +68,11 @@ impl Leader {
                 self.point(asker, changes, absent.as_ref(), step);
             }
             Request::Wait { dataset, level } => self.wait(asker, dataset, level, step),
+            Request::Fetch { name } => self.fetch_asked(asker, name, step),
+            Request::End => {
+                self.end(now, step);
+                Self::reply(asker, Ok(()), step);
+            }
             Request::Flush { dataset } => {
                 let prefix = self.prefix.is_some();
                 match self.datasets.get_mut(&dataset) {

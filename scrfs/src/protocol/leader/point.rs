@@ -164,6 +164,11 @@ impl Leader {
         }
     }
 
+    /// What the prefix has, when that was not known before.
+    pub(super) fn learn_written(&mut self, written: &Pointers) {
+        self.pointing.written.merge(written);
+    }
+
     /// The prefix has them, or not.
     pub(super) fn pointers_written(
         &mut self,

@@ -128,14 +128,19 @@ impl Leader {
             .filter(|led| led.is_live() || led.proposal.is_some())
             .flat_map(|led| led.names().cloned())
             .collect();
-        let prefix = self.prefix.as_mut()?;
-        prefix.complete.sort_by_key(DatasetRecord::key);
-        if let Some(current) = prefix.current.take() {
-            // Newer ones were not wanted.
-            prefix.complete.retain(|record| record.key() <= current);
-        }
+        let prefix = self.prefix.as_ref()?;
+        let candidates = self.looking.candidates.get_or_insert_with(|| {
+            // Newer ones than the one that was chosen are not wanted.
+            let is_wanted = |record: &&DatasetRecord| {
+                prefix.current.is_none_or(|current| record.key() <= current)
+            };
+            let complete = prefix.complete.iter().filter(is_wanted);
+            let mut candidates: Vec<DatasetRecord> = complete.cloned().collect();
+            candidates.sort_by_key(DatasetRecord::key);
+            candidates
+        });
         let is_newer = |record: &DatasetRecord| than.is_none_or(|than| record.id > than);
-        while let Some(record) = prefix.complete.pop_if(|record| is_newer(record)) {
+        while let Some(record) = candidates.pop_if(|record| is_newer(record)) {
             let id = record.id;
             let spoilt = self.datasets.get(&id).is_some_and(|led| {
                 led.record.phase == Phase::Failed
@@ -163,7 +168,7 @@ impl Leader {
         None
     }
 
-    fn fetch(&mut self, dataset: DatasetId, step: &mut Step) {
+    pub(super) fn fetch(&mut self, dataset: DatasetId, step: &mut Step) {
         let Some(led) = self.datasets.get(&dataset) else {
             return;
         };

@@ -106,7 +106,7 @@ impl Leader {
         }
     }
 
-    fn drop_cached(&mut self, dataset: DatasetId, step: &mut Step) {
+    pub(super) fn drop_cached(&mut self, dataset: DatasetId, step: &mut Step) {
         if let Some(led) = self.datasets.get_mut(&dataset) {
             led.record.phase = Phase::Evicted;
             led.holders.clear();

@@ -12,7 +12,7 @@ use crate::protocol::Now;
 use crate::protocol::message::{Failure, Message, Order};
 use crate::protocol::recover;
 use crate::protocol::step::{Effect, Step};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Work on a dataset that is under way.
 #[derive(Clone, Debug)]
@@ -23,7 +23,10 @@ pub(super) enum Working {
     },
     /// The parity of what was rebuilt.
     Restore,
-    Flush,
+    Flush {
+        /// Whose turn has not come: no more than `flush.width` nodes write at once.
+        rest: Vec<(Slot, Rank)>,
+    },
     Fetch {
         assigned: Vec<(Slot, Rank)>,
     },
@@ -34,7 +37,7 @@ impl Working {
         match self {
             Self::Encode => Activity::Encode,
             Self::Rebuild { .. } | Self::Restore => Activity::Rebuild,
-            Self::Flush => Activity::Flush,
+            Self::Flush { .. } => Activity::Flush,
             Self::Fetch { .. } => Activity::Fetch,
         }
     }
@@ -106,21 +109,6 @@ impl Leader {
             && self.is_due(led)
     }
 
-    /// Whether the prefix is to have it. That it was removed meanwhile changes nothing: a flush would
-    /// otherwise depend on whether it was faster than who removes the one before the last.
-    pub(super) fn is_due(&self, led: &Led) -> bool {
-        self.is_wanted(led) && !self.is_succeeded(led)
-    }
-
-    fn is_wanted(&self, led: &Led) -> bool {
-        let every = self.config.flush.every;
-        let due = match led.record.checkpoint {
-            Some(number) => every > 0 && number % every == 0,
-            None => false,
-        };
-        self.prefix.is_some() && (led.flush_now || led.record.class.is_output() || due)
-    }
-
     /// Whether a program has removed it, and the prefix has, or is to have, another one of its name.
     pub(super) fn is_succeeded(&self, led: &Led) -> bool {
         let successor = |(_, newer): (&DatasetId, &Led)| {
@@ -136,7 +124,9 @@ impl Leader {
     pub(super) fn has_work(&self, _now: Now) -> bool {
         self.datasets.values().any(|led| {
             (led.wants_encode() && !led.retry.contains_key(&Activity::Encode))
-                || (self.wants_flush(led) && !led.retry.contains_key(&Activity::Flush))
+                || (self.prefix.is_some()
+                    && self.wants_flush(led)
+                    && !led.retry.contains_key(&Activity::Flush))
                 || (led.wants_rebuild() && !led.retry.contains_key(&Activity::Rebuild))
         })
     }
@@ -153,6 +143,9 @@ impl Leader {
         {
             retry.is_due(now);
         }
+        self.heed_prefix(step);
+        self.leave_out();
+        self.tell_due(step);
         if !self.ready {
             return self.recover(now, step);
         }
@@ -161,7 +154,7 @@ impl Leader {
         let busy = |led: &Led| {
             led.working
                 .as_ref()
-                .is_some_and(|work| work.activity() != Activity::Flush)
+                .is_some_and(|work| !matches!(work.activity(), Activity::Flush | Activity::Fetch))
         };
         if !self.datasets.values().any(busy) {
             let next = self.datasets.iter().rev().find(|(_, led)| {
@@ -180,8 +173,8 @@ impl Leader {
                 }
             }
         }
-        let flushing = |led: &Led| matches!(led.working, Some(Working::Flush));
-        if !self.datasets.values().any(flushing) {
+        let flushing = |led: &Led| matches!(led.working, Some(Working::Flush { .. }));
+        if self.prefix.is_some() && !self.datasets.values().any(flushing) {
             let next = self.datasets.iter().find(|(_, led)| {
                 let guarded =
                     led.record.protected.is_some() || led.retry.contains_key(&Activity::Encode);
@@ -257,12 +250,30 @@ impl Leader {
             return;
         };
         led.record.flushing = true;
-        let order = Order::Flush {
-            dataset,
-            holders: led.holders_list(),
-        };
+        led.advanced.clear();
+        let holders = led.holders_list();
         self.update(dataset, Purpose::Noted, step);
-        self.begin_work(dataset, Working::Flush, order, step);
+        self.flush_turn(dataset, holders, step);
+    }
+
+    /// Lets as many nodes write as may at once.
+    fn flush_turn(&mut self, dataset: DatasetId, holders: Vec<(Slot, Rank)>, step: &mut Step) {
+        let width = usize::try_from(self.config.flush.width).unwrap_or(usize::MAX);
+        let mut ranks = BTreeSet::new();
+        let (holders, rest) = holders.into_iter().partition(|(_, rank)| {
+            let joins = ranks.contains(rank) || ranks.len() < width.max(1);
+            if joins {
+                ranks.insert(*rank);
+            }
+            joins
+        });
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
+        led.working = Some(Working::Flush { rest });
+        let activity = Activity::Flush;
+        let order = Order::Flush { dataset, holders };
+        self.order(order, Purpose::Work { dataset, activity }, step);
     }
 
     /// Work on a dataset has ended on all members.
@@ -326,10 +337,14 @@ impl Leader {
                 led.record.protected = resized.then_some(now.wall);
                 led.record.flushing = false;
                 self.update_reached(dataset, step);
+                self.fetched(dataset, Ok(()), step);
             }
-            (Some(Working::Flush), None) => {
+            (Some(Working::Flush { rest }), None) if !rest.is_empty() => {
+                self.flush_turn(dataset, rest, step);
+            }
+            (Some(Working::Flush { .. }), None) => {
                 // Still flushing until it is verified and visible.
-                led.working = Some(Working::Flush);
+                led.working = Some(Working::Flush { rest: Vec::new() });
                 let mut record = Box::new(led.record.clone());
                 // Whether it was removed here is nothing the prefix is to remember.
                 record.phase = Phase::Sealed;
@@ -353,9 +368,15 @@ impl Leader {
             (Some(Working::Fetch { .. }), Some(error)) => {
                 led.record.error = Some(format!("fetch failed: {error}"));
                 self.update_reached(dataset, step);
+                let refusal = if full {
+                    Refusal::NoSpace
+                } else {
+                    Refusal::Failed
+                };
+                self.fetched(dataset, Err(refusal), step);
             }
             // Every file is there: what failed can be done again at leisure.
-            (Some(Working::Encode | Working::Restore | Working::Flush), Some(error)) => {
+            (Some(Working::Encode | Working::Restore | Working::Flush { .. }), Some(error)) => {
                 self.failed(now, dataset, activity, error, step);
             }
             (None, _) => {}
@@ -383,6 +404,7 @@ impl Leader {
         };
         led.record.error = Some(format!("{verb} failed, will be tried again: {error}"));
         led.record.flushing = false;
+        led.is_stuck = false;
         self.update(dataset, Purpose::Noted, step);
     }
 
@@ -403,6 +425,7 @@ impl Leader {
                 led.record.flushing = false;
                 led.record.flushed = Some(now.wall);
                 led.record.error = None;
+                led.is_stuck = false;
                 led.retry.remove(&Activity::Flush);
                 self.update_reached(dataset, step);
             }

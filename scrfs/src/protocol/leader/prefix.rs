@@ -1,0 +1,290 @@
+//! The prefix as the leader sees it: what is due there, and what people did there.
+//!
+//! What is due: output; every `flush.every`-th checkpoint; what somebody asked for; when the job ends,
+//! the latest checkpoint as well. When more than `flush.backlog` checkpoints wait, older ones are left out for
+//! good: newest wins, output never is. Members are told what is due, so that whoever ends a job knows
+//! what it waits for.
+//!
+//! What people did: the driver looks at the prefix now and then, and at once when a fetch is asked for.
+//! Only marks count that say something: failed, gone. That a dataset is not seen there is not
+//! believed before the next epoch, for it may be the file system that does not show it.
+
+use super::{Asker, Leader, Led, Purpose};
+use crate::config::Class;
+use crate::control::{Level, Refusal};
+use crate::id::{DatasetId, Rank};
+use crate::layout::record::{DatasetRecord, Phase};
+use crate::name::Name;
+use crate::protocol::Now;
+use crate::protocol::message::{Failure, Message, PrefixView};
+use crate::protocol::recover;
+use crate::protocol::step::{Effect, Step};
+
+/// What the leader knows of its looks at the prefix.
+#[derive(Debug, Default)]
+pub(super) struct Looking {
+    /// Seen before every member had begun.
+    early: Option<PrefixView>,
+    /// Checkpoints that a restart may fetch and has not tried, ascending.
+    pub(super) candidates: Option<Vec<DatasetRecord>>,
+    /// Who wants what fetched, once the prefix was looked at.
+    asked: Vec<(Asker, Name)>,
+    /// What members were told is due.
+    told: Option<Vec<DatasetId>>,
+    /// Programs have ended.
+    pub(super) ending: bool,
+}
+
+impl Leader {
+    /// Whether the prefix is to have it. That it was removed meanwhile changes nothing: a flush would
+    /// otherwise depend on whether it was faster than who removes the one before the last.
+    pub(super) fn is_due(&self, led: &Led) -> bool {
+        self.is_wanted(led) && !self.is_succeeded(led)
+    }
+
+    pub(super) fn is_wanted(&self, led: &Led) -> bool {
+        let every = self.config.flush.every;
+        let due = match led.record.checkpoint {
+            Some(number) if every > 0 => {
+                number.is_multiple_of(every) || (self.looking.ending && self.is_latest(led))
+            }
+            _ => false,
+        };
+        led.flush_now || led.record.class.is_output() || (due && !led.left_out)
+    }
+
+    /// Whether it is the newest checkpoint that the caches have.
+    fn is_latest(&self, led: &Led) -> bool {
+        let mut newest_first = self.datasets.values().rev();
+        let newest = newest_first.find(|led| led.record.is_restartable() && !led.leaving);
+        newest.is_some_and(|newest| newest.record.id == led.record.id)
+    }
+
+    /// Programs have ended: what is left for the prefix is due now.
+    pub fn end(&mut self, now: Now, step: &mut Step) {
+        self.looking.ending = true;
+        self.schedule(now, step);
+    }
+
+    /// Leaves checkpoints out when too many wait.
+    pub(super) fn leave_out(&mut self) {
+        let Ok(backlog @ 1..) = usize::try_from(self.config.flush.backlog) else {
+            return;
+        };
+        let waiting = self.datasets.iter().rev().filter(|(_, led)| {
+            led.record.class == Class::Checkpoint
+                && led.record.protected.is_some()
+                && led.is_resting()
+                && !led.flush_now
+                && self.wants_flush(led)
+        });
+        let beyond: Vec<DatasetId> = waiting.skip(backlog).map(|(id, _)| *id).collect();
+        for dataset in beyond {
+            let Some(led) = self.datasets.get_mut(&dataset) else {
+                continue;
+            };
+            let awaited = |(level, _): &(Level, Asker)| *level == Level::Flushed;
+            if !led.waiters.iter().any(awaited) {
+                tracing::warn!(%dataset, name = %led.record.name, backlog,
+                    "flushes fall behind: left out for newer checkpoints (flush.backlog)");
+                led.left_out = true;
+            }
+        }
+    }
+
+    /// Tells every member what the prefix is to have and has not, when that has changed.
+    pub(super) fn tell_due(&mut self, step: &mut Step) {
+        let due = self.datasets.iter().filter(|(_, led)| {
+            led.record.is_cached()
+                && led.record.flushed.is_none()
+                && !led.leaving
+                && self.is_due(led)
+        });
+        let due: Vec<DatasetId> = due.map(|(id, _)| *id).collect();
+        if self.looking.told.as_ref() != Some(&due) {
+            self.tell_all(&Message::Due(due.clone()), step);
+            self.looking.told = Some(due);
+        }
+    }
+
+    /// A member's flush makes no headway, or does again.
+    pub(super) fn stuck(&mut self, from: Rank, dataset: DatasetId, text: &str, step: &mut Step) {
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
+        if !led.record.flushing || led.is_stuck != text.is_empty() {
+            return;
+        }
+        led.is_stuck = !text.is_empty();
+        led.record.error = led.is_stuck.then(|| format!("{from}: {text}"));
+        self.update(dataset, Purpose::Noted, step);
+    }
+
+    /// Somebody looked at the prefix.
+    pub(super) fn prefix_seen(
+        &mut self,
+        now: Now,
+        result: Result<Option<Box<PrefixView>>, Failure>,
+        step: &mut Step,
+    ) {
+        match result {
+            Ok(Some(view)) if self.beginning.is_none() => self.prefix = Some(*view),
+            Ok(Some(view)) if !self.has_begun() => self.looking.early = Some(*view),
+            Ok(Some(view)) => self.learn_prefix(*view),
+            Ok(None) => {}
+            Err(failure) => {
+                tracing::error!(%failure, "the prefix cannot be looked at; it will be tried again");
+                for (asker, _) in std::mem::take(&mut self.looking.asked) {
+                    Self::reply(asker, Err(Refusal::Failed), step);
+                }
+            }
+        }
+        for (asker, name) in std::mem::take(&mut self.looking.asked) {
+            self.fetch_named(asker, name, step);
+        }
+        self.schedule(now, step);
+    }
+
+    fn learn_prefix(&mut self, view: PrefixView) {
+        let records = view.complete.iter();
+        let numbers = records.map(|record| (record.id.0, record.checkpoint.unwrap_or(0)));
+        let marks = view.gone.iter().map(|key| (key.id.0, 0));
+        for (dataset, checkpoint) in numbers.chain(marks) {
+            self.last_dataset = self.last_dataset.max(dataset);
+            self.last_checkpoint = self.last_checkpoint.max(checkpoint);
+        }
+        if self.prefix.is_none() {
+            self.learn_written(&view.pointers);
+        }
+        self.prefix = Some(view);
+    }
+
+    /// Does what people said of datasets in the prefix.
+    pub(super) fn heed_prefix(&mut self, step: &mut Step) {
+        if let Some(view) = self.looking.early.take() {
+            self.learn_prefix(view);
+        }
+        let Some(prefix) = &self.prefix else { return };
+        let mut changed = Vec::new();
+        for (&dataset, led) in &self.datasets {
+            let key = led.record.key();
+            if led.record.seal.is_none() || !led.is_resting() || led.proposal.is_some() {
+                continue;
+            }
+            let failed = prefix.failed.contains(&key);
+            let gone = prefix.gone.contains(&key);
+            let differs = match led.record.phase {
+                Phase::Evicted => failed || gone,
+                Phase::Sealed => failed,
+                Phase::Failed => !failed,
+                Phase::Open | Phase::Incomplete | Phase::Lost | Phase::Removed { .. } => false,
+            };
+            if differs {
+                changed.push((dataset, failed));
+            }
+        }
+        for (dataset, failed) in changed {
+            let Some(led) = self.datasets.get_mut(&dataset) else {
+                continue;
+            };
+            let (name, phase) = (&led.record.name, led.record.phase);
+            match phase {
+                Phase::Evicted if !failed => {
+                    tracing::info!(%dataset, %name, "deleted from the prefix, where all of it was");
+                    self.forget(dataset, None, step);
+                }
+                Phase::Failed if led.record.flushed.is_some() => {
+                    // Its files may be gone from the caches: nobody was to restart from it.
+                    tracing::info!(%dataset, %name, "chosen, so not failed any more");
+                    self.drop_cached(dataset, step);
+                }
+                Phase::Failed => {
+                    led.record.phase = Phase::Sealed;
+                    self.update(dataset, Purpose::Noted, step);
+                }
+                _ => {
+                    tracing::warn!(%dataset, %name, "marked failed: it is not offered again");
+                    led.record.phase = Phase::Failed;
+                    self.update(dataset, Purpose::Noted, step);
+                }
+            }
+            self.answer_waiters(dataset, step);
+        }
+    }
+
+    /// A dataset of the prefix is wanted in the caches.
+    pub(super) fn fetch_asked(&mut self, asker: Asker, name: Name, step: &mut Step) {
+        if !self.ready {
+            return Self::reply(asker, Err(Refusal::Again), step);
+        }
+        self.looking.asked.push((asker, name));
+        step.effect(Effect::LookAtPrefix);
+    }
+
+    fn fetch_named(&mut self, asker: Asker, name: Name, step: &mut Step) {
+        if let Some(led) = self
+            .live_by_name(&name)
+            .and_then(|dataset| self.datasets.get_mut(&dataset))
+        {
+            match led.record.phase {
+                Phase::Sealed => Self::reply(asker, Ok(()), step),
+                // It is being fetched.
+                Phase::Evicted => led.fetchers.push(asker),
+                _ => Self::reply(asker, Err(Refusal::Exists), step),
+            }
+            return;
+        }
+        match self.fetchable_by_name(&name) {
+            Ok(record) => {
+                let dataset = record.id;
+                let mut led = Led::new(record);
+                led.record.phase = Phase::Evicted;
+                led.record.flushing = false;
+                led.record.error = None;
+                led.fetchers.push(asker);
+                if let Some(known) = self.datasets.remove(&dataset) {
+                    (led.waiters, led.everywhere) = (known.waiters, known.everywhere);
+                }
+                self.datasets.insert(dataset, led);
+                self.fetch(dataset, step);
+            }
+            Err(refusal) => Self::reply(asker, Err(refusal), step),
+        }
+    }
+
+    /// The newest of a name that is complete in the prefix and may be had.
+    fn fetchable_by_name(&self, name: &Name) -> Result<DatasetRecord, Refusal> {
+        let prefix = self.prefix.as_ref().ok_or(Refusal::Failed)?;
+        if self.is_taken(name, DatasetId(0)) {
+            return Err(Refusal::Exists);
+        }
+        let named = prefix.complete.iter().filter(|it| it.name == *name);
+        let record = named.max_by_key(|it| it.key()).ok_or(Refusal::Missing)?;
+        if prefix.failed.contains(&record.key()) || record.seal.is_none() {
+            return Err(Refusal::Failed);
+        }
+        match self.datasets.get(&record.id) {
+            // Of another job that gave the same number.
+            Some(led) if !recover::is_same(&led.record, record) => Err(Refusal::Exists),
+            Some(led) if led.leaving || !led.is_resting() || led.record.is_cached() => {
+                Err(Refusal::Busy)
+            }
+            _ => Ok(record.clone()),
+        }
+    }
+
+    /// A fetch has ended.
+    pub(super) fn fetched(
+        &mut self,
+        dataset: DatasetId,
+        result: Result<(), Refusal>,
+        step: &mut Step,
+    ) {
+        let Some(led) = self.datasets.get_mut(&dataset) else {
+            return;
+        };
+        for asker in std::mem::take(&mut led.fetchers) {
+            Self::reply(asker, result, step);
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! What the leader sends to the prefix and when, on a few nodes whose work ends when a test says so.
+#![allow(clippy::unwrap_used)]
+
+use scrfs::config::{Class, Config, Sources};
+use scrfs::control::{FromDaemon, Refusal, Request, ToDaemon};
+use scrfs::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
+use scrfs::layout::record::{DatasetRecord, EpochRecord, PartSummary, Phase, Seal, State};
+use scrfs::name::Name;
+use scrfs::protocol::Now;
+use scrfs::protocol::message::{Inventory, InventoryEntry, Message, Order, PartState, PrefixView};
+use scrfs::protocol::node::{Node, Start};
+use scrfs::protocol::step::{Effect, Outcome, Step};
+use scrfs::redundancy::Scheme;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// A few coordinators with daemons that say yes.
+struct Nodes {
+    nodes: Vec<Node>,
+    wires: VecDeque<(Rank, Rank, Message)>,
+    /// Work that has begun: by whom, to be answered with, what.
+    works: Vec<(Rank, u64, Order)>,
+    completing: Vec<DatasetRecord>,
+    /// What the daemon of rank 0 was last told.
+    shown: BTreeMap<DatasetId, DatasetRecord>,
+    due: Vec<u64>,
+    replies: Vec<(u64, Result<(), Refusal>)>,
+    looks: usize,
+    tick: u64,
+}
+
+fn sealed(id: u64, class: Class, nodes: u32) -> DatasetRecord {
+    let scheme = if nodes == 1 {
+        Scheme::Single
+    } else {
+        Scheme::Xor
+    };
+    let part = PartSummary {
+        log_bytes: 100,
+        files: 1,
+        manifest_crc: 7,
+    };
+    DatasetRecord {
+        id: DatasetId(id),
+        name: Name::new(format!("ckpt.{id}").as_bytes()).unwrap(),
+        committed_from: None,
+        class,
+        checkpoint: class.is_checkpoint().then_some(id),
+        phase: Phase::Sealed,
+        epoch: Epoch(1),
+        created: id,
+        sealed: Some(id),
+        protected: Some(id),
+        flushing: false,
+        flushed: None,
+        seal: Some(Seal {
+            epoch: Epoch(1),
+            scheme,
+            chunk_bytes: 4096,
+            unit_bytes: 4096,
+            sets: vec![(0..nodes).map(Slot).collect()],
+            parts: vec![part; nodes as usize],
+        }),
+        error: None,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+    }
+}
+
+fn checkpoint(id: u64) -> DatasetRecord {
+    sealed(id, Class::Checkpoint, 1)
+}
+
+fn flushed(id: u64, phase: Phase) -> DatasetRecord {
+    DatasetRecord {
+        flushed: Some(9),
+        phase,
+        ..checkpoint(id)
+    }
+}
+
+fn key(record: &DatasetRecord) -> DatasetKey {
+    record.key()
+}
+
+fn config(change: impl FnOnce(&mut Config)) -> Config {
+    let sources = Sources {
+        env: &|_| None,
+        user: None,
+        system: None,
+        cli: vec![("prefix".into(), "/p".into()), ("job".into(), "1".into())],
+    };
+    let mut config = Config::load(&sources).unwrap().0;
+    change(&mut config);
+    config
+}
+
+impl Nodes {
+    fn start(
+        size: u32,
+        config: &Config,
+        view: Option<PrefixView>,
+        records: &[DatasetRecord],
+    ) -> Self {
+        let mut all = Self {
+            nodes: Vec::new(),
+            wires: VecDeque::new(),
+            works: Vec::new(),
+            completing: Vec::new(),
+            shown: BTreeMap::new(),
+            due: Vec::new(),
+            replies: Vec::new(),
+            looks: 0,
+            tick: 0,
+        };
+        let mut steps = Vec::new();
+        for rank in (0..size).map(Rank) {
+            let part = PartState {
+                slot: Slot(rank.0),
+                manifest_crc: 7,
+                intact: true,
+                sums: true,
+                parity: true,
+            };
+            let datasets = records.iter().map(|record| InventoryEntry {
+                record: record.clone(),
+                parts: vec![part.clone()],
+                copies: Vec::new(),
+            });
+            let inventory = Inventory {
+                node: rank.to_string(),
+                group: rank.to_string(),
+                free_bytes: 1 << 30,
+                epoch: EpochRecord {
+                    epoch: Epoch(1),
+                    slot: Some(Slot(rank.0)),
+                    ..EpochRecord::default()
+                },
+                datasets: datasets.collect(),
+                ..Inventory::default()
+            };
+            let start = Start {
+                epoch: Epoch(2),
+                me: rank,
+                size,
+                new_run: false,
+                config: config.clone(),
+                prefix: view.clone().filter(|_| rank == Rank(0)),
+            };
+            let (node, step) = Node::start(start, inventory);
+            all.nodes.push(node);
+            steps.push((rank, step));
+        }
+        for (rank, step) in steps {
+            all.carry_out(rank, step);
+        }
+        all.settle();
+        all
+    }
+
+    fn carry_out(&mut self, at: Rank, step: Step) {
+        for effect in step.persisted_by(|_| Ok::<_, ()>(())).unwrap() {
+            match effect {
+                Effect::Send { to, message } => self.wires.push_back((at, to, message)),
+                Effect::Daemon(word) => self.tell(at, word),
+                Effect::Work { ticket, order } => self.works.push((at, ticket, order)),
+                Effect::CompleteFlush { record } => self.completing.push(*record),
+                Effect::LookAtPrefix => self.looks += 1,
+                _ => {}
+            }
+        }
+    }
+
+    fn tell(&mut self, at: Rank, word: ToDaemon) {
+        let done = match word {
+            ToDaemon::Dataset { sequence, record } => {
+                self.shown.insert(record.id, *record);
+                Some(sequence)
+            }
+            ToDaemon::Forget { sequence, dataset } => {
+                self.shown.remove(&dataset);
+                Some(sequence)
+            }
+            ToDaemon::Pointers { sequence, .. } | ToDaemon::Change { sequence, .. } => {
+                Some(sequence)
+            }
+            ToDaemon::Due(due) if at == Rank(0) => {
+                self.due = due.iter().map(|id| id.0).collect();
+                None
+            }
+            ToDaemon::Reply { request, result } => {
+                self.replies.push((request, result));
+                None
+            }
+            _ => None,
+        };
+        if let Some(sequence) = done {
+            let result = Ok(());
+            let node = &mut self.nodes[at.0 as usize];
+            let step = node.handle_daemon(FromDaemon::Done { sequence, result });
+            self.carry_out(at, step);
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            tick: self.tick,
+            wall: 1000 + self.tick,
+        }
+    }
+
+    /// Until nothing is on its way.
+    fn settle(&mut self) {
+        while let Some((from, to, message)) = self.wires.pop_front() {
+            let now = self.now();
+            let step = self.nodes[to.0 as usize].handle_message(now, from, message);
+            self.carry_out(to, step);
+        }
+    }
+
+    fn outcome(&mut self, at: Rank, outcome: Outcome) {
+        let now = self.now();
+        let step = self.nodes[at.0 as usize].handle_outcome(now, outcome);
+        self.carry_out(at, step);
+        self.settle();
+    }
+
+    fn ask(&mut self, request: u64, what: Request) {
+        let step = self.nodes[0].handle_daemon(FromDaemon::Request { request, what });
+        self.carry_out(Rank(0), step);
+        self.settle();
+    }
+
+    fn see(&mut self, view: PrefixView) {
+        let result = Ok(Some(Box::new(view)));
+        self.outcome(Rank(0), Outcome::PrefixSeen { result });
+    }
+
+    fn end(&mut self) {
+        let now = self.now();
+        let step = self.nodes[0].end(now);
+        self.carry_out(Rank(0), step);
+        self.settle();
+    }
+
+    /// What is being flushed, and by which ranks.
+    fn flushing(&self) -> Option<(u64, Vec<u32>)> {
+        let mut found = None;
+        for (_, _, order) in &self.works {
+            if let Order::Flush { dataset, holders } = order {
+                let ranks = holders.iter().map(|(_, rank)| rank.0).collect();
+                found = Some((dataset.0, ranks));
+            }
+        }
+        found
+    }
+
+    /// All work that has begun ends well.
+    fn finish(&mut self) {
+        for (at, ticket, _) in std::mem::take(&mut self.works) {
+            let result = Ok(());
+            self.outcome(at, Outcome::Worked { ticket, result });
+        }
+        for record in std::mem::take(&mut self.completing) {
+            let (dataset, result) = (record.id, Ok(()));
+            self.outcome(Rank(0), Outcome::FlushCompleted { dataset, result });
+        }
+    }
+
+    /// Flushes until none is left; gives the order they went in.
+    fn flush_all(&mut self) -> Vec<u64> {
+        let mut order = Vec::new();
+        while let Some((dataset, _)) = self.flushing() {
+            if order.last() != Some(&dataset) {
+                order.push(dataset);
+            }
+            self.finish();
+        }
+        order
+    }
+
+    fn state(&self, id: u64) -> Option<State> {
+        self.shown.get(&DatasetId(id)).map(DatasetRecord::state)
+    }
+}
+
+fn nothing() -> Option<PrefixView> {
+    Some(PrefixView::default())
+}
+
+#[test]
+fn the_latest_goes_at_the_end_though_flush_every_skips_it() {
+    let every = |every| config(|config| config.flush.every = every);
+    let records = [checkpoint(1), checkpoint(2), checkpoint(3)];
+    let mut nodes = Nodes::start(1, &every(10), nothing(), &records);
+    assert_eq!((nodes.flushing(), &nodes.due[..]), (None, &[][..]));
+    nodes.ask(4, Request::End);
+    assert_eq!(nodes.replies, [(4, Ok(()))]);
+    assert_eq!(nodes.due, [3]);
+    assert_eq!(nodes.flush_all(), [3]);
+    assert_eq!((nodes.due.len(), nodes.state(3)), (0, Some(State::Flushed)));
+    // None is none.
+    let mut nodes = Nodes::start(1, &every(0), nothing(), &records);
+    nodes.end();
+    assert_eq!((nodes.flushing(), nodes.due.len()), (None, 0));
+}
+
+#[test]
+fn when_flushes_fall_behind_the_newest_win_and_output_is_not_left_out() {
+    let mut records: Vec<_> = (1..=6).map(checkpoint).collect();
+    records[1] = sealed(2, Class::Output, 1);
+    records[2] = sealed(3, Class::Both, 1);
+    let mut nodes = Nodes::start(1, &config(|_| {}), nothing(), &records);
+    assert_eq!(nodes.due, [2, 3, 5, 6]);
+    assert_eq!(nodes.flush_all(), [2, 3, 5, 6]);
+    // What somebody waits for is not left out, nor anything without a limit.
+    let mut nodes = Nodes::start(
+        1,
+        &config(|config| config.flush.backlog = 0),
+        nothing(),
+        &records,
+    );
+    assert_eq!(nodes.flush_all(), [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn no_more_nodes_write_at_once_than_may() {
+    let records = [sealed(1, Class::Checkpoint, 5)];
+    let narrow = config(|config| config.flush.width = 2);
+    let mut nodes = Nodes::start(5, &narrow, nothing(), &records);
+    let mut turns = Vec::new();
+    while let Some((1, ranks)) = nodes.flushing() {
+        turns.push(ranks);
+        nodes.finish();
+    }
+    assert_eq!(turns, [vec![0, 1], vec![2, 3], vec![4]]);
+    assert_eq!(nodes.state(1), Some(State::Flushed));
+}
+
+#[test]
+fn a_prefix_that_is_seen_late_is_flushed_to_then() {
+    let mut nodes = Nodes::start(1, &config(|_| {}), None, &[checkpoint(1)]);
+    assert_eq!((nodes.flushing(), &nodes.due[..]), (None, &[1][..]));
+    nodes.see(PrefixView::default());
+    assert_eq!(nodes.flush_all(), [1]);
+}
+
+#[test]
+fn what_is_marked_failed_while_the_job_runs_is_not_offered_again() {
+    let records = [flushed(1, Phase::Sealed), flushed(2, Phase::Sealed)];
+    let view = PrefixView {
+        complete: records.to_vec(),
+        ..PrefixView::default()
+    };
+    let mut nodes = Nodes::start(1, &config(|_| {}), Some(view.clone()), &records);
+    let mut marked = view.clone();
+    marked.failed = BTreeSet::from([key(&records[1])]);
+    nodes.see(marked);
+    assert_eq!(nodes.state(2), Some(State::Failed));
+    assert_eq!(nodes.state(1), Some(State::Flushed));
+    nodes.see(view);
+    assert_eq!(nodes.state(2), Some(State::Evicted), "the prefix has it");
+}
+
+#[test]
+fn what_is_deleted_while_the_job_runs_is_no_more_when_it_was_only_there() {
+    let records = [flushed(1, Phase::Evicted), flushed(2, Phase::Sealed)];
+    let view = PrefixView {
+        complete: records.to_vec(),
+        ..PrefixView::default()
+    };
+    let mut nodes = Nodes::start(1, &config(|_| {}), Some(view.clone()), &records);
+    let gone = PrefixView {
+        gone: records.iter().map(key).collect(),
+        ..PrefixView::default()
+    };
+    nodes.see(gone);
+    assert_eq!(nodes.state(1), None);
+    assert_eq!(nodes.state(2), Some(State::Flushed), "the caches have it");
+    assert_eq!((nodes.flushing(), nodes.due.len()), (None, 0));
+}
+
+#[test]
+fn a_fetch_looks_first_and_is_answered_when_it_is_there() {
+    let mut nodes = Nodes::start(1, &config(|_| {}), nothing(), &[checkpoint(4)]);
+    nodes.flush_all();
+    let ask = |name: &[u8]| Request::Fetch {
+        name: Name::new(name).unwrap(),
+    };
+    nodes.ask(1, ask(b"ckpt.2"));
+    nodes.ask(2, ask(b"ckpt.3"));
+    nodes.ask(3, ask(b"ckpt.4"));
+    assert_eq!((nodes.looks, nodes.replies.len()), (3, 0));
+    let view = PrefixView {
+        complete: vec![flushed(2, Phase::Sealed)],
+        ..PrefixView::default()
+    };
+    nodes.see(view.clone());
+    let replies = [(2, Err(Refusal::Missing)), (3, Ok(()))];
+    assert_eq!(nodes.replies, replies);
+    let orders: Vec<_> = nodes.works.iter().map(|(_, _, order)| order).collect();
+    assert!(
+        matches!(orders[..], [Order::Fetch { record, .. }] if record.id == DatasetId(2)),
+        "{orders:?}"
+    );
+    nodes.finish();
+    assert_eq!(nodes.replies[2..], [(1, Ok(()))]);
+    assert_eq!(nodes.state(2), Some(State::Flushed));
+    // It is there now.
+    nodes.ask(9, ask(b"ckpt.2"));
+    nodes.see(view);
+    assert_eq!(nodes.replies[3..], [(9, Ok(()))]);
+    let fetches = |(_, _, order): &(_, _, Order)| matches!(order, Order::Fetch { .. });
+    assert!(!nodes.works.iter().any(fetches));
+}
+
+#[test]
+fn a_flush_that_makes_no_headway_is_shown_until_it_does() {
+    let mut nodes = Nodes::start(1, &config(|_| {}), nothing(), &[checkpoint(1)]);
+    let error = |nodes: &Nodes| nodes.shown[&DatasetId(1)].error.clone();
+    let stuck = |text: &str| Outcome::Stuck {
+        dataset: DatasetId(1),
+        text: text.into(),
+    };
+    nodes.outcome(Rank(0), stuck("nothing could be written to /p"));
+    assert_eq!(
+        error(&nodes).unwrap(),
+        "rank 0: nothing could be written to /p"
+    );
+    nodes.outcome(Rank(0), stuck(""));
+    assert_eq!(error(&nodes), None);
+    assert_eq!(nodes.flush_all(), [1]);
+}
