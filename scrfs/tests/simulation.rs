@@ -129,6 +129,7 @@ fn config(draw: &mut StdRng) -> Config {
     config.redundancy.scheme = schemes[draw.random_range(0..schemes.len())];
     config.redundancy.set_size = draw.random_range(2..5);
     config.store[0].count = draw.random_range(1..4);
+    config.flush.backlog = config.store[0].count.into();
     if config.redundancy.set_size == 4 {
         // Not drawn, so that a seed stays the same story.
         let further = StoreConfig {

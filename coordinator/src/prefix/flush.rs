@@ -31,6 +31,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+/// What attempts have noted as finished: entries, and the inode numbers of their files.
+type Noted = Vec<(Tree, Epoch, BTreeMap<usize, u64>)>;
+
 /// Bytes of one request, rounded up to whole units.
 const PIECE_BYTES: u64 = 4 << 20;
 
@@ -163,7 +166,7 @@ impl Prefix {
         record: &DatasetRecord,
         slot: Slot,
         manifest_crc: u32,
-    ) -> Result<Vec<(Tree, Epoch, BTreeMap<usize, u64>)>, PrefixError> {
+    ) -> Result<Noted, PrefixError> {
         let names = self.store.list(&self.paths.inflight(record.key()))?;
         let epochs = names
             .iter()
@@ -201,7 +204,7 @@ fn make_directories(path: &Path) -> Result<(), PrefixError> {
 fn finished(
     tree: &Tree,
     epoch: Epoch,
-    noted: Vec<(Tree, Epoch, BTreeMap<usize, u64>)>,
+    noted: Noted,
     manifest: &Manifest,
 ) -> (BTreeMap<usize, u64>, Earlier) {
     let mut taken = BTreeMap::new();

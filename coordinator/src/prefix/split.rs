@@ -102,7 +102,7 @@ mod tests {
             let tree = root.path().join("tree");
             random_tree(&tree, 0, seed);
             let whole = scan_part(&tree, DatasetId(1), Slot(0), Epoch(0)).unwrap();
-            assert_eq!(split(whole.clone()), [whole.clone()], "small");
+            assert_eq!(split(whole.clone()), std::slice::from_ref(&whole), "small");
             let parts = split_into(whole.clone(), 5, 1);
             let mut seen: BTreeMap<&RelPath, usize> = BTreeMap::new();
             for (slot, part) in parts.iter().enumerate() {

@@ -255,6 +255,7 @@ fn every_key_can_come_from_the_environment() {
         ("SCR_FLUSH_WIDTH", "2"),
         ("SCRFS_FLUSH_BANDWIDTH", "1GB"),
         ("SCR_PREFIX_SIZE", "4"),
+        ("SCRFS_FLUSH_BACKLOG", "7"),
         ("SCR_FETCH", "0"),
         ("SCR_CURRENT", "ckpt.3"),
         ("SCRFS_RESTART_REBUILD_FIRST", "1"),

@@ -93,6 +93,7 @@ fn the_page_on_the_layout_tells_the_truth() {
         paths.manifest(KEY, Slot(2)),
         paths.sums(KEY, Slot(2)),
         paths.attempt(KEY, Epoch(3)),
+        paths.done(KEY, Epoch(3), Slot(2)),
         paths.inflight_job(KEY),
         paths.kept(KEY, Epoch(3)),
         paths.scavenge_plan(Epoch(9)),

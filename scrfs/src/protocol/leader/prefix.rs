@@ -42,7 +42,13 @@ impl Leader {
         self.is_wanted(led) && !self.is_succeeded(led)
     }
 
+    /// The same, whether or not there is another of its name. While the prefix is away, older checkpoints
+    /// need not wait for it.
     pub(super) fn is_wanted(&self, led: &Led) -> bool {
+        self.prefix.is_some() && self.is_asked_for(led)
+    }
+
+    fn is_asked_for(&self, led: &Led) -> bool {
         let every = self.config.flush.every;
         let due = match led.record.checkpoint {
             Some(number) if every > 0 => {
@@ -98,7 +104,8 @@ impl Leader {
             led.record.is_cached()
                 && led.record.flushed.is_none()
                 && !led.leaving
-                && self.is_due(led)
+                && self.is_asked_for(led)
+                && !self.is_succeeded(led)
         });
         let due: Vec<DatasetId> = due.map(|(id, _)| *id).collect();
         if self.looking.told.as_ref() != Some(&due) {
