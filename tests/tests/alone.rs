@@ -506,7 +506,7 @@ fn pointer_files_reach_the_prefix_after_what_they_name_and_come_back() -> Result
     // One that will never be there is never named there.
     node.commit("ckpt.5", 100)?;
     node.sh("echo ckpt.5 > /scr/latest && chmod 640 /scr/latest")?;
-    node.sh("$SCRFS unmount /scr --purge")?;
+    node.sh("$SCRFS unmount /scr --now --purge")?;
     ensure!(node.sh("cat $P/latest; ls $P")? == "ckpt.4\nckpt.2\nckpt.4\nlatest\nnotes");
     // A new job finds them.
     node.sh(mount)?;
@@ -516,6 +516,39 @@ fn pointer_files_reach_the_prefix_after_what_they_name_and_come_back() -> Result
     node.wait_for("grep -q 'mine.*not ours' $C/daemon.log")?;
     ensure!(node.sh("cat $P/mine")? == "theirs");
     node.sh("$SCRFS unmount /scr --now").map(drop)
+}
+
+#[test]
+fn the_latest_checkpoint_goes_to_the_prefix_when_the_mount_ends() -> Result<()> {
+    let node = Alone::new(256 << 20)?;
+    node.sh("SCR_FLUSH=10 $MOUNT $P")?;
+    for step in 1..=3 {
+        node.commit(&format!("ckpt.{step}"), 20_000)?;
+    }
+    node.sh("$SCRFS wait ckpt.3 --for protected && $SCRFS unmount /scr")?;
+    let left = node.sh("ls $P")?;
+    ensure!(left == "ckpt.3", "{left}");
+    Ok(())
+}
+
+#[test]
+fn a_prefix_that_comes_late_is_flushed_to_and_one_that_goes_is_told_by_its_path() -> Result<()> {
+    let node = Alone::new(256 << 20)?;
+    node.sh("mv $P $P.away && $MOUNT $P")?;
+    node.commit("ckpt.1", 20_000)?;
+    node.wait_state("ckpt.1", "protected")?;
+    node.sh("mv $P.away $P")?;
+    node.wait_state("ckpt.1", "flushed")?;
+    // A running job learns what people did.
+    node.sh("$SCRFS current --failed ckpt.1 --prefix $P")?;
+    node.wait_state("ckpt.1", "failed")?;
+    node.sh("mv $P $P.away")?;
+    node.commit("ckpt.2", 20_000)?;
+    node.wait_for("grep -q \"$P.*does not exist\" /scr/.scr/status/ckpt.2.*")?;
+    ensure!(node.sh("[ -e $P ] || echo none")? == "none", "made anew");
+    node.sh("mv $P.away $P")?;
+    node.wait_state("ckpt.2", "flushed")?;
+    node.sh("$SCRFS unmount /scr").map(drop)
 }
 
 #[test]
