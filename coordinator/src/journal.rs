@@ -245,6 +245,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let syslog = UnixDatagram::bind(root.path().join("log")).unwrap();
         let paths = PrefixPaths::new(&root.path().join("prefix"));
+        fs::create_dir(paths.root()).unwrap();
         let (open, sealed) = records(root.path());
         let mut journal = Journal::begin(Places {
             prefix: Some(paths.clone()),

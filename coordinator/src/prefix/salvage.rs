@@ -8,9 +8,10 @@
 //! Order, for parity: bytes, durable -> checksums, which say that it is whole. For a slot that is made again
 //! it is that of a flush, so that [`Prefix::complete_flush`] cannot tell them apart.
 
+use super::done::Done;
 use super::error::PrefixError;
 use super::flush::piece_bytes;
-use super::outgoing::Outgoing;
+use super::outgoing::{Earlier, Outgoing};
 use super::streams::{Job, run};
 use super::{FlushLimits, Prefix, StepHook};
 use crate::part::records::{decode_manifest, decode_sums, encode_manifest};
@@ -122,6 +123,8 @@ impl Prefix {
             piece: piece_bytes(part.unit_bytes()),
             streams: limits.streams,
             pace: limits.bandwidth.map(|bandwidth| (&self.pace, bandwidth)),
+            skip: None,
+            gentle: false,
             cancel,
         };
         let (from, to, name) = (Arc::clone(part), Arc::clone(&file), path.clone());
@@ -185,7 +188,13 @@ impl Prefix {
         step("begin a slot")?;
         self.store.remove(&manifest_path)?;
         fs::create_dir_all(&attempt).map_err(PrefixError::io_at("make the directory", &attempt))?;
-        let outgoing = Arc::new(Outgoing::begin(Tree::open(&attempt)?, &manifest)?);
+        let done_path = self.paths.done(record.key(), record.epoch, slot);
+        let crc = encode_manifest(&manifest).1.manifest_crc;
+        let (tree, none) = (Tree::open(&attempt)?, Earlier::new());
+        let outgoing = Outgoing::begin(tree, &manifest, BTreeMap::new(), &none, |taken| {
+            Done::begin(&self.store, &done_path, crc, taken)
+        })?;
+        let outgoing = Arc::new(outgoing);
         step("make the files of a slot")?;
         let job = Job {
             dataset,
@@ -193,6 +202,8 @@ impl Prefix {
             piece: piece_bytes(sealed.unit_bytes),
             streams: FlushLimits::default().streams,
             pace: None,
+            skip: None,
+            gentle: false,
             cancel,
         };
         let (to, unit_bytes, gone) = (Arc::clone(&outgoing), sealed.unit_bytes, lost.to_vec());
@@ -302,7 +313,9 @@ impl Sources {
     fn read(&self, extent: Extent) -> Result<Vec<u8>, PrefixError> {
         let mut bytes = match extent.stream {
             Stream::Data => match self.data.get(&extent.slot) {
-                Some(units) => units.read(extent.offset, units.unit_bytes().into())?,
+                Some(units) => units
+                    .read(extent.offset, units.unit_bytes().into())?
+                    .to_vec(),
                 None => Vec::new(),
             },
             Stream::Parity => match self.parity.get(&extent.slot) {
