@@ -534,7 +534,10 @@ fn the_latest_checkpoint_goes_to_the_prefix_when_the_mount_ends() -> Result<()> 
 #[test]
 fn a_prefix_that_comes_late_is_flushed_to_and_one_that_goes_is_told_by_its_path() -> Result<()> {
     let node = Alone::new(256 << 20)?;
-    node.sh("mv $P $P.away && $MOUNT $P")?;
+    node.mount()?;
+    // Away before the next epoch begins.
+    node.sh("mv $P $P.away")?;
+    node.kill("scrfs-coordinator serve")?;
     node.commit("ckpt.1", 20_000)?;
     node.wait_state("ckpt.1", "protected")?;
     node.sh("mv $P.away $P")?;
