@@ -56,6 +56,13 @@ fn a_crash_at_any_step_of_a_move_leaves_one_whole_copy_that_counts() {
         for slot in 0..2 {
             let part = Part::open(&store, &home, &record, Slot(slot)).unwrap();
             part.fill_missing_sums(Stream::Data).unwrap();
+            let (unit_bytes, all) = (part.unit_bytes(), part.stream_bytes(Stream::Parity));
+            assert!(all > 0);
+            for (unit, at) in (0..all).step_by(unit_bytes as usize).enumerate() {
+                let length = u64::from(unit_bytes).min(all - at) as usize;
+                let byte = (unit as u8).wrapping_mul(2).wrapping_add(slot as u8 + 1);
+                part.write_parity(at, &vec![byte; length]).unwrap();
+            }
             part.commit_parity().unwrap();
             part.fill_missing_sums(Stream::Parity).unwrap();
             part.store_sums(&store, Stream::Data).unwrap();
