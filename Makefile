@@ -11,7 +11,7 @@ SEED ?=
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # One set of features for all, so that nothing is built twice.
-MPI := --features scrfs-coordinator/mpi
+FEATURES := --features scrfs-coordinator/mpi,scrfs-coordinator/objects
 PROGRAMS := scrfs scrfs-coordinator scrfs-coordinator-mpi
 
 .PHONY: all build demo test lint install uninstall soak bench clean deps deps-build
@@ -25,7 +25,7 @@ deps-build:
 	@.ci/deps build
 
 build: deps-build
-	$(CARGO) build --release --workspace --bins $(MPI)
+	$(CARGO) build --release --workspace --bins $(FEATURES)
 
 demo: deps build
 	SCRFS_BIN_DIR=$(TARGET)/release $(TARGET)/release/scrfs-demo
@@ -35,17 +35,17 @@ bench: build
 
 lint: deps
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets $(MPI) -- -D warnings
+	$(CARGO) clippy --workspace --all-targets $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 
 # The programs first: tests of whole clusters start them.
 test: deps lint
-	$(CARGO) build --workspace --bins $(MPI)
-	$(CARGO) test --workspace $(MPI) --no-fail-fast
+	$(CARGO) build --workspace --bins $(FEATURES)
+	$(CARGO) test --workspace $(FEATURES) --no-fail-fast
 
 soak: deps
-	$(CARGO) build --workspace --bins $(MPI)
-	SCRFS_SOAK_SECONDS=$(SECONDS) SCRFS_SEED=$(SEED) $(CARGO) test --workspace $(MPI) --test kills -- --nocapture
+	$(CARGO) build --workspace --bins $(FEATURES)
+	SCRFS_SOAK_SECONDS=$(SECONDS) SCRFS_SEED=$(SEED) $(CARGO) test --workspace $(FEATURES) --test kills -- --nocapture
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin

@@ -18,7 +18,7 @@ use crate::part::report;
 use crate::parts::Parts;
 use crate::pieces::{Pieces, Read, Todo, Wanted};
 use crate::placing::Placing;
-use crate::prefix::Prefix;
+use crate::target::Target;
 use crate::transfer::{Engine, Limits};
 use crate::works::{Context as WorkContext, TaskEnd, Works};
 use anyhow::{Context, Result, bail};
@@ -144,7 +144,7 @@ pub struct Driver<F: Fabric> {
     events: Receiver<Event>,
     store: PosixStore,
     stores: Stores,
-    prefix: Arc<Prefix>,
+    prefix: Arc<Target>,
     /// Of rank 0.
     looker: Option<Looker>,
     /// Of rank 0; others write nothing.
@@ -190,9 +190,9 @@ impl<F: Fabric> Driver<F> {
         let store = PosixStore::with_reserves(stores.iter().map(CachePaths::reserve));
         let group = config.failure_group(&config.redundancy.group, &node)?;
         let inventory = inventory::take(&stores, node, group)?;
-        let prefix = Arc::new(Prefix::at(&config.prefix).of_job(&config.job));
+        let prefix = Arc::new(Target::at(&config.prefix).of_job(&config.job));
         let places = match me {
-            LEADER => Places::wanted(&config.log, Some(prefix.paths().clone())),
+            LEADER => Places::wanted(&config.log, prefix.paths().cloned()),
             _ => Places::default(),
         };
         let journal = Journal::begin(places).context("no thread for events")?;

@@ -2,7 +2,8 @@
 
 use crate::part::{self, PartError};
 use crate::parts::Parts;
-use crate::prefix::{Prefix, PrefixError};
+use crate::prefix::PrefixError;
+use crate::target::Target;
 use nix::unistd::{Gid, Uid, chown};
 use scrfs::config::Config;
 use scrfs::control::Refusal;
@@ -124,13 +125,13 @@ pub(crate) fn scan(
 }
 
 /// Verifies what all nodes flushed, and makes it visible.
-pub(crate) fn complete_flush(prefix: &Prefix, record: &DatasetRecord) -> Result<(), Failure> {
+pub(crate) fn complete_flush(prefix: &Target, record: &DatasetRecord) -> Result<(), Failure> {
     prefix
         .complete_flush(record)
         .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
 }
 
-pub(crate) fn write_pointers(prefix: &Prefix, due: &Pointers) -> Result<(), Failure> {
+pub(crate) fn write_pointers(prefix: &Target, due: &Pointers) -> Result<(), Failure> {
     prefix
         .write_pointers(due)
         .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
@@ -138,7 +139,7 @@ pub(crate) fn write_pointers(prefix: &Prefix, due: &Pointers) -> Result<(), Fail
 
 /// Removes checkpoints from the prefix that `flush.keep` newer ones have made superfluous. What cannot
 /// be removed now is tried again after the next flush.
-pub(crate) fn retain(prefix: &Prefix, keep: u64, spare: &BTreeSet<DatasetKey>) {
+pub(crate) fn retain(prefix: &Target, keep: u64, spare: &BTreeSet<DatasetKey>) {
     if keep == 0 {
         return;
     }
@@ -155,7 +156,7 @@ pub(crate) fn retain(prefix: &Prefix, keep: u64, spare: &BTreeSet<DatasetKey>) {
 }
 
 /// What the leader must know of the prefix.
-pub(crate) fn prefix_view(prefix: &Prefix) -> Result<PrefixView, PrefixError> {
+pub(crate) fn prefix_view(prefix: &Target) -> Result<PrefixView, PrefixError> {
     let entries = prefix.list()?;
     let pointers = prefix.pointers().unwrap_or_else(|error| {
         tracing::error!(%error, "what it says of pointer files is not believed");
@@ -179,7 +180,7 @@ pub(crate) fn prefix_view(prefix: &Prefix) -> Result<PrefixView, PrefixError> {
 
 /// Follows `restart.current`: once a job, so that a relaunch goes on from what was flushed since. The
 /// first epoch of all is that of a job that begins, whatever it is called.
-pub(crate) fn choose_current(prefix: &Prefix, config: &Config, epoch: Epoch) {
+pub(crate) fn choose_current(prefix: &Target, config: &Config, epoch: Epoch) {
     let Ok(name) = Name::new(config.restart.current.as_bytes()) else {
         return;
     };

@@ -13,12 +13,15 @@ mod look;
 mod moves;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "objects")]
+mod objects;
 pub mod part;
 mod parts;
 mod pieces;
 mod placing;
 pub mod prefix;
 pub mod scavenge;
+pub mod target;
 pub mod track;
 pub mod transfer;
 mod works;

@@ -7,7 +7,8 @@
 
 use crate::driver::{Event, Tasks};
 use crate::effects::{self, chain};
-use crate::prefix::{Prefix, PrefixError};
+use crate::prefix::PrefixError;
+use crate::target::Target;
 use scrfs::config::Config;
 use scrfs::control::Refusal;
 use scrfs::id::{DatasetKey, Epoch};
@@ -49,7 +50,7 @@ struct Memory {
 /// Looks at the prefix for rank 0.
 #[derive(Debug)]
 pub(crate) struct Looker {
-    prefix: Arc<Prefix>,
+    prefix: Arc<Target>,
     config: Arc<Config>,
     epoch: Epoch,
     memory: Arc<Mutex<Memory>>,
@@ -61,7 +62,7 @@ pub(crate) struct Looker {
 impl Looker {
     /// One that has not looked.
     pub(crate) fn new(
-        prefix: Arc<Prefix>,
+        prefix: Arc<Target>,
         config: Arc<Config>,
         epoch: Epoch,
         inventory: &Inventory,
@@ -165,7 +166,7 @@ impl Looker {
 }
 
 fn look(
-    prefix: &Prefix,
+    prefix: &Target,
     config: &Config,
     epoch: Epoch,
     memory: &mut Memory,
@@ -179,7 +180,8 @@ fn look(
     }
     let stamp = stamp(prefix);
     let reads = match &memory.last {
-        Some((last, reads)) if *last == stamp => *reads,
+        // An object store tells of no changes.
+        Some((last, reads)) if *last == stamp && prefix.paths().is_some() => *reads,
         _ => 0,
     };
     if reads >= READS {
@@ -190,8 +192,10 @@ fn look(
     Ok(Some(view))
 }
 
-fn stamp(prefix: &Prefix) -> Stamp {
-    let paths = prefix.paths();
+fn stamp(prefix: &Target) -> Stamp {
+    let Some(paths) = prefix.paths() else {
+        return Stamp::new();
+    };
     let all = [
         paths.index(),
         paths.dropped(),

@@ -13,7 +13,7 @@ use crate::driver::{Event, Tasks};
 use crate::effects::{part_failure, store_failure};
 use crate::part::{Part, SealedPart, records, sums_that_fit};
 use crate::parts::Parts;
-use crate::prefix::Prefix;
+use crate::target::Target;
 use crate::transfer::{Engine, JobEvent, JobId};
 use encode::Encode;
 use prefix::Copying;
@@ -51,7 +51,7 @@ pub(crate) struct Context<'a> {
     /// Other threads.
     pub(crate) tasks: &'a Tasks,
     /// The prefix.
-    pub(crate) prefix: &'a Arc<Prefix>,
+    pub(crate) prefix: &'a Arc<Target>,
     /// The effective configuration.
     pub(crate) config: &'a Arc<Config>,
     /// For records.

@@ -109,6 +109,15 @@ pub struct StoreConfig {
     pub count: u32,
 }
 
+/// Whether a prefix is a path in an object store, such as `s3://bucket/path`, and no directory.
+#[must_use]
+pub fn is_object_url(prefix: &Path) -> bool {
+    let scheme = prefix.to_str().and_then(|text| text.split_once("://"));
+    scheme.is_some_and(|(scheme, _)| {
+        !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
+}
+
 impl StoreConfig {
     /// Whether scrfs mounts a private tmpfs itself instead of using a directory.
     #[must_use]

@@ -5,7 +5,7 @@ use super::hosts::{self, Host};
 use super::resource::{self, Allocation, World};
 use super::words;
 use anyhow::{Context, Error, Result, bail, ensure};
-use scrfs::config::{Config, Sources};
+use scrfs::config::{Config, Sources, is_object_url};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -285,7 +285,10 @@ impl RunArgs {
 }
 
 fn absolute(path: &Path) -> Result<String> {
-    let path = std::path::absolute(path).with_context(|| path.display().to_string())?;
+    let path = match is_object_url(path) {
+        true => path.to_owned(),
+        false => std::path::absolute(path).with_context(|| path.display().to_string())?,
+    };
     let text = path.into_os_string().into_string();
     text.map_err(|path| anyhow::anyhow!("{} is not UTF-8", path.display()))
 }

@@ -13,7 +13,7 @@ use super::resource::is_same;
 use super::resource::parse::Down;
 use anyhow::Result;
 use nix::sys::statvfs::statvfs;
-use scrfs::config::Config;
+use scrfs::config::{Config, is_object_url};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -119,7 +119,8 @@ fn directories(config: &Config) -> Vec<Directory> {
         };
         (path.to_owned(), Role::Cache)
     });
-    let all = caches.chain([(config.prefix.clone(), Role::Prefix)]);
+    let prefix = Some(config.prefix.clone()).filter(|prefix| !is_object_url(prefix));
+    let all = caches.chain(prefix.map(|prefix| (prefix, Role::Prefix)));
     all.map(|(path, role)| directory(path, role)).collect()
 }
 

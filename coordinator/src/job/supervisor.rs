@@ -23,6 +23,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use scrfs::config::is_object_url;
 use scrfs::event::{JobEvent, JobWhat};
 use scrfs::halt::{Conditions, Halt, Situation};
 use scrfs::id::Epoch;
@@ -148,8 +149,9 @@ impl<'a> Supervisor<'a> {
         let config = args.mount.load().context("the configuration")?;
         let outside = Outside::start(&config.prefix, allocation, all.clone())
             .context("no thread to ask the prefix and the resource manager")?;
-        let prefix = PrefixPaths::new(&config.prefix);
-        let journal = Journal::begin(Places::wanted(&config.log, Some(prefix)))
+        let prefix = Some(&config.prefix).filter(|prefix| !is_object_url(prefix));
+        let prefix = prefix.map(|prefix| PrefixPaths::new(prefix));
+        let journal = Journal::begin(Places::wanted(&config.log, prefix))
             .context("no thread to write events")?;
         Ok(Self {
             args,

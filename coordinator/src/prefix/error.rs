@@ -122,6 +122,25 @@ pub enum PrefixError {
         /// What.
         path: PathBuf,
     },
+    /// The object store refused.
+    #[cfg(feature = "objects")]
+    #[error("cannot {verb} {path:?}")]
+    Object {
+        /// What was being done.
+        verb: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: object_store::Error,
+    },
+    /// No object store, or not so.
+    #[error("the prefix {url} cannot be used: {why}")]
+    Url {
+        /// The prefix, or what in it.
+        url: String,
+        /// Why not.
+        why: String,
+    },
     /// More is lost than the scheme tolerates.
     #[error("dataset {dataset} cannot be rebuilt")]
     Beyond {
@@ -199,6 +218,9 @@ impl PrefixError {
             | Self::NotSealed { .. }
             | Self::NoSuch { .. } => Cause::Other,
             Self::Io { source, .. } => cause_of(source),
+            #[cfg(feature = "objects")]
+            Self::Object { source, .. } => cause_of_object(source),
+            Self::Url { .. } => Cause::Other,
             Self::Part(error) => match error.io() {
                 Some(source) => cause_of(source),
                 None if error.is_damage() => Cause::Damaged,
@@ -231,6 +253,18 @@ impl PrefixError {
     pub(super) fn io_at(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { verb, path, source }
+    }
+}
+
+#[cfg(feature = "objects")]
+fn cause_of_object(error: &object_store::Error) -> Cause {
+    use object_store::Error;
+    match error {
+        Error::NotFound { .. } => Cause::Damaged,
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => Cause::Denied,
+        // The network, a server that is busy, one that does not answer.
+        Error::Generic { .. } => Cause::Unavailable,
+        _ => Cause::Other,
     }
 }
 

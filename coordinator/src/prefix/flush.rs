@@ -38,7 +38,7 @@ type Noted = Vec<(Tree, Epoch, BTreeMap<usize, u64>)>;
 const PIECE_BYTES: u64 = 4 << 20;
 
 /// Pieces of whole units.
-pub(super) fn piece_bytes(unit_bytes: u32) -> u64 {
+pub(crate) fn piece_bytes(unit_bytes: u32) -> u64 {
     PIECE_BYTES.next_multiple_of(u64::from(unit_bytes.max(1)))
 }
 

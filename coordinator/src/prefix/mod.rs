@@ -19,7 +19,7 @@ mod complete;
 mod done;
 mod error;
 mod fetch;
-mod flush;
+pub(crate) mod flush;
 mod outgoing;
 mod pointers;
 mod publish;
@@ -27,7 +27,7 @@ mod reconcile;
 mod salvage;
 mod scr;
 mod split;
-mod streams;
+pub(crate) mod streams;
 mod track;
 
 #[cfg(test)]
@@ -50,6 +50,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Mutex;
 use streams::Pace;
+#[cfg(feature = "objects")]
+pub(crate) use track::{current_of, superfluous};
 
 /// How a flush makes sure of what it wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

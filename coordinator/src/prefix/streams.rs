@@ -70,14 +70,14 @@ impl Width {
 
 /// Keeps all streams of a node together below a bandwidth. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// When the next piece may begin.
     next: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Pace {
     /// Takes a turn for `bytes`; returns when it is.
-    fn turn(&self, bytes: u64, bandwidth: Option<u64>) -> Option<Instant> {
+    pub(crate) fn turn(&self, bytes: u64, bandwidth: Option<u64>) -> Option<Instant> {
         let bandwidth = bandwidth.filter(|&bandwidth| bandwidth > 0)?;
         let now = Instant::now();
         let mut next = lock(&self.next);
@@ -88,21 +88,21 @@ impl Pace {
 }
 
 /// What is to be done, and how much of it at once.
-pub(super) struct Job<'a> {
-    pub(super) dataset: DatasetId,
-    pub(super) total: u64,
-    pub(super) piece: u64,
-    pub(super) streams: usize,
-    pub(super) pace: Option<(&'a Pace, u64)>,
+pub(crate) struct Job<'a> {
+    pub(crate) dataset: DatasetId,
+    pub(crate) total: u64,
+    pub(crate) piece: u64,
+    pub(crate) streams: usize,
+    pub(crate) pace: Option<(&'a Pace, u64)>,
     /// What need not be done.
-    pub(super) skip: Option<&'a dyn Fn(u64, u64) -> bool>,
+    pub(crate) skip: Option<&'a dyn Fn(u64, u64) -> bool>,
     /// Programs do not wait for it.
-    pub(super) gentle: bool,
-    pub(super) cancel: &'a AtomicBool,
+    pub(crate) gentle: bool,
+    pub(crate) cancel: &'a AtomicBool,
 }
 
 /// Does `work(offset, len)` for all pieces. `progress` gets the sum of the pieces that have ended.
-pub(super) fn run(
+pub(crate) fn run(
     job: &Job<'_>,
     progress: &dyn Fn(u64),
     work: impl Fn(u64, u64) -> Result<(), PrefixError> + Send + Sync + 'static,

@@ -85,24 +85,7 @@ impl Prefix {
         &self,
         entries: &'a [IndexEntry],
     ) -> Result<Option<&'a IndexEntry>, PrefixError> {
-        let failed = self.failed()?;
-        let fits = |entry: &&IndexEntry| {
-            entry.is_complete()
-                && entry.record.class.is_checkpoint()
-                && !failed.contains(&entry.key())
-        };
-        let own = |entry: &&IndexEntry| fits(entry) && !entry.adopted;
-        let newest = entries.iter().rfind(own);
-        let newest = newest.or_else(|| entries.iter().rfind(fits));
-        let Some(choice) = self.choice()? else {
-            return Ok(newest);
-        };
-        let is_newer = |newest: &&IndexEntry| !newest.adopted && newest.key() > choice.newest;
-        let moved_on = newest.filter(is_newer).is_some();
-        let chosen = entries
-            .iter()
-            .find(|entry| entry.key() == choice.key && fits(entry));
-        Ok(chosen.filter(|_| !moved_on).or(newest))
+        Ok(current_of(entries, &self.failed()?, self.choice()?))
     }
 
     /// What was chosen last, whether or not it still holds; `None` when it cannot be believed.
@@ -271,22 +254,10 @@ impl Prefix {
         let entries = self.list()?;
         let failed = self.failed()?;
         let current = self.current(&entries)?.map(IndexEntry::key);
-        let mut good = 0;
         let mut removed = Vec::new();
-        for entry in entries.iter().rev().filter(|entry| entry.is_complete()) {
-            let key = entry.key();
-            let counts = entry.record.class.is_checkpoint() && !failed.contains(&key);
-            let is_kept = keep == 0 || good < keep;
-            good += u64::from(counts && !entry.adopted);
-            let stays = is_kept
-                || entry.adopted
-                || entry.record.class.is_output()
-                || current == Some(key)
-                || spare.contains(&key);
-            if !stays {
-                self.remove(entry, step)?;
-                removed.push(key);
-            }
+        for entry in superfluous(&entries, &failed, current, keep, spare) {
+            self.remove(entry, step)?;
+            removed.push(entry.key());
         }
         Ok(removed)
     }
@@ -424,4 +395,52 @@ impl Prefix {
             why,
         }
     }
+}
+
+/// Which checkpoint of a prefix a restart reads, of what is listed, marked failed and chosen.
+pub(crate) fn current_of<'a>(
+    entries: &'a [IndexEntry],
+    failed: &BTreeSet<DatasetKey>,
+    choice: Option<Choice>,
+) -> Option<&'a IndexEntry> {
+    let fits = |entry: &&IndexEntry| {
+        entry.is_complete() && entry.record.class.is_checkpoint() && !failed.contains(&entry.key())
+    };
+    let own = |entry: &&IndexEntry| fits(entry) && !entry.adopted;
+    let newest = entries.iter().rfind(own);
+    let newest = newest.or_else(|| entries.iter().rfind(fits));
+    let Some(choice) = choice else {
+        return newest;
+    };
+    let is_newer = |newest: &&IndexEntry| !newest.adopted && newest.key() > choice.newest;
+    let moved_on = newest.filter(is_newer).is_some();
+    let chosen = entries
+        .iter()
+        .find(|entry| entry.key() == choice.key && fits(entry));
+    chosen.filter(|_| !moved_on).or(newest)
+}
+
+/// What retention removes, newest first.
+pub(crate) fn superfluous<'a>(
+    entries: &'a [IndexEntry],
+    failed: &BTreeSet<DatasetKey>,
+    current: Option<DatasetKey>,
+    keep: u64,
+    spare: &BTreeSet<DatasetKey>,
+) -> Vec<&'a IndexEntry> {
+    let mut good = 0;
+    let complete = entries.iter().rev().filter(|entry| entry.is_complete());
+    let superfluous = complete.filter(|entry| {
+        let key = entry.key();
+        let counts = entry.record.class.is_checkpoint() && !failed.contains(&key);
+        let is_kept = keep == 0 || good < keep;
+        good += u64::from(counts && !entry.adopted);
+        let stays = is_kept
+            || entry.adopted
+            || entry.record.class.is_output()
+            || current == Some(key)
+            || spare.contains(&key);
+        !stays
+    });
+    superfluous.collect()
 }

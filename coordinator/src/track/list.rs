@@ -4,7 +4,8 @@
 //! What SCR wrote and nobody has added is shown, too. Records only: no manifest is read.
 
 use crate::part::report;
-use crate::prefix::{Prefix, PrefixError, scr_class};
+use crate::prefix::{PrefixError, scr_class};
+use crate::target::Target;
 use scrfs::id::DatasetKey;
 use scrfs::layout::envelope::{Kind, open};
 use scrfs::layout::index::IndexEntry;
@@ -56,7 +57,7 @@ pub(super) struct Catalog {
 
 impl Catalog {
     /// Reads the index, and the records of caches. What cannot be believed is reported and left out.
-    pub(super) fn read(prefix: &Prefix, caches: &[PathBuf]) -> Result<Self, PrefixError> {
+    pub(super) fn read(prefix: &Target, caches: &[PathBuf]) -> Result<Self, PrefixError> {
         let entries = prefix.list()?;
         let current = prefix.current(&entries)?.map(IndexEntry::key);
         let scr = prefix.scr_index().unwrap_or_else(|error| {
@@ -142,7 +143,7 @@ impl Catalog {
 }
 
 /// What was dropped.
-pub(super) fn dropped(prefix: &Prefix) -> Result<Vec<Shown>, PrefixError> {
+pub(super) fn dropped(prefix: &Target) -> Result<Vec<Shown>, PrefixError> {
     let failed = prefix.failed()?;
     let shown = |entry: &IndexEntry| shown_entry(entry, failed.contains(&entry.key()), false);
     Ok(prefix.dropped()?.iter().map(shown).collect())

@@ -9,7 +9,8 @@
 
 mod list;
 
-use crate::prefix::{Added, Prefix, PrefixError};
+use crate::prefix::{Added, PrefixError};
+use crate::target::Target;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use list::Catalog;
@@ -172,7 +173,7 @@ fn name_of(text: &OsString) -> anyhow::Result<Name> {
 }
 
 fn list(at: &Where, json: bool, dropped: bool) -> anyhow::Result<u8> {
-    let prefix = Prefix::open_to_read(&at.prefix)?;
+    let prefix = Target::open_to_read(&at.prefix)?;
     let shown = if dropped {
         list::dropped(&prefix)?
     } else {
@@ -187,7 +188,7 @@ fn list(at: &Where, json: bool, dropped: bool) -> anyhow::Result<u8> {
 }
 
 fn show_current(at: &Where) -> anyhow::Result<u8> {
-    let prefix = Prefix::open_to_read(&at.prefix)?;
+    let prefix = Target::open_to_read(&at.prefix)?;
     let shown = Catalog::read(&prefix, &at.cache)?.shown();
     match shown.iter().find(|shown| shown.status.current) {
         Some(current) => print(&format!("{}\n", current.status.name)).map(|()| 0),
@@ -199,7 +200,7 @@ fn show_current(at: &Where) -> anyhow::Result<u8> {
 }
 
 fn choose(at: &Where, name: &Name) -> anyhow::Result<u8> {
-    let prefix = Prefix::open(&at.prefix)?;
+    let prefix = Target::open(&at.prefix)?;
     let key = prefix.choose(name, None)?;
     let catalog = Catalog::read(&prefix, &at.cache)?;
     for newer in catalog.cached_newer_than(key) {
@@ -212,7 +213,7 @@ fn choose(at: &Where, name: &Name) -> anyhow::Result<u8> {
 }
 
 fn fail(at: &Where, name: &Name) -> anyhow::Result<u8> {
-    let prefix = Prefix::open(&at.prefix)?;
+    let prefix = Target::open(&at.prefix)?;
     let catalog = Catalog::read(&prefix, &at.cache)?;
     let key = catalog.find(name).ok_or_else(|| PrefixError::NoSuch {
         name: name.clone(),
@@ -223,17 +224,17 @@ fn fail(at: &Where, name: &Name) -> anyhow::Result<u8> {
 }
 
 fn delete(at: &Where, name: &Name, force: bool) -> anyhow::Result<u8> {
-    Prefix::open(&at.prefix)?.delete(name, force)?;
+    Target::open(&at.prefix)?.delete(name, force)?;
     Ok(0)
 }
 
 fn drop_entry(at: &Where, name: &Name) -> anyhow::Result<u8> {
-    Prefix::open(&at.prefix)?.drop_entry(name)?;
+    Target::open(&at.prefix)?.drop_entry(name)?;
     Ok(0)
 }
 
 fn add(at: &Where, name: &Name, class: Option<Class>, default: Class) -> anyhow::Result<u8> {
-    let prefix = Prefix::open(&at.prefix)?;
+    let prefix = Target::open(&at.prefix)?;
     let told = Cell::new(Instant::now());
     let progress = |bytes| {
         if told.get().elapsed() >= TELL_EVERY && io::stderr().is_terminal() {

@@ -4,7 +4,8 @@ use super::{Context, Turn};
 use crate::driver::Event;
 use crate::effects::{chain, part_failure};
 use crate::part::Part;
-use crate::prefix::{FlushLimits, Prefix};
+use crate::prefix::FlushLimits;
+use crate::target::Target;
 use crate::works::TaskEnd;
 use scrfs::config::Bandwidth;
 use scrfs::control::{Activity, Refusal};
@@ -134,7 +135,7 @@ impl Copying {
         let record = context.record(dataset)?;
         let prefix = Arc::clone(context.prefix);
         let (mut copying, meter) = Self::new(dataset, Activity::Flush);
-        copying.target = prefix.paths().attempt(record.key(), record.epoch);
+        copying.target = prefix.place_of(&record);
         let bandwidth = match context.config.flush.bandwidth {
             Bandwidth::Unlimited => None,
             Bandwidth::BytesPerSecond(bytes) => Some(bytes),
@@ -212,7 +213,7 @@ impl Copying {
 }
 
 fn flush_slot(
-    prefix: &Prefix,
+    prefix: &Target,
     record: &DatasetRecord,
     part: &Part,
     limits: FlushLimits,

@@ -1,7 +1,7 @@
 //! `scrfs config`, and the options that every command with a configuration takes.
 
 use super::{Failure, print};
-use scrfs::config::{Config, Provenance, Sources};
+use scrfs::config::{Config, Provenance, Sources, is_object_url};
 use std::path::{Path, PathBuf};
 
 /// The administrator's file.
@@ -37,7 +37,10 @@ fn environment(name: &str) -> Option<String> {
 }
 
 fn text(path: &Path) -> Result<String, Failure> {
-    let path = std::path::absolute(path).map_err(Failure::usage)?;
+    let path = match is_object_url(path) {
+        true => path.to_owned(),
+        false => std::path::absolute(path).map_err(Failure::usage)?,
+    };
     path.into_os_string()
         .into_string()
         .map_err(|path| Failure::usage(format!("{} is not UTF-8", path.display())))

@@ -47,6 +47,13 @@ pub(super) struct HaltArgs {
 pub(super) fn run(args: &HaltArgs) -> Result<(), Failure> {
     let (config, _) = args.config.load()?;
     let prefix = &config.prefix;
+    if scrfs::config::is_object_url(prefix) {
+        return Err(Failure::nothing(format!(
+            "{} is in an object store, which has no halt conditions; `scrfs run` heeds signals: \
+             `kill -USR1`",
+            prefix.display()
+        )));
+    }
     // Not into any directory that happens to be the current one.
     let control = scrfs::layout::path::PrefixPaths::new(prefix).control();
     if !args.config.names_prefix() && !control.is_dir() {

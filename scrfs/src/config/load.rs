@@ -224,7 +224,7 @@ impl Loader<'_> {
             return Err(setting.bad(key, "a path"));
         }
         let path = PathBuf::from(expanded);
-        if path.is_absolute() {
+        if path.is_absolute() || key == "prefix" && super::is_object_url(&path) {
             return Ok(path);
         }
         let here = (self.env)("PWD")

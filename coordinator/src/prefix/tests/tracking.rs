@@ -368,8 +368,9 @@ fn current_of_job(world: &World, job: &str, wanted: &str, epoch: u64) -> Option<
         cli: vec![("prefix".into(), root)],
     };
     let (config, _) = scrfs::config::Config::load(&sources).unwrap();
-    crate::effects::choose_current(&world.prefix, &config, Epoch(epoch));
-    let view = crate::effects::prefix_view(&world.prefix).unwrap();
+    let target = crate::target::Target::at(world.prefix.paths().root());
+    crate::effects::choose_current(&target, &config, Epoch(epoch));
+    let view = crate::effects::prefix_view(&target).unwrap();
     view.current.map(|key| key.id.0)
 }
 
