@@ -11,7 +11,7 @@
 //! 16  4  CRC-32C of the manifest's CRC-32C and of what comes before; all little endian
 //! ```
 //!
-//! What is taken over is read back and held against the checksums like what was copied.
+//! What is taken over is read back and held against the checksums.
 
 use super::error::PrefixError;
 use crate::part::lock;

@@ -1,6 +1,7 @@
 //! Flush, one slot's share: cache to `.scrfs/inflight/<id>/<epoch>/`.
 //!
-//! Order: files, each durable when it is whole -> hard links -> read back -> checksums -> manifest. The
+//! Order: files, each durable when it is whole -> hard links -> sizes; what was taken over, or all of it, is
+//! read back -> checksums -> manifest. The
 //! manifest says "this slot's files are here, durable and right", so it is removed before the first
 //! file is touched and written after the last. Directory names are made durable by `complete`.
 //!
@@ -109,24 +110,24 @@ impl Prefix {
             let bytes = from.read(offset, len)?;
             Ok(to.write_at(offset, &bytes)?)
         });
-        let copied = copied
-            .and_then(|()| outgoing.finish())
-            .and_then(|()| match limits.verify {
-                Verify::ReadBack => {
-                    let log = Log::new(Arc::clone(&manifest), Tree::open(&attempt)?, false);
-                    let copy = units.over(log);
-                    let unpaced = Job {
-                        pace: None,
-                        skip: None,
-                        ..job
-                    };
-                    let goes_on = |_| progress(manifest.log_bytes);
-                    run(&unpaced, &goes_on, move |offset, len| {
-                        Ok(copy.read(offset, len).map(drop)?)
-                    })
-                }
-                Verify::Sizes => check_sizes(&Tree::open(&attempt)?, record, &manifest.entries),
-            });
+        let copied = copied.and_then(|()| outgoing.finish()).and_then(|()| {
+            let tree = Tree::open(&attempt)?;
+            check_sizes(&tree, record, &manifest.entries)?;
+            let copied_now = |offset, len| !outgoing.has_some(offset, len);
+            let copy = units.over(Log::new(Arc::clone(&manifest), tree, false));
+            let verify = Job {
+                pace: None,
+                skip: match limits.verify {
+                    Verify::ReadBack => None,
+                    Verify::Sizes => Some(&copied_now),
+                },
+                ..job
+            };
+            let goes_on = |_| progress(manifest.log_bytes);
+            run(&verify, &goes_on, move |offset, len| {
+                Ok(copy.read(offset, len).map(drop)?)
+            })
+        });
         if let Err(error) = copied {
             // What is wrong is not to be taken over, and who is short of space gets all of it.
             let all = matches!(error.cause(), Cause::NoSpace | Cause::Damaged);

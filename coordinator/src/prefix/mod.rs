@@ -57,9 +57,10 @@ pub(crate) use track::{current_of, superfluous};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Verify {
     /// Every byte is read back and held against its checksum.
-    #[default]
     ReadBack,
-    /// Every file has its size.
+    /// Every file has its size; what an attempt before has copied is read back. What is copied now was
+    /// held against its checksum before it was written, and its fsync has succeeded.
+    #[default]
     Sizes,
 }
 
@@ -79,7 +80,7 @@ impl Default for FlushLimits {
         Self {
             streams: 8,
             bandwidth: None,
-            verify: Verify::ReadBack,
+            verify: Verify::default(),
         }
     }
 }

@@ -122,6 +122,12 @@ impl Outgoing {
         !self.taken.is_empty() && pieces.all(|piece| self.taken.contains_key(&piece.entry))
     }
 
+    /// Whether some of a range was finished by an attempt before.
+    pub(super) fn has_some(&self, offset: u64, len: u64) -> bool {
+        let mut pieces = self.log.pieces(offset, len);
+        !self.taken.is_empty() && pieces.any(|piece| self.taken.contains_key(&piece.entry))
+    }
+
     /// Files that an attempt before has finished.
     pub(super) fn taken(&self) -> u64 {
         self.taken.len() as u64

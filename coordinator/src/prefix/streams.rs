@@ -25,7 +25,7 @@ const SLOW: Duration = Duration::from_secs(2);
 /// So many quick pieces a stream, one after the other, allow for one stream more.
 const QUICK_PIECES: usize = 4;
 /// Added to the niceness of threads that programs do not wait for.
-const NICENESS: i32 = 10;
+const NICENESS: i32 = 5;
 
 /// How many pieces are on their way at once.
 #[derive(Debug)]

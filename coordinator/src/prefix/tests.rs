@@ -450,9 +450,13 @@ fn what_was_written_is_read_back() {
     let part = world.part(&record, 0);
     // A disk that lies: the byte changes when everything has been copied.
     let lie = |_| flip(&path, 7);
+    let limits = FlushLimits {
+        verify: Verify::ReadBack,
+        ..FlushLimits::default()
+    };
     let error = world
         .prefix
-        .flush_part(&record, &part, FlushLimits::default(), &lie, &GO)
+        .flush_part(&record, &part, limits, &lie, &GO)
         .unwrap_err();
     assert!(error.to_string().contains("checksum"), "{error}");
     assert!(
