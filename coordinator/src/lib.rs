@@ -10,6 +10,7 @@ pub mod job;
 mod journal;
 mod link;
 mod look;
+pub mod manual;
 mod moves;
 #[cfg(feature = "mpi")]
 pub mod mpi;

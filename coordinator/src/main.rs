@@ -2,13 +2,14 @@
 //! supervisor behind `scrfs run`, and what people ask of a prefix.
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use scrfs::fabric::local;
 use scrfs_coordinator::args::{Bench, Serve, init_log, runtime};
 use scrfs_coordinator::bench::bench_local;
 use scrfs_coordinator::bench::launch::bench_mpi;
 use scrfs_coordinator::driver::Driver;
 use scrfs_coordinator::job::{self, Each, NodesArgs, ProbeArgs, Reap, RunArgs, Stacks};
+use scrfs_coordinator::manual::{self, Man};
 use scrfs_coordinator::scavenge::{NodeArgs, ScavengeArgs};
 use scrfs_coordinator::track::{self, Track};
 use std::process::ExitCode;
@@ -43,6 +44,12 @@ enum Command {
     Track(Track),
     /// What `scrfs bench` cannot measure by itself, as JSON
     Bench(Bench),
+    /// Write the manual pages of the commands that users know as scrfs'
+    #[command(hide = true)]
+    Man(Man),
+    /// What options these have, as JSON, for completions
+    #[command(hide = true)]
+    Options,
 }
 
 /// Nodes of the set that is measured.
@@ -68,6 +75,8 @@ fn main() -> ExitCode {
         },
         Command::Track(track) => return ExitCode::from(track::run(&track)),
         Command::Bench(args) => bench(&args),
+        Command::Man(args) => args.write(Cli::command()),
+        Command::Options => manual::print_options(&Cli::command()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

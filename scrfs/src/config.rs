@@ -11,12 +11,14 @@
 //! environment are arguments. It does not know how large a device is, nor which nodes exist.
 
 mod document;
+mod help;
 mod hostlist;
 mod load;
 mod pattern;
 mod trigger;
 mod value;
 
+pub use help::{KeyHelp, keys};
 pub use hostlist::{HOST_BYTES_MAX, HOSTS_MAX, HostlistError, expand_hostlist};
 pub use pattern::{PathPattern, Pattern, PatternError};
 pub use trigger::{NameTemplate, PROFILES, Profile, RemovedMarker, Tier, Trigger, When};

@@ -9,6 +9,7 @@ mod config;
 mod dataset;
 mod halt;
 mod job;
+mod manual;
 mod mount;
 mod prefix;
 mod simulate;
@@ -16,7 +17,7 @@ mod status;
 mod unmount;
 
 use crate::daemon::DaemonFile;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use scrfs::control::{Answer, Command, Refusal};
 use scrfs::name::Name;
 use std::io::{IsTerminal, Write};
@@ -134,10 +135,10 @@ enum Verb {
         args: Vec<std::ffi::OsString>,
     },
     /// Completions for a shell, on stdout
-    Completions {
-        /// Which shell
-        shell: String,
-    },
+    Completions(manual::CompletionArgs),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(manual::ManArgs),
 }
 
 /// Parses the command line and does what it says.
@@ -171,7 +172,8 @@ pub fn main() -> ExitCode {
         Verb::Run { args } => exec_program("scrfs-coordinator", "run", &args),
         Verb::Nodes { args } => exec_program("scrfs-coordinator", "nodes", &args),
         Verb::Scavenge { args } => exec_program("scrfs-coordinator", "scavenge", &args),
-        Verb::Completions { shell } => completions(&shell),
+        Verb::Completions(args) => manual::complete(&args),
+        Verb::Man(args) => manual::write(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -196,69 +198,6 @@ fn exec_program(name: &str, verb: &str, args: &[std::ffi::OsString]) -> Result<(
         "cannot run {}: {error}",
         program.display()
     )))
-}
-
-/// Words after which a shell may complete; made from the commands, so that none is forgotten.
-fn completions(shell: &str) -> Result<(), Failure> {
-    let root = Cli::command();
-    let verbs: Vec<&str> = root
-        .get_subcommands()
-        .map(clap::Command::get_name)
-        .collect();
-    let mut text = String::new();
-    match shell {
-        "bash" => {
-            text += "_scrfs() {\n  local cur=${COMP_WORDS[COMP_CWORD]}\n  local words\n";
-            text += "  if [ \"$COMP_CWORD\" = 1 ]; then words=\"";
-            text += &verbs.join(" ");
-            text += "\"; else case ${COMP_WORDS[1]} in\n";
-            for verb in root.get_subcommands() {
-                let options: Vec<String> = options_of(verb).collect();
-                text += &format!(
-                    "    {}) words=\"{}\";;\n",
-                    verb.get_name(),
-                    options.join(" ")
-                );
-            }
-            text += "  esac; fi\n  COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\n";
-            text += "complete -o default -F _scrfs scrfs\n";
-        }
-        "zsh" => {
-            text += "#compdef scrfs\n_arguments '1:command:(";
-            text += &verbs.join(" ");
-            text += ")' '*::file:_files'\n";
-        }
-        "fish" => {
-            for verb in root.get_subcommands() {
-                let name = verb.get_name();
-                let about = verb
-                    .get_about()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
-                let about = about.replace('\'', "\\'");
-                text +=
-                    &format!("complete -c scrfs -n __fish_use_subcommand -a {name} -d '{about}'\n");
-                for option in options_of(verb) {
-                    let option = option.trim_start_matches('-').to_owned();
-                    text += &format!(
-                        "complete -c scrfs -n '__fish_seen_subcommand_from {name}' -l {option}\n"
-                    );
-                }
-            }
-        }
-        other => {
-            return Err(Failure::usage(format!(
-                "no completions for {other}: bash, zsh or fish"
-            )));
-        }
-    }
-    print(&text)
-}
-
-fn options_of(verb: &clap::Command) -> impl Iterator<Item = String> {
-    verb.get_arguments()
-        .filter(|arg| !arg.is_hide_set())
-        .filter_map(|arg| arg.get_long().map(|long| format!("--{long}")))
 }
 
 /// Logs to stderr; `SCRFS_LOG` filters as `RUST_LOG` does elsewhere.

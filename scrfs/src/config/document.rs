@@ -89,7 +89,7 @@ const TRIGGER_KEYS: [&str; 8] = [
     "commit.trigger.settle_seconds",
 ];
 
-fn all_keys() -> impl Iterator<Item = &'static str> {
+pub(super) fn all_keys() -> impl Iterator<Item = &'static str> {
     let single = KEYS.iter().map(|key| key.path);
     single.chain(CHECKPOINT_KEYS).chain(TRIGGER_KEYS)
 }
