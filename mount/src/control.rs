@@ -33,6 +33,8 @@ use std::time::{Duration, Instant};
 
 /// How long a caller may take to introduce itself.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+/// A supervisor that has said nothing for so long is gone.
+const SUPERVISOR_SILENCE: Duration = Duration::from_secs(10);
 /// Longest frame of anybody but the one coordinator: of callers there may be many.
 const CALLER_FRAME_BYTES_MAX: u64 = 64 << 10;
 /// Longest path a unix socket address holds, without its NUL.
@@ -81,6 +83,10 @@ struct Inner {
     serial: u64,
     link: Option<Link>,
     epoch_min: Epoch,
+    /// Of the supervisor we report to.
+    supervisor: u64,
+    /// When it was last heard.
+    ordered: Option<Instant>,
 }
 
 /// The server of the control socket.
@@ -210,9 +216,27 @@ impl Server {
         inner.link.as_ref().is_some_and(|link| link.ready)
     }
 
+    /// Reports to this supervisor from now on, unless a later one is at work here.
+    pub fn attach(&self, supervisor: String, token: u64, number: u64) -> Result<(), String> {
+        let mut inner = self.lock();
+        let is_heard = inner
+            .ordered
+            .is_some_and(|heard| heard.elapsed() < SUPERVISOR_SILENCE);
+        if number < inner.supervisor && is_heard {
+            return Err("a later `scrfs run` has this node".into());
+        }
+        inner.supervisor = number;
+        // With the lock held: the order of these is the order of the supervisors.
+        let _ = self
+            .process
+            .send(ProcessCommand::Attach { supervisor, token });
+        Ok(())
+    }
+
     /// The supervisor's order: no epoch below this. Kills the coordinator of one.
     pub fn require_epoch(&self, epoch_min: Epoch) {
         let mut inner = self.lock();
+        inner.ordered = Some(Instant::now());
         inner.epoch_min = inner.epoch_min.max(epoch_min);
         let Some(link) = inner.link.take_if(|link| link.epoch < epoch_min) else {
             return;
@@ -487,12 +511,14 @@ impl Server {
             },
             Command::Fetch { name } => self.request(&name, Request::Fetch { name: name.clone() }),
             Command::End => self.request(&"what is due", Request::End),
-            Command::Attach { supervisor, token } => {
-                let _ = self
-                    .process
-                    .send(ProcessCommand::Attach { supervisor, token });
-                Answer::Ok(String::new())
-            }
+            Command::Attach {
+                supervisor,
+                token,
+                number,
+            } => match self.attach(supervisor, token, number) {
+                Ok(()) => Answer::Ok(String::new()),
+                Err(why) => Answer::Refused(Refusal::Busy, why),
+            },
             Command::Unmount {
                 finish_flushes,
                 purge,

@@ -54,8 +54,8 @@ pub struct Plan {
     pub provenance: Provenance,
     /// Node name.
     pub node: String,
-    /// Supervisor and secret of this run.
-    pub supervisor: Option<(String, u64)>,
+    /// Supervisor, secret of this run, and the supervisor's number.
+    pub supervisor: Option<(String, u64, u64)>,
     /// Start a coordinator of our own: a cluster of one.
     pub solo: bool,
     /// Stay in the foreground.
@@ -487,7 +487,7 @@ fn serve_inner(
         mountpoint: plan.mountpoint.clone(),
         words: places.iter().map(|place| place.words.clone()).collect(),
     };
-    let server = Server::new(Arc::clone(&vfs), facts, process.clone());
+    let server = Server::new(Arc::clone(&vfs), facts, process);
     server.serve(listener)?;
     let running = Arc::new(Running {
         mountpoint: plan.mountpoint.clone(),
@@ -501,8 +501,9 @@ fn serve_inner(
         server: Arc::clone(&server),
         node: plan.node.clone(),
     });
-    if let Some((supervisor, token)) = plan.supervisor.clone() {
-        let _ = process.send(ProcessCommand::Attach { supervisor, token });
+    if let Some((supervisor, token, number)) = plan.supervisor.clone() {
+        // Nobody was here before.
+        let _ = server.attach(supervisor, token, number);
     }
     thread("signals", {
         let running = Arc::clone(&running);

@@ -6,8 +6,10 @@
 
 use crate::control::Server;
 use crate::vfs::Vfs;
+use crate::vfs::advice::checkpoint_times;
 use crate::vfs::namespace::Names;
 use scrfs::control::{Beat, Order};
+use scrfs::interval::Measured;
 use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::record::{Phase, State, millis};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -80,6 +82,7 @@ impl Pulse {
             let flushes = names.due.contains(&record.id);
             dataset.is_unprotected() || (flushes && record.flushed.is_none())
         });
+        let end = Measured::of(&checkpoint_times(&names)).end_seconds();
         let lost = names
             .iter()
             .filter(|dataset| dataset.record.phase == Phase::Lost)
@@ -103,6 +106,7 @@ impl Pulse {
             flushing: names
                 .iter()
                 .any(|dataset| dataset.record.state() == State::Flushing),
+            end_ms: end.map(|seconds| (seconds * 1000.0) as u64),
             clock: now_millis(),
         }
     }

@@ -540,6 +540,8 @@ pub enum Command {
         supervisor: String,
         /// Shared secret of this `scrfs run`.
         token: u64,
+        /// Of two supervisors that want this node at once the one with the higher number gets it.
+        number: u64,
     },
     /// Unmount and end.
     Unmount {
@@ -590,6 +592,8 @@ pub struct Beat {
     pub activity: u64,
     /// A dataset is on its way to the prefix.
     pub flushing: bool,
+    /// From the wish that the program ends until all is flushed, in milliseconds, by what was measured.
+    pub end_ms: Option<u64>,
     /// Milliseconds since the Unix epoch on this node's clock.
     pub clock: UnixMillis,
 }

@@ -42,7 +42,8 @@ pub(super) enum End {
 }
 
 impl Supervisor<'_> {
-    pub(super) fn launch(&mut self, restart: Option<&Name>) -> Result<Application> {
+    /// Launches it; `None` when we are asked to end before it has begun.
+    pub(super) fn launch(&mut self, restart: Option<&Name>) -> Result<Option<Application>> {
         let path = restart.map(|name| self.args.mount.mountpoint.join(name.as_os_str()));
         self.report.stage(&match restart {
             Some(name) => format!("recovered: restart from {name}"),
@@ -56,6 +57,11 @@ impl Supervisor<'_> {
             event.detail = restart.map(|name| format!("from {name}"));
         });
         let launch = format!("{:016x}.{number}", self.mark);
+        // It counts before it begins.
+        self.keep()?;
+        if self.stop.is_some() {
+            return Ok(None);
+        }
         let hosts = self.placement.hosts();
         let hostfile = self.shell.logs.join(format!("hosts.{number}"));
         std::fs::write(&hostfile, launcher::hostfile(&hosts))
@@ -95,7 +101,7 @@ impl Supervisor<'_> {
             .args(arguments)
             .env(launcher::LAUNCH_VARIABLE, &launch);
         let child = child::spawn(&mut command).with_context(|| format!("cannot run {program}"))?;
-        Ok(Application { child, launch })
+        Ok(Some(Application { child, launch }))
     }
 
     /// Watches the application until it ends, by itself or by us.

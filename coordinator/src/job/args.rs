@@ -109,14 +109,10 @@ pub struct RunArgs {
     /// The same while something is flushed; three times as long when not given
     #[arg(long, value_name = "SECONDS", env = "SCR_WATCHDOG_TIMEOUT_PFS")]
     pub hang_timeout_flush: Option<u64>,
-    /// Halt when no more than so much of the allocation is left, so that there is time to flush
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        env = "SCR_HALT_SECONDS",
-        default_value_t = 0
-    )]
-    pub halt_seconds: u64,
+    /// Halt when no more than so much of the allocation is left, so that there is time for a last checkpoint
+    /// and its flush; what these were measured to take when not given. 0: never
+    #[arg(long, value_name = "SECONDS", env = "SCR_HALT_SECONDS")]
+    pub halt_seconds: Option<u64>,
     /// When the job is to halt, end the application after its next checkpoint: for applications that do not
     /// look at `.scr/should_exit`
     #[arg(long, env = "SCR_HALT_EXIT", value_parser = clap::builder::FalseyValueParser::new())]
@@ -139,9 +135,28 @@ pub struct RunArgs {
     /// Leave the nodes mounted at the end
     #[arg(long)]
     pub keep_mounted: bool,
+    /// Go on with a job whose `scrfs run` was lost, from any of its nodes: with the same command and
+    /// options, the nodes that are left, and the launches that are left. Only where to look for it is
+    /// said (`--prefix`, `--job`, `--config`), and `--listen`; ID says which, if there are several
+    #[arg(
+        long,
+        value_name = "ID",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        conflicts_with = "launcher"
+    )]
+    pub resume: Option<String>,
+    /// Go on from this record
+    #[arg(long, value_name = "ID", hide = true, require_equals = true)]
+    pub resumed: Option<String>,
     /// The launcher and the application. `{hosts}`, `{hostfile}`, `{nnodes}` and `{restart}` are
     /// replaced; mpirun is told the hosts if none of the first two is there
-    #[arg(last = true, required = true, value_name = "LAUNCHER")]
+    #[arg(
+        last = true,
+        required_unless_present = "resume",
+        value_name = "LAUNCHER"
+    )]
     pub launcher: Vec<String>,
 }
 

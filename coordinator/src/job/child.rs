@@ -9,6 +9,7 @@
 
 #![expect(unsafe_code, reason = "an empty signal mask in children, and pidfds")]
 
+use super::launcher::{LAUNCH_VARIABLE, MARK_OPTION};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -117,20 +118,35 @@ pub(super) struct Marked {
     handle: OwnedFd,
 }
 
-/// Every process that has `NAME=value` in its environment, but for this one.
-pub(super) fn marked(name: &str, value: &str) -> Vec<Marked> {
-    let mark = format!("{name}={value}");
+/// Every process that has `NAME=value` in its environment, or the launcher's option [`MARK_OPTION`] with that
+/// value among its words, but for this one. `all`: also those of which the value only begins so, up to a dot.
+pub(super) fn marked(name: &str, value: &str, all: bool) -> Vec<Marked> {
+    let is_value = |text: &[u8]| match text.strip_prefix(value.as_bytes()) {
+        Some([]) => true,
+        Some([b'.', ..]) => all,
+        _ => false,
+    };
+    let is_entry = |entry: &[u8]| {
+        let found = entry.strip_prefix(name.as_bytes());
+        found
+            .and_then(|rest| rest.strip_prefix(b"="))
+            .is_some_and(is_value)
+    };
+    let has_words = |line: &[u8]| {
+        // A shell that starts such a helper has all of it in one word, in quotes.
+        let is_between = |byte: &u8| [0, b' ', b'"', b'\''].contains(byte);
+        let mut words = line.split(is_between).filter(|word| !word.is_empty());
+        words.any(|word| word == MARK_OPTION.as_bytes()) && words.next().is_some_and(is_value)
+    };
     let me = i32::try_from(std::process::id()).unwrap_or_default();
     let mut found = Vec::new();
     for pid in processes().filter(|&pid| pid != me) {
         let Ok(handle) = open_process(pid) else {
             continue;
         };
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        if environment
-            .split(|&byte| byte == 0)
-            .any(|entry| entry == mark.as_bytes())
-        {
+        let read = |what: &str| fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+        let is_it = read("environ").split(|&byte| byte == 0).any(is_entry);
+        if is_it || (name == LAUNCH_VARIABLE && has_words(&read("cmdline"))) {
             found.push(Marked { pid, handle });
         }
     }
@@ -139,8 +155,8 @@ pub(super) fn marked(name: &str, value: &str) -> Vec<Marked> {
 
 /// Signals every process that is marked so. Returns how many there were; zero when it may be sure that
 /// there is none left.
-pub(super) fn signal_marked(name: &str, value: &str, signal: Signal) -> usize {
-    let found = marked(name, value);
+pub(super) fn signal_marked(name: &str, value: &str, all: bool, signal: Signal) -> usize {
+    let found = marked(name, value, all);
     for process in &found {
         let _ = signal_process(&process.handle, signal);
     }
@@ -178,13 +194,30 @@ mod tests {
                 .stdin(Stdio::null());
             spawn(&mut command).expect("sleep can be run")
         };
-        let mine = format!("{}.1", std::process::id());
-        let (mut one, mut other) = (sleeper(&mine), sleeper("another"));
-        while signal_marked("SCRFS_TEST_MARK", &mine, Signal::SIGKILL) > 0 {}
+        let run = std::process::id().to_string();
+        let mine = format!("{run}.1");
+        let kill = |value: &str, all| {
+            while signal_marked("SCRFS_TEST_MARK", value, all, Signal::SIGKILL) > 0 {}
+        };
+        let (mut one, mut other) = (sleeper(&mine), sleeper(&format!("{run}.12")));
+        let mut third = sleeper(&format!("{run}2.1"));
+        kill(&mine, false);
         let ended = one.wait().expect("ours to wait for");
         assert_eq!(describe(ended), "killed by SIGKILL");
         assert_eq!(exit_code(ended), 137);
         assert!(other.try_wait().expect("ours to ask").is_none());
-        kill_child(&mut other);
+        kill(&run, true);
+        assert_eq!(exit_code(other.wait().expect("ours to wait for")), 137);
+        assert!(third.try_wait().expect("ours to ask").is_none());
+        kill_child(&mut third);
+        // A launcher's helper, which has the words and not the variable.
+        let line = format!("read wait; : --mca {MARK_OPTION} \"{mine}\" --more");
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).stdin(Stdio::piped());
+        let mut helper = spawn(&mut command).expect("a shell can be run");
+        while signal_marked(LAUNCH_VARIABLE, &run, false, Signal::SIGKILL) > 0 {}
+        assert!(helper.try_wait().expect("ours to ask").is_none());
+        while signal_marked(LAUNCH_VARIABLE, &mine, false, Signal::SIGKILL) > 0 {}
+        assert_eq!(exit_code(helper.wait().expect("ours to wait for")), 137);
     }
 }

@@ -101,11 +101,7 @@ impl Each {
         let here = std::env::current_dir().context("where are we?")?;
         let launch = std::env::var(LAUNCH_VARIABLE).unwrap_or_default();
         let mut line = vec!["env".to_owned(), format!("{EACH_VARIABLE}={launch}")];
-        let goes = |name: &str| {
-            VARIABLES.contains(&name)
-                || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-                || self.env.iter().any(|wanted| wanted == name)
-        };
+        let goes = |name: &str| goes_along(name) || self.env.iter().any(|wanted| wanted == name);
         let all = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
@@ -169,6 +165,11 @@ impl Each {
         }
         Ok(code)
     }
+}
+
+/// Whether programs on other hosts are known to need this variable.
+pub(super) fn goes_along(name: &str) -> bool {
+    VARIABLES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Ends the launch on the hosts of `ranks`, or asks for its end.

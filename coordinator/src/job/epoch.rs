@@ -6,7 +6,7 @@
 //! otherwise.
 
 use super::child;
-use super::launcher::{host_names, open_mpi_agent};
+use super::launcher::{LAUNCH_VARIABLE, MARK_OPTION, host_names, open_mpi_agent};
 use super::remote::last_lines;
 use super::supervisor::{Supervisor, milliseconds};
 use super::words;
@@ -140,8 +140,13 @@ impl Supervisor<'_> {
         }
         self.epoch = self.next_epoch();
         self.heart.require(self.epoch);
-        self.coordinators = Some(self.launch_coordinators(new_run)?);
+        // Before anything of it runs: nobody else uses its number, and nobody else has the run.
         self.report.count_epoch();
+        self.keep()?;
+        if self.stop.is_some() && new_run {
+            return Ok(Attempt::Stopped);
+        }
+        self.coordinators = Some(self.launch_coordinators(new_run)?);
         self.report
             .say(&format!("{} begins on {}", self.epoch, placed.join(",")));
         let launched = Instant::now();
@@ -244,6 +249,10 @@ impl Supervisor<'_> {
                 .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
                 .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         }
+        // For a supervisor that goes on after us to find.
+        let mark = format!("{:016x}.epoch.{}", self.mark, self.epoch.0);
+        command.args(["--mca", MARK_OPTION, &mark]);
+        command.env(LAUNCH_VARIABLE, mark);
         command
             .arg(&self.programs.scrfs)
             .arg("mount")

@@ -220,6 +220,7 @@ mod tests {
                 checkpoint: 0,
                 activity: 0,
                 flushing: false,
+                end_ms: None,
                 clock: 0,
             };
             Self { socket, beat }

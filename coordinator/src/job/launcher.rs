@@ -12,6 +12,10 @@ use std::path::Path;
 /// Set for the processes of a launch, so that they can be told from all others.
 pub const LAUNCH_VARIABLE: &str = "SCRFS_LAUNCH";
 
+/// A parameter that Open MPI does not know, and therefore gives to its helpers on all hosts as it is. They have not
+/// our environment, and some outlive a launcher whose host has lost its power.
+pub const MARK_OPTION: &str = "scrfs_launch";
+
 /// What a launch needs to know.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
@@ -69,7 +73,12 @@ const ADAPTERS: [Adapter; 7] = [
         named_by: &["H", "host", "hostfile", "machinefile"],
         hosts: |target| vec!["--host".into(), hosts_with_slots(target.hosts)],
         rsh: Some(("plm_rsh_agent", open_mpi_agent)),
-        always: |target| vec!["-x".into(), format!("{LAUNCH_VARIABLE}={}", target.launch)],
+        always: |target| {
+            let variable = format!("{LAUNCH_VARIABLE}={}", target.launch);
+            ["-x", &variable, "--mca", MARK_OPTION, target.launch]
+                .map(String::from)
+                .into()
+        },
         is_local: false,
     },
     Adapter {
@@ -355,6 +364,9 @@ mod tests {
                 "mpirun",
                 "-x",
                 "SCRFS_LAUNCH=9.1",
+                "--mca",
+                "scrfs_launch",
+                "9.1",
                 "--hostfile",
                 "/t/hosts",
                 "a"
@@ -373,6 +385,9 @@ mod tests {
             "/usr/bin/mpirun",
             "-x",
             "SCRFS_LAUNCH=9.1",
+            "--mca",
+            "scrfs_launch",
+            "9.1",
             "--host",
             "node1,node5:2",
             "--mca",
@@ -401,7 +416,8 @@ mod tests {
         ];
         let words = adapted(&command, "Open MPI", "rsh");
         assert_eq!(words[..3], ["mpirun", "-x", "SCRFS_LAUNCH=9.1"]);
-        assert_eq!(words[3..], command[1..]);
+        assert_eq!(words[3..6], ["--mca", "scrfs_launch", "9.1"]);
+        assert_eq!(words[6..], command[1..]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub struct Membership {
 enum State {
     Expected,
     Alive(Box<Life>),
-    Down { why: String },
+    Down { why: String, was_heard: bool },
 }
 
 /// What is known of a node that lives.
@@ -109,7 +109,10 @@ impl Membership {
             let silence = now.saturating_duration_since(life.heard);
             if silence >= self.dead_after {
                 let why = format!("no heartbeat for {:.1} s", silence.as_secs_f64());
-                *state = State::Down { why };
+                *state = State::Down {
+                    why,
+                    was_heard: true,
+                };
                 deaths.push(Death {
                     node: node.clone(),
                     silence,
@@ -121,7 +124,29 @@ impl Membership {
 
     /// Gives a node up for another reason.
     pub fn give_up(&mut self, node: &str, why: String) {
-        self.nodes.insert(node.to_owned(), State::Down { why });
+        let was_heard = match self.nodes.get(node) {
+            Some(State::Alive(_)) => true,
+            Some(State::Down { was_heard, .. }) => *was_heard,
+            Some(State::Expected) | None => false,
+        };
+        let state = State::Down { why, was_heard };
+        self.nodes.insert(node.to_owned(), state);
+    }
+
+    /// Gives a node up that another supervisor has given up.
+    pub fn restore(&mut self, node: &str, why: String, was_heard: bool) {
+        let state = State::Down { why, was_heard };
+        self.nodes.insert(node.to_owned(), state);
+    }
+
+    /// Those that were given up after they had lived: something of ours may be left there.
+    pub fn lost(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().filter_map(|(node, state)| match state {
+            State::Down {
+                was_heard: true, ..
+            } => Some(node.as_str()),
+            _ => None,
+        })
     }
 
     /// What is known of a node, if it lives.
@@ -148,7 +173,7 @@ impl Membership {
     /// All that were given up, and why.
     pub fn down(&self) -> impl Iterator<Item = (&str, &str)> {
         self.nodes.iter().filter_map(|(node, state)| match state {
-            State::Down { why } => Some((node.as_str(), why.as_str())),
+            State::Down { why, .. } => Some((node.as_str(), why.as_str())),
             _ => None,
         })
     }
@@ -210,6 +235,7 @@ mod tests {
             checkpoint: 0,
             activity: 0,
             flushing: false,
+            end_ms: None,
             clock: 1_000_000 + sequence * 100,
         }
     }
@@ -267,6 +293,7 @@ mod tests {
             Heard::Stranger
         );
         all.give_up("a", "refused".into());
+        assert_eq!(all.lost().count(), 0);
         assert_eq!(
             all.hear(beat("a", 1), from(), Instant::now()),
             Heard::Outcast
@@ -314,6 +341,7 @@ mod tests {
         all.hear(beat("b", 2), from(), start + ms(500));
         assert!(!all.heard_since(["a", "b"], start + ms(100)));
         all.give_up("a", "gone".into());
+        assert_eq!(all.lost().collect::<Vec<_>>(), ["a"]);
         assert!(all.heard_since(["a", "b"], start + ms(100)));
     }
 }

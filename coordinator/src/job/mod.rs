@@ -11,20 +11,25 @@
 //! watchdog    does it move, and its end (pure)  tally      what it was worth (pure)
 //! checks      which nodes are fit          nodes        `scrfs nodes`
 //! outside     what the prefix and the resource manager say meanwhile
-//! suspect     which dataset to blame (pure)
+//! suspect     which dataset to blame (pure)   daemons   mounting and unmounting
+//! resume      going on with a job whose supervisor was lost
+//! files       records of supervisors in the prefix   keeper   keeps ours
 //! ```
 //!
-//! No MPI in here, and one thread, `outside`. Everything that waits does so in `Supervisor::turn`, so that
+//! No MPI in here, and two threads, `outside` and `keeper`. Everything that waits does so in `Supervisor::turn`, so that
 //! nodes are watched all the time.
 
 mod application;
 pub mod args;
 pub mod checks;
 mod child;
+mod daemons;
 mod each;
 mod epoch;
+mod files;
 pub mod heart;
 pub mod hosts;
+mod keeper;
 pub mod launcher;
 pub mod membership;
 pub mod nodes;
@@ -34,6 +39,7 @@ pub mod reap;
 pub mod remote;
 pub mod report;
 pub mod resource;
+mod resume;
 mod run;
 pub mod stacks;
 mod supervisor;

@@ -5,6 +5,7 @@
 //! and the hosts behind it move up. Pure.
 
 use super::hosts::Host;
+use scrfs::layout::run::RunHost;
 use std::collections::VecDeque;
 
 /// Positions and spares.
@@ -29,6 +30,29 @@ impl Placement {
         let mut spares = VecDeque::from(hosts);
         let positions = spares.drain(..needed.min(spares.len())).map(Some).collect();
         Self { positions, spares }
+    }
+
+    /// Goes on from what was kept.
+    pub fn restore(positions: &[Option<RunHost>], spares: &[RunHost]) -> Self {
+        let host = |(name, slots): &RunHost| Host {
+            name: name.clone(),
+            slots: *slots,
+        };
+        Self {
+            positions: positions
+                .iter()
+                .map(|kept| kept.as_ref().map(host))
+                .collect(),
+            spares: spares.iter().map(host).collect(),
+        }
+    }
+
+    /// To be kept: who has which position, and who waits for one.
+    pub fn keep(&self) -> (Vec<Option<RunHost>>, Vec<RunHost>) {
+        let kept = |host: &Host| (host.name.clone(), host.slots);
+        let positions = self.positions.iter();
+        let positions = positions.map(|host| host.as_ref().map(kept)).collect();
+        (positions, self.spares.iter().map(kept).collect())
     }
 
     /// Puts spares in the place of hosts that are down.
@@ -118,6 +142,15 @@ mod tests {
         );
         assert_eq!(names(&placement), ["node1", "node3"]);
         assert!(placement.replace(|name| name == "node2").is_empty());
+    }
+
+    #[test]
+    fn what_was_kept_is_what_there_was() {
+        let mut placement = placement(4, 3);
+        placement.replace(|name| ["node1", "node2"].contains(&name));
+        let (positions, spares) = placement.keep();
+        assert_eq!(Placement::restore(&positions, &spares), placement);
+        assert_eq!(positions.len(), 3);
     }
 
     #[test]

@@ -17,6 +17,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub struct Reap {
     /// Which launch
     launch: String,
+    /// All launches of a run, and its coordinators' launchers
+    #[arg(long)]
+    all: bool,
     /// Only ask them to end, and do not wait
     #[arg(long)]
     ask: bool,
@@ -28,12 +31,13 @@ pub struct Reap {
 impl Reap {
     /// Returns when none is left; `false` when some stay.
     pub fn run(&self) -> bool {
+        let signal = |signal| child::signal_marked(&self.mark, &self.launch, self.all, signal);
         if self.ask {
-            child::signal_marked(&self.mark, &self.launch, Signal::SIGTERM);
+            signal(Signal::SIGTERM);
             return true;
         }
         let deadline = Instant::now() + PATIENCE;
-        while child::signal_marked(&self.mark, &self.launch, Signal::SIGKILL) > 0 {
+        while signal(Signal::SIGKILL) > 0 {
             if Instant::now() >= deadline {
                 return false;
             }

@@ -4,6 +4,7 @@
 //! supervisor began.
 
 use super::tally::{Cause, Tally};
+use scrfs::layout::run::{RunLaunch, RunRecord};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -34,6 +35,24 @@ impl Report {
             epochs: 0,
             tally: Tally::default(),
         }
+    }
+
+    /// Goes on with the story that another supervisor has begun so long ago.
+    pub fn resume(&mut self, record: &RunRecord, ago: Duration) {
+        self.begun = self.begun.checked_sub(ago).unwrap_or(self.begun);
+        self.launches = record.launches.len() as u64;
+        self.epochs = record.epochs;
+        self.tally.restore(ago, record.launches.clone());
+    }
+
+    /// How many epochs were begun.
+    pub fn epochs(&self) -> u64 {
+        self.epochs
+    }
+
+    /// All launches, to be kept.
+    pub fn kept(&self) -> &[RunLaunch] {
+        self.tally.launches()
     }
 
     /// For people, now.

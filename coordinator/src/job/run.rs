@@ -15,8 +15,8 @@ use super::child;
 use super::epoch::Held;
 use super::remote::{Fleet, Shell};
 use super::resource::{Allocation, Here};
+use super::resume::{self, Begun};
 use super::supervisor::{Supervisor, milliseconds};
-use super::suspect::Suspect;
 use super::tally::Cause;
 use super::watchdog::Why;
 use crate::scavenge::{Hosts as Crew, Outcome, after_run};
@@ -24,6 +24,7 @@ use anyhow::{Context, Result, ensure};
 use scrfs::event::JobWhat;
 use scrfs::halt::Halt;
 use scrfs::id::Epoch;
+use scrfs::layout::run::RunRecord;
 use std::time::{Duration, Instant};
 
 /// It failed.
@@ -39,6 +40,9 @@ const LAUNCHER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs a job to its end and gives the exit code: the application's, where it ended.
 pub fn run(args: &RunArgs) -> u8 {
+    if let Some(wanted) = &args.resume {
+        return resume::become_it(args, wanted);
+    }
     let here = Here::default();
     let allocation = Allocation::detect(&here);
     let checked = args
@@ -46,9 +50,15 @@ pub fn run(args: &RunArgs) -> u8 {
         .and_then(|_| args.restart_command())
         .and_then(|_| args.listen_address())
         .and_then(|_| args.dead_after())
-        .and_then(|_| args.find_hosts(allocation.as_ref(), &here));
+        .and_then(|_| match &args.resumed {
+            None => Ok((args.find_hosts(allocation.as_ref(), &here)?, None)),
+            Some(key) => {
+                let (mark, record, hosts) = resume::resumed(args, key)?;
+                Ok((hosts, Some((mark, record))))
+            }
+        });
     let ran = match checked {
-        Ok(hosts) => supervise(args, allocation, hosts),
+        Ok((hosts, resumed)) => supervise(args, allocation, hosts, resumed),
         Err(error) => {
             eprintln!("scrfs run: {error:#}");
             return USAGE;
@@ -63,19 +73,39 @@ pub fn run(args: &RunArgs) -> u8 {
     }
 }
 
-fn supervise(args: &RunArgs, allocation: Option<Allocation>, hosts: Hosts) -> Result<u8> {
+fn supervise(
+    args: &RunArgs,
+    allocation: Option<Allocation>,
+    hosts: Hosts,
+    resumed: Option<(u64, RunRecord)>,
+) -> Result<u8> {
+    let config = args.mount.load().context("the configuration")?;
+    let needed = hosts.chosen.len().saturating_sub(args.spares);
+    let job = (config.prefix.as_path(), config.job.as_str());
+    let begun = Begun::take(job, &hosts, needed, resumed)?;
     let temporary = std::env::temp_dir().join(format!("scrfs-run.{}", std::process::id()));
     let logs = args.log_dir.clone().unwrap_or(temporary);
     std::fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
-    let mut supervisor = Supervisor::new(args, allocation, hosts, logs.clone())?;
+    let mut supervisor = Supervisor::new(args, allocation, hosts, begun, logs.clone())?;
     let count = supervisor.all.len();
     supervisor.event(JobWhat::JobBegan, |event| {
         event.detail = Some(format!("{count} nodes"));
     });
     let mut lived = supervisor.live();
-    let ended = supervisor.end(lived.as_ref().is_ok_and(|life| life.finished));
-    if let Ok(life) = &mut lived {
+    let mut ended = Ok(());
+    if !supervisor.is_superseded {
+        ended = supervisor.end(lived.as_ref().is_ok_and(|life| life.finished));
+    }
+    if let Ok(life) = &mut lived
+        && !supervisor.is_superseded
+    {
         supervisor.scavenge(life);
+    }
+    if supervisor.is_superseded {
+        supervisor.stop_ours();
+    } else {
+        // Last, so that whoever is lost on the way here can be followed.
+        ended = ended.and(supervisor.forget());
     }
     let code = lived.as_ref().map_or(FAILED, |life| life.code);
     supervisor.event(JobWhat::JobEnded, |event| {
@@ -107,8 +137,10 @@ struct Life {
 impl Supervisor<'_> {
     fn live(&mut self) -> Result<Life> {
         let launches_max = self.args.launches_max()?;
+        self.keep()?;
         let names = self.check_hosts()?;
         self.start_daemons(&names)?;
+        self.reap_run()?;
         self.await_outside()?;
         let failed = |code| {
             Ok(Life {
@@ -117,12 +149,14 @@ impl Supervisor<'_> {
                 succeeded: false,
             })
         };
-        // Of the last launch.
-        let mut code = None;
-        let mut suspect = Suspect::default();
         loop {
+            let code = self.code;
             if let Some(signal) = self.stop {
                 return failed(128 + signal as u8);
+            }
+            // So it was when the supervisor before us was lost.
+            if let Some(code) = code.filter(|_| self.is_over) {
+                return self.wind_up(code);
             }
             if let Some(halt) = self.halts() {
                 return self.halted(&halt, code);
@@ -148,18 +182,25 @@ impl Supervisor<'_> {
             if self.is_any_lost() || self.stop.is_some() || self.halts().is_some() {
                 continue;
             }
-            if let Some(name) = suspect.blame(restart.as_ref()) {
+            if let Some(name) = self.suspect.blame(restart.as_ref()) {
                 self.mark_failed(&name)?;
                 continue;
             }
             let launched = Instant::now();
-            let mut application = self.launch(restart.as_ref())?;
+            let Some(mut application) = self.launch(restart.as_ref())? else {
+                continue;
+            };
             let end = self.watch(&mut application)?;
             let cause = self.cause(&end);
             if matches!(cause, Cause::Failed(_)) {
-                suspect.died();
+                self.suspect.died();
             }
             self.report.end_launch(cause.clone());
+            if matches!(&end, End::Exit(status) if status.success()) {
+                // Before anybody is told: whoever goes on after us must not launch it again.
+                (self.code, self.is_over) = (Some(0), true);
+                self.keep()?;
+            }
             let (launch, words) = (self.report.launches(), cause.describe());
             self.event(JobWhat::LaunchEnded, |event| {
                 event.launch = Some(launch);
@@ -170,14 +211,8 @@ impl Supervisor<'_> {
                 Cause::Finished => "the application has finished".to_owned(),
                 other => other.describe(),
             });
-            code = Some(match end {
-                End::Exit(status) if status.success() => {
-                    let flushed = self.flush()?;
-                    return Ok(Life {
-                        succeeded: true,
-                        ..flushed
-                    });
-                }
+            self.code = Some(match end {
+                End::Exit(status) if status.success() => return self.wind_up(0),
                 End::Exit(status) => child::exit_code(status),
                 End::Unwanted(Why::Halted, Some(status)) => child::exit_code(status),
                 End::Lost | End::Unwanted(..) => FAILED,
@@ -189,23 +224,28 @@ impl Supervisor<'_> {
             if self.stop.is_none() && self.halts().is_none() && !used_up {
                 continue;
             }
-            if used_up {
+            if used_up && self.stop.is_none() && self.halts().is_none() {
                 self.report.stage(&format!(
                     "{} of {launches_max} launches are used up; --runs N allows more",
                     self.report.launches()
                 ));
             }
-            // What was committed is worth keeping, whatever became of the application.
-            if self.is_any_lost() {
-                self.salvaging = true;
-            }
-            let flushed = self.flush()?;
-            return Ok(Life {
-                code: code.unwrap_or(FAILED),
-                finished: flushed.finished,
-                succeeded: false,
-            });
+            return self.wind_up(self.code.unwrap_or(FAILED));
         }
+    }
+
+    /// There is no further launch. What was committed is worth keeping, whatever became of the application.
+    fn wind_up(&mut self, code: u8) -> Result<Life> {
+        self.code = Some(code);
+        self.is_over = true;
+        self.note();
+        self.salvaging = true;
+        let flushed = self.flush()?;
+        Ok(Life {
+            code: if code == 0 { flushed.code } else { code },
+            finished: flushed.finished,
+            succeeded: code == 0,
+        })
     }
 
     /// No launch, because the job is to halt.
@@ -222,14 +262,7 @@ impl Supervisor<'_> {
                 finished: false,
                 succeeded: false,
             }),
-            Some(code) => {
-                let flushed = self.flush()?;
-                Ok(Life {
-                    code,
-                    finished: flushed.finished,
-                    succeeded: false,
-                })
-            }
+            Some(code) => self.wind_up(code),
         }
     }
 
@@ -416,6 +449,12 @@ impl Supervisor<'_> {
             ensure!(self.stop.is_none(), "stopped");
             Ok(())
         })
+    }
+
+    /// Leaves nothing running of what we have started, and everything else to who has the run now.
+    fn stop_ours(&mut self) {
+        self.end_epoch();
+        child::kill_orphans(&[]);
     }
 
     /// Unmounts, and leaves nothing running.

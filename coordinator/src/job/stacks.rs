@@ -28,7 +28,10 @@ impl Stacks {
         let here = Here {
             patience: GDB_PATIENCE,
         };
-        for (process, number) in child::marked(LAUNCH_VARIABLE, &self.launch).iter().zip(0..) {
+        for (process, number) in child::marked(LAUNCH_VARIABLE, &self.launch, false)
+            .iter()
+            .zip(0..)
+        {
             println!("{}", stack(process.pid));
             if number < GDB_MAX {
                 let pid = process.pid.to_string();

@@ -8,7 +8,8 @@ use super::args::{self, Hosts, RunArgs};
 use super::checks::{self, Answer, Facts};
 use super::child;
 use super::epoch::Coordinators;
-use super::heart::{self, Heart};
+use super::heart::Heart;
+use super::keeper::Keeper;
 use super::nodes;
 use super::outside::{News, Outside};
 use super::placement::Placement;
@@ -16,6 +17,8 @@ use super::remote::{Fleet, Shell};
 use super::report::Report;
 use super::resource::parse::Down;
 use super::resource::{Allocation, is_same};
+use super::resume::Begun;
+use super::suspect::Suspect;
 use super::words;
 use crate::journal::{Journal, Places};
 use anyhow::{Context, Result, ensure};
@@ -36,8 +39,6 @@ use std::time::{Duration, Instant};
 
 /// Longest time between two looks at children and conditions.
 const TURN_MS: u16 = 20;
-/// From a daemon's start to its first beat.
-const BEAT_PATIENCE: Duration = Duration::from_secs(10);
 /// For prefix and resource manager to be asked once; one that hangs holds nothing up.
 const OUTSIDE_PATIENCE: Duration = Duration::from_secs(2);
 /// For the survivors to be heard after something ended.
@@ -92,8 +93,20 @@ pub(super) struct Supervisor<'a> {
     pub(super) saving: Option<Fleet>,
     /// Of a hang.
     pub(super) silence: Duration,
+    /// Our place among all supervisors of this run.
+    pub(super) begun: Begun,
+    /// Keeps what the next one would have to know.
+    pub(super) keeper: Option<Keeper>,
+    /// The run is somebody else's.
+    pub(super) is_superseded: bool,
+    /// Whom to blame for deaths.
+    pub(super) suspect: Suspect,
+    /// Of the last launch.
+    pub(super) code: Option<u8>,
+    /// There is no further launch.
+    pub(super) is_over: bool,
     signals: SignalFd,
-    starting: Option<Starting>,
+    pub(super) starting: Option<Starting>,
     checking: Option<Checking>,
     outside: Outside,
     conditions: Conditions,
@@ -116,10 +129,11 @@ struct Checking {
     answers: BTreeMap<String, Answer>,
 }
 
-struct Starting {
-    fleet: Fleet,
+/// Daemons that are being started.
+pub(super) struct Starting {
+    pub(super) fleet: Fleet,
     /// Mounted, but not heard yet, and until when.
-    unheard: BTreeMap<String, Instant>,
+    pub(super) unheard: BTreeMap<String, Instant>,
 }
 
 impl<'a> Supervisor<'a> {
@@ -128,6 +142,7 @@ impl<'a> Supervisor<'a> {
         args: &'a RunArgs,
         allocation: Option<Allocation>,
         found: Hosts,
+        begun: Begun,
         logs: PathBuf,
     ) -> Result<Self> {
         let Hosts {
@@ -147,13 +162,16 @@ impl<'a> Supervisor<'a> {
         let needed = hosts.len() - args.spares;
         let all: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let config = args.mount.load().context("the configuration")?;
+        let keeper = begun
+            .keeper()
+            .context("no thread to keep the run's record")?;
         let outside = Outside::start(&config.prefix, allocation, all.clone())
             .context("no thread to ask the prefix and the resource manager")?;
         let prefix = Some(&config.prefix).filter(|prefix| !is_object_url(prefix));
         let prefix = prefix.map(|prefix| PrefixPaths::new(prefix));
         let journal = Journal::begin(Places::wanted(&config.log, prefix))
             .context("no thread to write events")?;
-        Ok(Self {
+        let mut supervisor = Self {
             args,
             all,
             excluded,
@@ -163,12 +181,12 @@ impl<'a> Supervisor<'a> {
             heart,
             placement: Placement::new(hosts, needed),
             shell,
-            epoch: Epoch(0),
+            epoch: begun.epoch,
             coordinators: None,
             report: Report::new(),
             journal,
             job: config.job,
-            mark: heart::random().context("no random numbers")?,
+            mark: begun.mark,
             reaping: None,
             stop: None,
             pass_on: Vec::new(),
@@ -177,6 +195,12 @@ impl<'a> Supervisor<'a> {
             keep_logs: false,
             saving: None,
             silence: Duration::ZERO,
+            begun,
+            keeper,
+            is_superseded: false,
+            suspect: Suspect::default(),
+            code: None,
+            is_over: false,
             signals,
             starting: None,
             checking: None,
@@ -187,7 +211,9 @@ impl<'a> Supervisor<'a> {
             unwanted: Vec::new(),
             batch: None,
             halt: None,
-        })
+        };
+        supervisor.go_on();
+        Ok(supervisor)
     }
 
     /// Waits a moment for something to happen, and takes it in.
@@ -201,6 +227,7 @@ impl<'a> Supervisor<'a> {
             Err(errno) => return Err(errno).context("cannot wait"),
         }
         self.take_signals()?;
+        self.turn_keeper()?;
         // While they end because we want it, silence means nothing.
         let deaths = if self.unmounting {
             self.heart.listen().map(|()| Vec::new())
@@ -257,6 +284,16 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// How much of the allocation is wanted for the end.
+    fn lead(&self) -> Duration {
+        let measured = || {
+            let lives = self.heart.members.lives();
+            lives.filter_map(|life| life.beat.end_ms).max().unwrap_or(0)
+        };
+        let given = self.args.halt_seconds.map(Duration::from_secs);
+        given.unwrap_or_else(|| Duration::from_millis(measured()))
+    }
+
     /// Why the job is to end by itself, if it is.
     pub(super) fn halts(&self) -> Option<Halt> {
         if let Some(signal) = self.batch {
@@ -270,7 +307,7 @@ impl<'a> Supervisor<'a> {
             time: checks::now_millis() / 1000,
             checkpoint: self.newest_checkpoint(),
             left: self.end.map(|end| end.saturating_duration_since(now)),
-            lead: Duration::from_secs(self.args.halt_seconds),
+            lead: self.lead(),
         };
         self.conditions.holds(&situation)
     }
@@ -457,48 +494,6 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Starts the daemons, everywhere at once. Returns when each host without which the job cannot
-    /// start as asked is up or down; spares may still be on their way.
-    pub(super) fn start_daemons(&mut self, hosts: &[String]) -> Result<()> {
-        let commands: Vec<_> = hosts
-            .iter()
-            .map(|host| (host.clone(), self.mount_command(host)))
-            .collect();
-        for host in hosts {
-            self.heart.members.expect(host);
-        }
-        self.report.stage(&format!(
-            "mounting {} on {} hosts; heartbeats come to {}",
-            self.args.mount.mountpoint.display(),
-            hosts.len(),
-            self.heart.address()
-        ));
-        let mut fleet = Fleet::new(&self.shell, "mount", commands);
-        let mut unheard = BTreeMap::new();
-        if self.shell.holds() {
-            fleet = fleet.held();
-            let until = Instant::now() + self.shell.patience;
-            unheard.extend(hosts.iter().map(|host| (host.clone(), until)));
-        }
-        self.starting = Some(Starting { fleet, unheard });
-        let placed = self.placed();
-        let begun = Instant::now();
-        while self.stop.is_none()
-            && placed.iter().any(|host| {
-                self.heart.members.life(host).is_none() && !self.heart.members.is_down(host)
-            })
-        {
-            self.turn()?;
-        }
-        let up = self.heart.members.lives().count();
-        let took = begun.elapsed().as_secs_f64();
-        self.report.stage(&format!(
-            "{up} of {} hosts are up after {took:.2} s",
-            hosts.len()
-        ));
-        Ok(())
-    }
-
     /// Has a dataset marked failed, by a node that knows it; the next epoch does not offer it.
     pub(super) fn mark_failed(&mut self, name: &Name) -> Result<()> {
         self.report.stage(&format!(
@@ -524,22 +519,8 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    fn mount_command(&self, host: &str) -> String {
-        let mut words = Vec::new();
-        words.push(self.programs.scrfs.display().to_string());
-        words.push("mount".into());
-        words.extend(self.mount_options.iter().cloned());
-        words.extend(["--node".into(), host.to_owned()]);
-        words.extend(["--supervisor".into(), self.heart.address().to_string()]);
-        words.extend(["--token".into(), self.heart.token().to_string()]);
-        if self.shell.holds() {
-            words.push("--foreground".into());
-        }
-        args::remote_line(&self.environment, &self.args.mount, &words)
-    }
-
     /// A node is not used any more.
-    fn give_up(&mut self, host: &str, why: String) {
+    pub(super) fn give_up(&mut self, host: &str, why: String) {
         self.report.stage(&format!("{host} cannot be used: {why}"));
         self.lost(host, &why, None);
         self.heart.members.give_up(host, why);
@@ -558,53 +539,6 @@ impl<'a> Supervisor<'a> {
         let mut event = JobEvent::new(what, &self.job, checks::now_millis());
         fill(&mut event);
         self.journal.job(&event);
-    }
-
-    fn turn_starting(&mut self) {
-        let Some(mut starting) = self.starting.take() else {
-            return;
-        };
-        for ended in starting.fleet.poll() {
-            let members = &self.heart.members;
-            match ended.result {
-                // A mount that was there already, or one that has ended: silence will tell.
-                Ok(()) if self.shell.holds() => {}
-                Ok(()) => {
-                    starting
-                        .unheard
-                        .insert(ended.host, Instant::now() + BEAT_PATIENCE);
-                }
-                // It was heard: its heartbeats tell more than the end of what started it.
-                Err(_) if members.life(&ended.host).is_some() || members.is_down(&ended.host) => {}
-                Err(why) => self.give_up(&ended.host, why),
-            }
-        }
-        let now = Instant::now();
-        let members = &self.heart.members;
-        starting
-            .unheard
-            .retain(|host, _| members.life(host).is_none());
-        let silent = starting.unheard.iter().filter(|(_, until)| now >= **until);
-        let silent: Vec<String> = silent.map(|(host, _)| host.clone()).collect();
-        starting.unheard.retain(|_, until| now < *until);
-        for host in silent {
-            let address = self.heart.address();
-            let why = format!(
-                "it is mounted, but no heartbeat comes from it to {address}; is there a firewall? \
-                 --listen ADDR names another address"
-            );
-            self.give_up(&host, why);
-        }
-        if !(starting.fleet.is_done() && starting.unheard.is_empty()) {
-            self.starting = Some(starting);
-        }
-    }
-
-    fn is_starting(&self) -> bool {
-        self.starting.as_ref().is_some_and(|starting| {
-            let running = !self.shell.holds() && !starting.fleet.is_done();
-            running || !starting.unheard.is_empty()
-        })
     }
 
     /// Puts spares in the places of lost hosts. `false`: too few are left.
@@ -676,42 +610,6 @@ impl<'a> Supervisor<'a> {
         if fleet.is_done() {
             self.reaping = None;
         }
-    }
-
-    /// Unmounts all hosts that live. `finish`: coordinators end by themselves, with nothing undone.
-    pub(super) fn unmount(&mut self, finish: bool) -> Result<()> {
-        self.unmounting = true;
-        // Daemons that are held end by themselves, or with the end of this.
-        if !self.shell.holds() {
-            self.starting = None;
-        }
-        let mut words = vec![
-            self.programs.scrfs.display().to_string(),
-            "unmount".to_owned(),
-            self.mount_options[0].clone(),
-        ];
-        if !finish {
-            words.push("--now".into());
-        }
-        let command = words::join(words.iter().map(String::as_str));
-        let hosts: Vec<String> = self
-            .heart
-            .members
-            .lives()
-            .map(|life| life.beat.node.clone())
-            .collect();
-        let commands = hosts.into_iter().map(|host| (host, command.clone()));
-        let mut fleet = Fleet::new(&self.shell, "unmount", commands);
-        while !fleet.is_done() {
-            self.turn()?;
-            for ended in fleet.poll() {
-                if let Err(why) = ended.result {
-                    self.report
-                        .say(&format!("{} stays mounted: {why}", ended.host));
-                }
-            }
-        }
-        Ok(())
     }
 }
 

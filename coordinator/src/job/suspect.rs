@@ -5,40 +5,36 @@
 //! older one is offered. But only one dataset is blamed until something is committed again: when the
 //! application dies from the next one as well, it is the application. Pure; nothing is marked here.
 
+use scrfs::layout::run::RunSuspect;
 use scrfs::name::Name;
 
 /// Deaths from one dataset that make it the suspect.
 const DEATHS_MAX: u32 = 2;
 
 /// What is known of the dataset that was restarted from last.
-#[derive(Debug, Default)]
-pub(super) struct Suspect {
-    from: Option<Name>,
-    deaths: u32,
-    /// One was blamed, and nothing has been committed since.
-    has_blamed: bool,
-}
+#[derive(Clone, Debug, Default)]
+pub(super) struct Suspect(pub(super) RunSuspect);
 
 impl Suspect {
     /// The application would be started from `restart`: the name of the dataset to blame instead, if
     /// that is the one.
     pub(super) fn blame(&mut self, restart: Option<&Name>) -> Option<Name> {
-        if restart == self.from.as_ref() {
-            let is_it = self.deaths >= DEATHS_MAX && !self.has_blamed;
-            let blamed = self.from.take_if(|_| is_it)?;
-            (self.deaths, self.has_blamed) = (0, true);
+        if restart == self.0.from.as_ref() {
+            let is_it = self.0.deaths >= DEATHS_MAX && !self.0.has_blamed;
+            let blamed = self.0.from.take_if(|_| is_it)?;
+            (self.0.deaths, self.0.has_blamed) = (0, true);
             return Some(blamed);
         }
         // After one was blamed, what comes first is the older one, and then what was committed.
-        self.has_blamed &= self.from.is_none();
-        self.from = restart.cloned();
-        self.deaths = 0;
+        self.0.has_blamed &= self.0.from.is_none();
+        self.0.from = restart.cloned();
+        self.0.deaths = 0;
         None
     }
 
     /// The application has died, and no node with it.
     pub(super) fn died(&mut self) {
-        self.deaths += 1;
+        self.0.deaths += 1;
     }
 }
 

@@ -3,6 +3,7 @@
 //! Time counts as kept when nothing of it is computed again: up to the end of a launch that ended well, else
 //! up to its last checkpoint. Times are since the supervisor began.
 
+use scrfs::layout::run::{RunEnd, RunLaunch};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub enum Cause {
     Launcher(String),
     /// The coordinators could not be kept.
     NoEpoch,
+    /// Its supervisor was lost, and another one goes on with the job.
+    Orphaned,
 }
 
 impl Cause {
@@ -42,31 +45,28 @@ impl Cause {
             }
             Self::Launcher(how) => format!("launcher error: {how}"),
             Self::NoEpoch => "no coordinators to be had".into(),
+            Self::Orphaned => "the supervisor was lost".into(),
         }
     }
-}
-
-#[derive(Debug)]
-struct Launch {
-    began: Duration,
-    ended: Option<(Duration, Cause)>,
-    checkpoints: u64,
-    last: Option<Duration>,
 }
 
 /// All launches of a job.
 #[derive(Debug, Default)]
 pub struct Tally {
-    launches: Vec<Launch>,
+    launches: Vec<RunLaunch>,
     newest: Option<u64>,
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Tally {
     /// A launch begins, with `checkpoint` as the newest one's number.
     pub fn begin(&mut self, now: Duration, checkpoint: u64) {
         self.newest = Some(checkpoint);
-        self.launches.push(Launch {
-            began: now,
+        self.launches.push(RunLaunch {
+            began: millis(now),
             ended: None,
             checkpoints: 0,
             last: None,
@@ -81,7 +81,7 @@ impl Tally {
         let newest = self.newest.unwrap_or(checkpoint);
         if launch.ended.is_none() && checkpoint > newest {
             launch.checkpoints += checkpoint - newest;
-            launch.last = Some(now);
+            launch.last = Some(millis(now));
             self.newest = Some(checkpoint);
         }
     }
@@ -91,8 +91,23 @@ impl Tally {
         if let Some(launch) = self.launches.last_mut()
             && launch.ended.is_none()
         {
-            launch.ended = Some((now, cause));
+            launch.ended = Some(RunEnd {
+                at: millis(now),
+                how: cause.describe(),
+                is_well: cause.is_well(),
+            });
         }
+    }
+
+    /// All launches, to be kept.
+    pub fn launches(&self) -> &[RunLaunch] {
+        &self.launches
+    }
+
+    /// Goes on from what was kept; a launch that had not ended then has ended now.
+    pub fn restore(&mut self, now: Duration, launches: Vec<RunLaunch>) {
+        self.launches = launches;
+        self.end(now, Cause::Orphaned);
     }
 
     /// Checkpoints of all launches.
@@ -105,17 +120,17 @@ impl Tally {
         let mut lines = String::new();
         let (mut ran, mut kept) = (Duration::ZERO, Duration::ZERO);
         for (launch, number) in self.launches.iter().zip(1u64..) {
+            let began = Duration::from_millis(launch.began);
             let (end, how, well) = match &launch.ended {
-                Some((end, cause)) => (*end, cause.describe(), cause.is_well()),
-                None => (total, "not ended".into(), false),
+                Some(end) => (Duration::from_millis(end.at), end.how.as_str(), end.is_well),
+                None => (total, "not ended", false),
             };
-            let took = end.saturating_sub(launch.began);
-            let until = if well {
-                end
-            } else {
-                launch.last.unwrap_or(launch.began)
+            let took = end.saturating_sub(began);
+            let until = match launch.last.map(Duration::from_millis) {
+                _ if well => end,
+                last => last.unwrap_or(began),
             };
-            let worth = until.saturating_sub(launch.began).min(took);
+            let worth = until.saturating_sub(began).min(took);
             ran += took;
             kept += worth;
             let _ = write!(
@@ -173,6 +188,24 @@ mod tests {
                         kept 60.0 s of 120.0 s: efficiency 50.0 %; lost 20.0 s in launches and 40.0 s \
                         between and around them\n";
         assert_eq!(tally.summary(s(120)), expected);
+    }
+
+    #[test]
+    fn what_was_kept_of_another_supervisor_counts_on() {
+        let mut first = Tally::default();
+        first.begin(s(10), 3);
+        first.see(s(40), 4);
+        let mut second = Tally::default();
+        second.restore(s(60), first.launches().to_vec());
+        second.begin(s(70), 4);
+        second.end(s(90), Cause::Finished);
+        let summary = second.summary(s(100));
+        assert!(
+            summary
+                .contains("launch 1: 50.0 s, 1 checkpoints, the supervisor was lost; 20.0 s to be"),
+            "{summary}"
+        );
+        assert!(summary.contains("kept 50.0 s of 100.0 s"), "{summary}");
     }
 
     #[test]

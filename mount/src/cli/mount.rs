@@ -34,6 +34,9 @@ pub(super) struct MountArgs {
     /// The supervisor's secret
     #[arg(long, value_name = "N", hide = true)]
     token: Option<u64>,
+    /// Which of several supervisors it is
+    #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
+    number: u64,
     /// Become this node's coordinator
     #[arg(long, hide = true)]
     coordinate: bool,
@@ -63,6 +66,7 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
         .partition(|option| option == "no_passthrough");
     let switched_off = std::env::var_os("SCRFS_NO_PASSTHROUGH").is_some_and(|value| value == "1");
     let supervisor = args.supervisor.zip(args.token);
+    let supervisor = supervisor.map(|(address, token)| (address, token, args.number));
     let plan = Plan {
         mountpoint,
         config,
@@ -80,8 +84,12 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
         Started::Ended => return Ok(()),
         Started::New(daemon) => daemon,
         Started::Already(daemon) => {
-            if let Some((supervisor, token)) = supervisor {
-                let attach = Command::Attach { supervisor, token };
+            if let Some((supervisor, token, number)) = supervisor {
+                let attach = Command::Attach {
+                    supervisor,
+                    token,
+                    number,
+                };
                 super::ask(&daemon, &attach, Some(Duration::from_secs(10)))?;
             }
             daemon

@@ -6,6 +6,7 @@
 //! Lock: the questions, a leaf.
 
 use super::Vfs;
+use super::namespace::Names;
 use scrfs::interval::{Situation, Times};
 use scrfs::layout::record::{Phase, UnixMillis};
 use std::sync::PoisonError;
@@ -24,22 +25,26 @@ pub(super) struct Questions {
     asked: u64,
 }
 
+/// When what happened to the checkpoints of programs.
+pub(crate) fn checkpoint_times(names: &Names) -> Vec<Times> {
+    let records = names.iter().map(|dataset| &dataset.record);
+    let of_programs = records.filter(|record| {
+        // What an earlier run left behind was never finished, and costs nobody anything now.
+        record.class.is_checkpoint() && record.phase != Phase::Incomplete
+    });
+    let times = of_programs.map(|record| Times {
+        created: record.created,
+        sealed: record.sealed,
+        protected: record.protected,
+        flushed: record.flushed,
+    });
+    times.collect()
+}
+
 impl Vfs {
     fn with_situation<T>(&self, tell: impl FnOnce(&Situation<'_>) -> T) -> T {
         let names = self.read_names();
-        let records = names.iter().map(|dataset| &dataset.record);
-        let of_programs = records.filter(|record| {
-            // What an earlier run left behind was never finished, and costs nobody anything now.
-            record.class.is_checkpoint() && record.phase != Phase::Incomplete
-        });
-        let checkpoints: Vec<Times> = of_programs
-            .map(|record| Times {
-                created: record.created,
-                sealed: record.sealed,
-                protected: record.protected,
-                flushed: record.flushed,
-            })
-            .collect();
+        let checkpoints = checkpoint_times(&names);
         let nodes = u32::try_from(names.nodes.len()).unwrap_or(u32::MAX).max(1);
         let recovered = names.recovered;
         drop(names);

@@ -50,7 +50,20 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some((values.get(low)? + values.get(high)?) / 2.0)
 }
 
+/// A job's end takes so much besides.
+const END_SECONDS: f64 = 10.0;
+
 impl Measured {
+    /// From the wish that a program ends until all it has made is flushed, as far as that can be told: it computes
+    /// up to its next checkpoint, makes it, and looks after that; it may find the flush before still at work.
+    /// `None` before the first checkpoint.
+    #[must_use]
+    pub fn end_seconds(&self) -> Option<f64> {
+        let until_sealed = self.interval_seconds.unwrap_or(0.0) + self.stall_seconds?;
+        let flush = self.flush_seconds.or(self.encode_seconds).unwrap_or(0.0);
+        Some(until_sealed + 2.0 * flush + END_SECONDS)
+    }
+
     /// Of the checkpoints of a job, in any order.
     #[must_use]
     pub fn of(times: &[Times]) -> Self {

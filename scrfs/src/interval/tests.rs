@@ -566,6 +566,15 @@ fn what_datasets_tell_is_the_median_of_each() {
     assert_eq!(measured.interval_seconds, Some(598.0));
     assert_eq!(measured.span_seconds, 1800.0);
     assert_eq!(Measured::of(&[]), Measured::default());
+    assert_eq!(Measured::default().end_seconds(), None);
+    let slow = Measured {
+        interval_seconds: Some(600.0),
+        stall_seconds: Some(5.0),
+        encode_seconds: Some(7.0),
+        flush_seconds: Some(100.0),
+        ..Measured::default()
+    };
+    assert_eq!(slow.end_seconds(), Some(600.0 + 5.0 + 2.0 * 100.0 + 10.0));
     // A clock that was set back is no measurement.
     let back = Times {
         created: 5000,

@@ -51,6 +51,8 @@ pub enum Kind {
     ScavengePlan = 11,
     /// A [`crate::protocol::scavenge::Report`].
     ScavengeReport = 12,
+    /// A [`super::run::RunRecord`].
+    Run = 13,
 }
 
 /// Why bytes are not the record that was asked for.

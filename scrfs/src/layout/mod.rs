@@ -13,4 +13,5 @@ mod page;
 pub mod path;
 pub mod pointer;
 pub mod record;
+pub mod run;
 pub mod scr;

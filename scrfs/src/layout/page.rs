@@ -7,6 +7,7 @@ use super::manifest::{DataExtent, Entry, EntryKind, Manifest, Sums};
 use super::path::{CachePaths, Keep, PrefixPaths, parse_deleted};
 use super::pointer::{Content, Pointer, PointerRecord, Pointers, Version};
 use super::record::{DatasetRecord, EpochRecord, PartSummary, Phase, Seal, UNIT_BYTES};
+use super::run::RunKey;
 use crate::config::Class;
 use crate::id::{DatasetId, DatasetKey, Epoch, Slot};
 use crate::name::{Name, RelPath};
@@ -110,6 +111,10 @@ fn the_page_on_the_layout_tells_the_truth() {
         paths.events_before(),
         paths.halt(),
         paths.clock(),
+        paths.run(RunKey {
+            mark: 0x1f,
+            number: 9000,
+        }),
     ];
     assert_eq!(first_words("paths"), as_text(&made));
     let cache = CachePaths::at(Path::new(""));

@@ -42,6 +42,7 @@
 //! <prefix>/.scrfs/trash/            datasets on their way out
 //! ```
 
+use super::run::RunKey;
 use crate::id::{DatasetId, DatasetKey, Epoch, Slot};
 use crate::name::Name;
 use crate::redundancy::Stream;
@@ -272,6 +273,16 @@ impl PrefixPaths {
     /// When jobs are to end by themselves.
     pub fn halt(&self) -> PathBuf {
         self.control().join("halt")
+    }
+
+    /// Supervisors that are at work, or were and did not end by themselves.
+    pub fn runs(&self) -> PathBuf {
+        self.control().join("run")
+    }
+
+    /// What one of them knows.
+    pub fn run(&self, key: RunKey) -> PathBuf {
+        self.runs().join(key.to_string())
     }
 
     /// Where a flushed dataset is, for everybody to read.

@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use scrfs_tests::{Cluster, Loss, binary, wait_until};
 
+mod resume;
 mod scavenge;
 mod site;
 
@@ -78,24 +79,7 @@ fn a_node_is_lost(victim: usize, loss: Loss) {
         );
     }
     check_prefix(&site.prefix());
-    for node in (1..=RANKS + 1).filter(|&node| node != victim) {
-        let mounts = site
-            .cluster
-            .command(node, "cat")
-            .arg("/proc/self/mounts")
-            .output()
-            .unwrap();
-        assert!(
-            !String::from_utf8_lossy(&mounts.stdout).contains("/scr fuse"),
-            "{output}"
-        );
-        // The launcher's helpers end by themselves, after the launcher.
-        let gone = wait_until(SOON, "the end of every process", || {
-            Ok(site.cluster.processes(node)?.is_empty().then_some(()))
-        });
-        let left = site.cluster.processes(node).unwrap();
-        assert!(gone.is_ok(), "node{node} still runs {left:?}\n{output}");
-    }
+    site.nothing_is_left(&[victim], &output);
 }
 
 #[test]

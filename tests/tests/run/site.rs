@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use scrfs_tests::{Cluster, binary, wait_until};
@@ -115,28 +115,89 @@ impl Site {
         options: &[&str],
         launcher: &[&str],
     ) -> Run {
+        self.run_on(0, environment, options, launcher)
+    }
+
+    /// The same, on this node.
+    pub(crate) fn run_on(
+        &self,
+        node: usize,
+        environment: &[(&str, PathBuf)],
+        options: &[&str],
+        launcher: &[&str],
+    ) -> Run {
         let hosts: Vec<_> = (1..=self.cluster.nodes())
             .map(|node| self.cluster.name(node))
             .collect();
-        let output = self.directory.path().join("output");
-        let file = fs::File::create(&output).unwrap();
-        let child = self
-            .cluster
-            .command(0, binary("scrfs").unwrap())
+        let logs = self.directory.path().join("logs");
+        let mut command = self.cluster.command(node, binary("scrfs").unwrap());
+        command
             .args(["run", "--nodes", &hosts.join(","), "--rsh"])
             .arg(self.cluster.rsh())
             .arg("--prefix")
-            .arg(self.prefix())
+            .arg(self.prefix());
+        if !options.contains(&"--log-dir") {
+            command.arg("--log-dir").arg(logs);
+        }
+        command
             .args(options)
             .arg("--")
             .args(launcher)
-            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .envs(environment.iter().map(|(name, value)| (name, value)));
+        self.spawn(command, "output")
+    }
+
+    /// `scrfs run --resume` on this node.
+    pub(crate) fn resume(&self, node: usize) -> Run {
+        let mut command = self.cluster.command(node, binary("scrfs").unwrap());
+        command
+            .args(["run", "--resume", "--prefix"])
+            .arg(self.prefix());
+        self.spawn(command, "output.resumed")
+    }
+
+    fn spawn(&self, mut command: Command, name: &str) -> Run {
+        let output = self.directory.path().join(name);
+        let file = fs::File::create(&output).unwrap();
+        command
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap();
+            .stderr(file);
+        let child = command.spawn().unwrap();
         Run { child, output }
+    }
+
+    /// No process and no mount on any node but the dead ones, nothing in the prefix that only a run needs.
+    pub(crate) fn nothing_is_left(&self, dead: &[usize], output: &str) {
+        for node in (0..=self.cluster.nodes()).filter(|node| !dead.contains(node)) {
+            let mut mounts = self.cluster.command(node, "cat");
+            let mounts = mounts.arg("/proc/self/mounts").output().unwrap();
+            let mounts = String::from_utf8_lossy(&mounts.stdout).into_owned();
+            assert!(
+                !mounts.contains("/scr fuse"),
+                "node{node}: {mounts}\n{output}"
+            );
+            // The launcher's helpers end by themselves, after the launcher.
+            let gone = wait_until(SOON, "the end of every process", || {
+                Ok(self.cluster.processes(node)?.is_empty().then_some(()))
+            });
+            let left = self.cluster.processes(node).unwrap();
+            let lines: Vec<String> = left
+                .iter()
+                .map(|pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())
+                .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+                .collect();
+            assert!(gone.is_ok(), "node{node} still runs {lines:?}\n{output}");
+        }
+        for name in ["run", "inflight"] {
+            let path = self.prefix().join(".scrfs").join(name);
+            let left: Vec<_> = fs::read_dir(&path)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .collect();
+            assert!(left.is_empty(), "{} has {left:?}\n{output}", path.display());
+        }
     }
 
     /// The launcher that starts a rank on each host.
