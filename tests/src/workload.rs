@@ -89,6 +89,7 @@ pub fn file_name(rank: u32) -> String {
 impl Workload {
     /// Restarts from what the mount offers, and goes on to the last step.
     pub fn run(&self) -> Result<()> {
+        self.log("begun")?;
         let first = match fs::read_link(self.mount.join(".scr/restart")) {
             Ok(target) => {
                 let name = target.file_name().unwrap_or_default().to_string_lossy();
