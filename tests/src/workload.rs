@@ -2,7 +2,9 @@
 //! rank and place. It knows nothing of scrfs but the path of the mount.
 //!
 //! Each rank writes one file a step, meets the others while half of it is written, writes the rest and
-//! renames the directory for itself, with no barrier after its own close. Meetings are files in a
+//! renames the directory for itself; with no barrier after its own close, unless that is asked for: where a
+//! rank may be killed alone, in the middle of its file, only a barrier keeps the others from committing that.
+//! Meetings are files in a
 //! shared directory, so that no MPI is linked.
 
 use crate::wait_until;
@@ -31,6 +33,8 @@ pub struct Workload {
     pub bytes: usize,
     /// Of the contents.
     pub seed: u64,
+    /// Nobody renames before all have written.
+    pub barrier: bool,
 }
 
 /// Ranks that do not come within this time will not come.
@@ -132,16 +136,19 @@ impl Workload {
         let (half, rest) = content.split_at(self.bytes / 2);
         let mut file = File::create(open.join(file_name(self.rank))).context("create")?;
         file.write_all(half).context("write")?;
-        self.meet(step)?;
+        self.meet(&step.to_string())?;
         file.write_all(rest).context("write")?;
         drop(file);
+        if self.barrier {
+            self.meet(&format!("{step}.written"))?;
+        }
         fs::rename(&open, &committed).context("rename")?;
         self.log(&format!("committed {step}"))
     }
 
-    /// Waits until all ranks of this launch are at this step.
-    fn meet(&self, step: u64) -> Result<()> {
-        let here = |rank| self.shared.join(format!("{}.{step}.{rank}", self.launch));
+    /// Waits until all ranks of this launch are at this place.
+    fn meet(&self, place: &str) -> Result<()> {
+        let here = |rank| self.shared.join(format!("{}.{place}.{rank}", self.launch));
         File::create(here(self.rank))?;
         wait_until(PATIENCE, "the other ranks", || {
             Ok((0..self.size).all(|rank| here(rank).exists()).then_some(()))

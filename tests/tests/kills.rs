@@ -7,6 +7,9 @@
 //! a loss is not missed after it; the run ends well; the prefix then has the last checkpoint, whole; and no
 //! process, mount or file is left behind.
 //!
+//! In every other round the ranks meet before they rename, and only in those a rank is killed alone: a program
+//! that renames while one of its ranks may have died amid its file commits that, on any filesystem.
+//!
 //! `SCRFS_SEED=n` replays the draws of a seed, `SCRFS_SOAK_SECONDS=n` goes on for so long.
 
 #![allow(clippy::unwrap_used)]
@@ -144,6 +147,11 @@ fn round(seed: u64) -> Result<Vec<Fault>> {
     Ok(faults)
 }
 
+/// Whether ranks meet before they rename.
+fn has_barrier(seed: u64) -> bool {
+    seed % 2 == 1
+}
+
 /// What was done to a run.
 struct Hurt {
     faults: Vec<Fault>,
@@ -186,6 +194,7 @@ impl Job {
             .arg(&shared)
             .args(["--steps", &STEPS.to_string(), "--bytes", &BYTES.to_string()])
             .args(["--seed", &seed.to_string()])
+            .args(has_barrier(seed).then_some("--barrier"))
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
@@ -223,7 +232,10 @@ impl Job {
         // Restarts there were when the application was last ended.
         let mut before = 0;
         for _ in 0..random.random_range(1..=FAULTS_MAX) {
-            let fault = Fault::draw(random);
+            let fault = match Fault::draw(random) {
+                Fault::Rank if !has_barrier(self.seed) => Fault::Coordinator,
+                fault => fault,
+            };
             // Sometimes right away, so that recoveries are hit, too.
             let pause = Duration::from_millis(random.random_range(0..4_000));
             let early = random.random_bool(0.25) && fault != Fault::Supervisor;

@@ -88,6 +88,22 @@ impl Supervisor<'_> {
         }
     }
 
+    /// Ends the epoch, also one of a supervisor before us, and waits until no node that lives reports it any more, or
+    /// a moment.
+    pub(super) fn fence(&mut self) -> Result<()> {
+        self.end_epoch();
+        let begun = Instant::now();
+        while begun.elapsed() < END_PATIENCE {
+            let lives = self.heart.members.lives();
+            let names: Vec<&str> = lives.map(|life| life.beat.node.as_str()).collect();
+            if !self.heart.members.holds_before(names, self.next_epoch()) {
+                break;
+            }
+            self.turn()?;
+        }
+        Ok(())
+    }
+
     fn next_epoch(&self) -> Epoch {
         Epoch(self.epoch.max(self.heart.members.epoch_last()).0 + 1)
     }
@@ -126,15 +142,9 @@ impl Supervisor<'_> {
     }
 
     fn attempt(&mut self, new_run: bool) -> Result<Attempt> {
-        self.end_epoch();
+        self.fence()?;
         let placed = self.placed();
         let names = || placed.iter().map(String::as_str);
-        let begun = Instant::now();
-        while self.heart.members.holds_before(names(), self.next_epoch())
-            && begun.elapsed() < END_PATIENCE
-        {
-            self.turn()?;
-        }
         if self.is_any_lost() {
             return Ok(Attempt::Lost);
         }

@@ -448,6 +448,9 @@ impl Supervisor<'_> {
         let Some(record) = self.begun.resumed.clone() else {
             return Ok(());
         };
+        // First: of ranks that are killed one after the other, the last must not commit what the first have left
+        // half written.
+        self.fence()?;
         let mark = format!("{:016x}", self.mark);
         let line = words::join([
             &*self.programs.coordinator.to_string_lossy(),

@@ -38,6 +38,9 @@ struct Run {
     /// Of the contents
     #[arg(long)]
     seed: u64,
+    /// Nobody renames before all have written
+    #[arg(long)]
+    barrier: bool,
 }
 
 fn number(name: &str) -> Result<u32> {
@@ -60,6 +63,7 @@ fn work(run: Run) -> Result<()> {
         steps,
         bytes,
         seed,
+        barrier,
     } = run;
     Workload {
         mount,
@@ -70,6 +74,7 @@ fn work(run: Run) -> Result<()> {
         steps,
         bytes,
         seed,
+        barrier,
     }
     .run()
 }
