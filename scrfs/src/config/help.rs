@@ -119,6 +119,10 @@ const TEXTS: [(&str, &str); 47] = [
         "flush.every",
         "Every so many-th checkpoint is copied to the prefix; 0 none. Output always is.",
     ),
+    (
+        "flush.backlog",
+        "Checkpoints that wait for their flush at most; older ones are left out. 0: however many.",
+    ),
     ("flush.width", "Nodes that write to the prefix at once."),
     (
         "flush.bandwidth",
