@@ -608,7 +608,9 @@ impl<F: Fabric> Driver<F> {
             }
         };
         match order {
-            Order::Encode { dataset, .. } => self.moves.disturb(*dataset),
+            Order::Encode { dataset, .. } | Order::Verify { dataset, .. } => {
+                self.moves.disturb(*dataset);
+            }
             Order::Rebuild { dataset, lost, .. } => {
                 self.moves.disturb(*dataset);
                 if let Some(record) = self.parts.record(*dataset) {

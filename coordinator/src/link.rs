@@ -69,6 +69,18 @@ impl Link {
         }
     }
 
+    /// Asks the daemon at `socket` what a command asks, however long that takes.
+    pub(crate) fn ask(socket: &Path, command: &Command) -> Result<String> {
+        let (mut link, _) = Self::greet(socket, Role::Command)?;
+        let stream = &mut link.stream;
+        write_frame(stream, command).context("cannot ask the daemon")?;
+        match read_frame::<Answer>(stream).context("the daemon did not answer")? {
+            Some(Answer::Ok(text)) => Ok(text),
+            Some(Answer::Refused(_, why)) => bail!("{why}"),
+            None => bail!("the daemon hung up"),
+        }
+    }
+
     fn greet(socket: &Path, role: Role) -> Result<(Self, NodeFacts)> {
         let mut stream = UnixStream::connect(socket).with_context(|| {
             format!(

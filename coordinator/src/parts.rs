@@ -105,6 +105,13 @@ impl Parts {
             .insert((id.dataset, id.slot), Opened { part, unsummed });
     }
 
+    /// The part of a slot, if it is open.
+    pub(crate) fn opened(&self, dataset: DatasetId, slot: Slot) -> Option<Arc<Part>> {
+        let opened = self.opened.borrow();
+        let found = opened.get(&(dataset, slot));
+        found.map(|opened| Arc::clone(&opened.part))
+    }
+
     /// The part of a slot, opened if need be.
     pub(crate) fn open(&self, dataset: DatasetId, slot: Slot) -> Result<Arc<Part>, PartError> {
         if let Some(opened) = self.opened.borrow().get(&(dataset, slot)) {

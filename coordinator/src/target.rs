@@ -137,6 +137,16 @@ impl Target {
         }
     }
 
+    /// What is on a file system, where single units can be read and put right.
+    pub(crate) fn directory(&self) -> Option<&Prefix> {
+        match self {
+            Self::Directory(prefix) => Some(prefix),
+            #[cfg(feature = "objects")]
+            Self::Bucket(_) => None,
+            Self::Unusable { .. } => None,
+        }
+    }
+
     /// All datasets of the index, ascending by number, without those whose name another has taken.
     pub fn list(&self) -> Result<Vec<IndexEntry>, PrefixError> {
         either!(self, prefix => prefix.list())

@@ -1,4 +1,4 @@
-//! The long work of this node: encode, rebuild, flush, fetch. Each order is one run of small steps,
+//! The long work of this node: encode, rebuild, flush, fetch, verify. Each order is one run of small steps,
 //! driven by what the engine, other threads and peers report.
 //!
 //! Invariants: an order is answered exactly once; a run that fails stops its engine jobs first; what it
@@ -8,6 +8,7 @@
 mod encode;
 mod prefix;
 mod rebuild;
+mod verify;
 
 use crate::driver::{Event, Tasks};
 use crate::effects::{part_failure, store_failure};
@@ -30,6 +31,7 @@ use scrfs::store::Store;
 use scrfs::store::posix::PosixStore;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use verify::Verify;
 
 /// A step that ran on another thread.
 #[derive(Debug)]
@@ -117,6 +119,7 @@ enum Run {
     Encode(Encode),
     Rebuild(Box<Rebuild>),
     Copying(Copying),
+    Verify(Box<Verify>),
 }
 
 /// What a run does next.
@@ -177,7 +180,7 @@ impl Works {
     pub(crate) fn stuck(&mut self) -> Vec<Outcome> {
         let copying = self.runs.values_mut().filter_map(|run| match run {
             Run::Copying(copying) => copying.stuck(),
-            Run::Encode(_) | Run::Rebuild(_) => None,
+            Run::Encode(_) | Run::Rebuild(_) | Run::Verify(_) => None,
         });
         copying.collect()
     }
@@ -216,6 +219,13 @@ impl Works {
             Order::Fetch { record, holders } => {
                 Copying::fetch(me, ticket, &record, &holders, context).map(Run::Copying)
             }
+            Order::Verify {
+                dataset,
+                holders,
+                lost,
+                what,
+            } => Verify::begin(me, ticket, dataset, (&holders, &lost), what, context)
+                .map(|run| Run::Verify(Box::new(run))),
             other => Err(Failure::new(
                 Refusal::Failed,
                 format!("{other:?} is not work"),
@@ -245,8 +255,13 @@ impl Works {
             turn = Turn::Ends(Ok(()));
         }
         if let Turn::Ends(result) = turn {
-            if let (Some(Run::Rebuild(run)), Err(_)) = (self.runs.remove(&ticket), &result) {
-                run.discard(context);
+            match (self.runs.remove(&ticket), &result) {
+                (Some(Run::Rebuild(run)), Err(_)) => run.discard(context),
+                (Some(Run::Verify(mut run)), _) => {
+                    let findings = Box::new(run.take_findings());
+                    context.outcomes.push(Outcome::Found { ticket, findings });
+                }
+                _ => {}
             }
             self.end(ticket, result, context);
         }
@@ -282,6 +297,7 @@ impl Works {
                 Run::Encode(run) => run.task_ended(me, end.ticket, end.slot, jobs, context),
                 Run::Rebuild(run) => run.task_ended(end.ticket, end.slot, made, jobs, context),
                 Run::Copying(run) => run.copied(end.slot),
+                Run::Verify(run) => run.task_ended(me, end.ticket, end.slot, jobs, context),
             },
         });
     }
@@ -299,6 +315,13 @@ impl Works {
             self.jobs.of.remove(job);
         }
         self.turn(ticket, context, |run, jobs, context| match (event, run) {
+            (JobEvent::Made { job, extent, bytes }, Run::Verify(run)) => {
+                run.made(ticket, (job, slot), extent, bytes, context)
+            }
+            (JobEvent::Failed { error, .. }, Run::Verify(run)) => {
+                run.unmade(ticket, slot, &error, jobs, context)
+            }
+            (_, Run::Verify(_)) => Turn::GoesOn,
             (JobEvent::Failed { error, .. }, run) => {
                 if let (Run::Rebuild(run), Some(source)) = (run, error.spoilt())
                     && run
@@ -336,7 +359,7 @@ impl Works {
         for ticket in tickets {
             self.turn(ticket, context, |run, _, context| match run {
                 Run::Encode(run) => run.summed(ticket, context),
-                Run::Rebuild(_) | Run::Copying(_) => Turn::GoesOn,
+                Run::Rebuild(_) | Run::Copying(_) | Run::Verify(_) => Turn::GoesOn,
             });
         }
     }
@@ -376,7 +399,7 @@ impl Works {
                 result,
             } => self.each(context, |run, _, _| match run {
                 Run::Encode(run) => run.kept(from, dataset, slot, result.clone()),
-                Run::Rebuild(_) | Run::Copying(_) => Turn::GoesOn,
+                Run::Rebuild(_) | Run::Copying(_) | Run::Verify(_) => Turn::GoesOn,
             }),
             Message::HaveMetadata {
                 dataset,
@@ -387,7 +410,12 @@ impl Works {
                     Run::Rebuild(run) if run.dataset() == dataset => {
                         run.told(ticket, from, slot, metadata.as_deref(), context)
                     }
-                    Run::Encode(_) | Run::Rebuild(_) | Run::Copying(_) => Turn::GoesOn,
+                    Run::Verify(run) if run.what().0 == dataset => {
+                        run.told(ticket, from, slot, metadata.as_deref(), context)
+                    }
+                    Run::Encode(_) | Run::Rebuild(_) | Run::Copying(_) | Run::Verify(_) => {
+                        Turn::GoesOn
+                    }
                 });
             }
             _ => {}
@@ -412,6 +440,7 @@ impl Run {
             Self::Encode(run) => run.is_done(),
             Self::Rebuild(run) => run.is_done(),
             Self::Copying(run) => run.is_done(),
+            Self::Verify(run) => run.is_done(),
         }
     }
 
@@ -420,6 +449,7 @@ impl Run {
             Self::Encode(run) => (run.dataset(), Activity::Encode),
             Self::Rebuild(run) => (run.dataset(), Activity::Rebuild),
             Self::Copying(run) => run.what(),
+            Self::Verify(run) => run.what(),
         }
     }
 }
@@ -518,3 +548,6 @@ fn metadata_of(dataset: DatasetId, slot: Slot, context: &mut Context<'_>) -> Opt
         (complete && check(&record, &metadata).is_ok()).then_some(metadata)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -433,9 +433,11 @@ impl Player {
                 std::fs::remove_dir_all(self.cache.dataset(dataset))
             }
             Request::Point { changes, absent } => self.point(request, changes, absent.as_ref()),
-            Request::Wait { .. } | Request::Flush { .. } | Request::Fetch { .. } | Request::End => {
-                self.reply(request, Ok(()))
-            }
+            Request::Wait { .. }
+            | Request::Flush { .. }
+            | Request::Fetch { .. }
+            | Request::Verify { .. }
+            | Request::End => self.reply(request, Ok(())),
         }
     }
 

@@ -471,6 +471,7 @@ impl Server {
                 slots,
                 weak,
             } => vfs.set_missing(dataset, slots, weak),
+            ToDaemon::Verified { dataset, findings } => vfs.set_findings(dataset, findings),
             ToDaemon::Nodes(nodes) => vfs.set_nodes(nodes),
             ToDaemon::Ready { restart, new_run } => {
                 vfs.ready(restart, new_run);
@@ -519,6 +520,7 @@ impl Server {
                 Ok(()) => Answer::Ok(String::new()),
                 Err(why) => Answer::Refused(Refusal::Busy, why),
             },
+            Command::Verify { dataset } => self.verify(dataset),
             Command::Unmount {
                 finish_flushes,
                 purge,
@@ -575,6 +577,25 @@ impl Server {
         match result.recv().unwrap_or(Err(Refusal::Failed)) {
             Ok(()) => Answer::Ok(String::new()),
             Err(refusal) => Answer::Refused(refusal, words(name, refusal)),
+        }
+    }
+
+    fn verify(&self, dataset: DatasetId) -> Answer {
+        let known = |names: &crate::vfs::namespace::Names| {
+            let found = names.get(dataset);
+            found.map(|found| (found.record.name.clone(), found.findings.clone()))
+        };
+        let Some((name, _)) = known(&self.vfs.read_names()) else {
+            return Answer::Refused(Refusal::Missing, format!("no dataset {dataset} here"));
+        };
+        match self.request(&name, Request::Verify { dataset }) {
+            Answer::Ok(_) => {}
+            refused @ Answer::Refused(..) => return refused,
+        }
+        match known(&self.vfs.read_names()).and_then(|(_, findings)| findings) {
+            Some(findings) => Answer::Ok(serde_json::json!(findings).to_string()),
+            // It went in between.
+            None => Answer::Refused(Refusal::Missing, words(&name, Refusal::Missing)),
         }
     }
 

@@ -15,6 +15,7 @@
 //!   [`ToDaemon::Dataset`] that seals it; also when the coordinator dies in between, because other
 //!   nodes may know that it is sealed.
 
+use crate::findings::Findings;
 use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::pointer::{Pointer, PointerRecord};
 use crate::layout::record::{DatasetRecord, UnixMillis};
@@ -238,6 +239,12 @@ pub enum Request {
     /// Programs have ended: the latest checkpoint goes to the prefix as well. Answered when every node
     /// knows what is due.
     End,
+    /// Read all that the caches have of it, hold it against its checksums, and repair what can be.
+    /// Answered at the end; what was found comes before, as [`ToDaemon::Verified`].
+    Verify {
+        /// Which.
+        dataset: DatasetId,
+    },
 }
 
 /// How far a wait goes.
@@ -288,6 +295,8 @@ pub enum Activity {
     Flush,
     /// Prefix to cache.
     Fetch,
+    /// Holding it against its checksums.
+    Verify,
 }
 
 /// A piece of a sealed dataset that lies on another node.
@@ -401,6 +410,13 @@ pub enum ToDaemon {
         slots: Vec<Slot>,
         /// Something of it is still to be made again, if only parity: it is not protected as it was.
         weak: bool,
+    },
+    /// What a verify has found that was asked for here; its answer comes after it.
+    Verified {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// What.
+        findings: Box<Findings>,
     },
     /// For `.scr/nodes`.
     Nodes(Vec<NodeStatus>),
@@ -534,6 +550,11 @@ pub enum Command {
     },
     /// The job has ended: what is left for the prefix is due.
     End,
+    /// Verify what the caches have of it; the answer is [`Findings`], as JSON.
+    Verify {
+        /// Which.
+        dataset: DatasetId,
+    },
     /// Send heartbeats to this address from now on, and obey the supervisor there.
     Attach {
         /// `host:port` of the supervisor's UDP socket.

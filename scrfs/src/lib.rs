@@ -20,6 +20,7 @@ pub mod config;
 pub mod control;
 pub mod event;
 pub mod fabric;
+pub mod findings;
 pub mod halt;
 pub mod id;
 pub mod interval;

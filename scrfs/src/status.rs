@@ -45,6 +45,9 @@ pub struct DatasetStatus {
     pub remaining_seconds: Option<u64>,
     /// Bytes with parity.
     pub protected_bytes: u64,
+    /// Bytes that a verify that is going on has read.
+    #[serde(default)]
+    pub verifying_bytes: Option<u64>,
     /// Scheme, once sealed.
     pub scheme: Option<String>,
     /// Members of its largest set.
@@ -83,6 +86,7 @@ impl DatasetStatus {
             flushed_bytes: when(record.flushed.is_some()),
             remaining_seconds: None,
             protected_bytes: when(record.protected.is_some()),
+            verifying_bytes: None,
             scheme: seal.map(|seal| seal.scheme.to_string()),
             set_size: seal.and_then(|seal| seal.sets.iter().map(Vec::len).max()),
             failures: seal.map(|seal| seal.scheme.tolerates()),

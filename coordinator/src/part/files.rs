@@ -167,7 +167,7 @@ impl Part {
         self.log.write_at(offset, bytes)
     }
 
-    fn parity_path(&self) -> PathBuf {
+    pub(super) fn parity_path(&self) -> PathBuf {
         self.cache.parity(self.id().dataset, self.id().slot)
     }
 
@@ -450,7 +450,7 @@ pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-fn open_regular(path: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
+pub(super) fn open_regular(path: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
     let file = options
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)?;

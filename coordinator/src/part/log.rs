@@ -33,7 +33,7 @@ pub(crate) struct Log {
     part: PartId,
     manifest: Arc<Manifest>,
     index: LogIndex,
-    tree: Tree,
+    tree: Arc<Tree>,
     /// Files are opened for writing too. A file whose mode has been given back to it may refuse.
     writable: AtomicBool,
     open: Mutex<LruCache<usize, Arc<File>>>,
@@ -52,7 +52,7 @@ impl Log {
             part,
             manifest,
             index,
-            tree,
+            tree: Arc::new(tree),
             writable: AtomicBool::new(writable),
             open: Mutex::new(LruCache::new(capacity)),
         }
@@ -68,6 +68,11 @@ impl Log {
 
     pub(crate) fn tree(&self) -> &Tree {
         &self.tree
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn tree_shared(&self) -> Arc<Tree> {
+        Arc::clone(&self.tree)
     }
 
     /// The pieces that a range consists of.

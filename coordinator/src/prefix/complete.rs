@@ -248,7 +248,7 @@ fn note(
     }
 }
 
-fn check_entries(
+pub(super) fn check_entries(
     dataset: DatasetId,
     tree: &Arc<Tree>,
     manifest: &Arc<Manifest>,

@@ -58,7 +58,7 @@ impl Prefix {
         self.read_all(record, units, progress, cancel, |_, _| Ok(()))
     }
 
-    fn opened(
+    pub(super) fn opened(
         &self,
         record: &DatasetRecord,
         slot: Slot,

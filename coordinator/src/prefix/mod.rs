@@ -29,6 +29,7 @@ mod scr;
 mod split;
 pub(crate) mod streams;
 mod track;
+mod verify;
 
 #[cfg(test)]
 mod tests;

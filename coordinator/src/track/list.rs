@@ -6,7 +6,7 @@
 use crate::part::report;
 use crate::prefix::{PrefixError, scr_class};
 use crate::target::Target;
-use scrfs::id::DatasetKey;
+use scrfs::id::{DatasetId, DatasetKey};
 use scrfs::layout::envelope::{Kind, open};
 use scrfs::layout::index::IndexEntry;
 use scrfs::layout::path::{CachePaths, parse_dataset_directory};
@@ -19,7 +19,7 @@ use scrfs::store::posix::PosixStore;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Who wrote a dataset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -156,16 +156,24 @@ fn cached_records(cache: &CachePaths) -> Result<Vec<DatasetRecord>, PrefixError>
         let Some(id) = name.to_str().and_then(parse_dataset_directory) else {
             continue;
         };
-        let path = cache.record(id);
-        let Some(bytes) = store.get(&path)? else {
-            continue;
-        };
-        match open::<DatasetRecord>(Kind::Dataset, &bytes) {
-            Ok(record) => records.push(record),
-            Err(error) => tracing::error!(?path, %error, "a record of the cache is damaged"),
-        }
+        records.extend(read_record(&store, &cache.record(id))?);
     }
     Ok(records)
+}
+
+fn read_record(store: &PosixStore, path: &Path) -> Result<Option<DatasetRecord>, PrefixError> {
+    let Some(bytes) = store.get(path)? else {
+        return Ok(None);
+    };
+    let record = open::<DatasetRecord>(Kind::Dataset, &bytes);
+    Ok(record
+        .inspect_err(|error| tracing::error!(?path, %error, "a record of the cache is damaged"))
+        .ok())
+}
+
+/// What a cache knows of one dataset.
+pub(super) fn cached_record(cache: &CachePaths, id: DatasetId) -> Option<DatasetRecord> {
+    read_record(&PosixStore::new(), &cache.record(id)).ok()?
 }
 
 fn shown_entry(entry: &IndexEntry, is_failed: bool, current: bool) -> Shown {
@@ -211,6 +219,7 @@ fn shown_scr(dataset: &ScrDataset) -> Shown {
         remaining_seconds: None,
         flushed_bytes: if complete { bytes } else { 0 },
         protected_bytes: 0,
+        verifying_bytes: None,
         scheme: None,
         set_size: None,
         failures: None,

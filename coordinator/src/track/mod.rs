@@ -1,4 +1,4 @@
-//! `scrfs list`, `current`, `delete`, `drop` and `add`: what people ask of a prefix, with a job running or
+//! `scrfs list`, `current`, `delete`, `drop`, `add` and `verify`: what people ask of a prefix, with a job running or
 //! without.
 //!
 //! They need no mount, no daemon, no MPI and no lock: they read the records that lie in the prefix and
@@ -8,6 +8,7 @@
 //! other. A running job learns of changes when its next epoch begins.
 
 mod list;
+mod verify;
 
 use crate::prefix::{Added, PrefixError};
 use crate::target::Target;
@@ -78,6 +79,20 @@ pub enum Track {
         /// Which
         #[arg(long)]
         name: OsString,
+    },
+    /// Hold datasets against their checksums, and repair what can be
+    Verify {
+        #[command(flatten)]
+        at: Where,
+        /// Which; all when none is named
+        #[arg(long)]
+        name: Vec<OsString>,
+        /// The daemon's control socket, to have the caches verified
+        #[arg(long)]
+        socket: Option<PathBuf>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
     },
     /// Put a dropped dataset back, or take in a directory that somebody else wrote
     Add {
@@ -154,6 +169,12 @@ fn done(track: &Track) -> anyhow::Result<u8> {
         },
         Track::Delete { at, name, force } => delete(at, &name_of(name)?, *force),
         Track::Drop { at, name } => drop_entry(at, &name_of(name)?),
+        Track::Verify {
+            at,
+            name,
+            socket,
+            json,
+        } => verify::verify(at, socket.as_deref(), name, *json),
         Track::Add {
             at,
             name,

@@ -108,6 +108,8 @@ enum Verb {
     Drop(prefix::DropArgs),
     /// Put a dropped dataset back, or take in a directory of the prefix that others wrote
     Add(prefix::AddArgs),
+    /// Re-read datasets against their checksums, and repair what can be repaired
+    Verify(prefix::VerifyArgs),
     /// The effective configuration, and where each value came from
     Config(config::ConfigArgs),
     /// How often to checkpoint and to flush
@@ -165,6 +167,7 @@ pub fn main() -> ExitCode {
         Verb::Delete(args) => prefix::delete(&args),
         Verb::Drop(args) => prefix::drop_entry(&args),
         Verb::Add(args) => prefix::add(&args),
+        Verb::Verify(args) => prefix::verify(&args),
         Verb::Config(args) => config::run(&args),
         Verb::Advise(args) => advise::run(&args),
         Verb::Simulate(args) => simulate::run(&args),

@@ -1,4 +1,4 @@
-//! `scrfs list`, `current`, `delete`, `drop` and `add`: finds out which prefix and caches are meant.
+//! `scrfs list`, `current`, `delete`, `drop`, `add` and `verify`: finds out which prefix and caches are meant.
 //!
 //! The work is `scrfs-coordinator`'s, which this process becomes: it has what reads and writes a prefix.
 //! A mount is not needed; where there is one, its prefix and its cache are meant when nothing else is
@@ -73,6 +73,17 @@ pub(super) struct AddArgs {
     class: Option<String>,
 }
 
+#[derive(clap::Args, Debug)]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    options: PrefixOptions,
+    /// The datasets; all when none is named
+    names: Vec<OsString>,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
 impl PrefixOptions {
     /// The configuration, and the arguments that say which directories.
     fn resolve(&self) -> Result<(Config, Vec<OsString>), Failure> {
@@ -143,6 +154,24 @@ pub(super) fn delete(args: &DeleteArgs) -> Result<(), Failure> {
 pub(super) fn drop_entry(args: &DropArgs) -> Result<(), Failure> {
     let (_, directories) = args.options.resolve()?;
     exec("drop", with_name(directories, &args.name)?, &[])
+}
+
+/// With a mount its coordinators read the caches; a prefix that is named and is not the mount's is read
+/// alone.
+pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+    let (config, mut words) = args.options.resolve()?;
+    let daemon = daemon_at(&args.options.mountpoint);
+    for text in &args.names {
+        words = with_name(words, text)?;
+    }
+    match daemon {
+        Ok(daemon) if daemon.prefix == config.prefix => {
+            words.extend(["--socket".into(), daemon.socket.into()]);
+        }
+        Err(failure) if !args.options.config.names_prefix() => return Err(failure),
+        Ok(_) | Err(_) => {}
+    }
+    exec("verify", words, &[(args.json, "--json")])
 }
 
 pub(super) fn add(args: &AddArgs) -> Result<(), Failure> {

@@ -149,6 +149,8 @@ pub(super) fn status_of(dataset: &Dataset, current: Option<DatasetId>) -> Datase
     if let Some(progress) = dataset.progress.get(&Activity::Encode) {
         status.protected_bytes = progress.done_bytes;
     }
+    let verify = dataset.progress.get(&Activity::Verify);
+    status.verifying_bytes = verify.map(|progress| progress.done_bytes);
     status
 }
 

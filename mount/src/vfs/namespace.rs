@@ -15,6 +15,7 @@ use crate::gate::Gate;
 use crate::sys;
 use scrfs::control::{Activity, DirectoryChange, NodeStatus, Progress, Request};
 use scrfs::event::{Event, Recent, events};
+use scrfs::findings::Findings;
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::path::{Keep, parse_dataset_directory, parse_slot_directory};
@@ -57,6 +58,8 @@ pub struct Dataset {
     pub progress: BTreeMap<Activity, Progress>,
     /// Since when its flush is seen to go on, and how many bytes it had done then.
     pub flushing_since: Option<(Instant, u64)>,
+    /// What was last found when somebody here wanted it verified.
+    pub findings: Option<Box<Findings>>,
 }
 
 /// All datasets, and what else the coordinator told.
@@ -361,6 +364,7 @@ impl Vfs {
                     late: Vec::new(),
                     progress,
                     flushing_since: None,
+                    findings: None,
                 };
                 names.datasets.insert(id, dataset);
             }
@@ -445,6 +449,13 @@ impl Vfs {
         }
     }
 
+    /// What a verify has found.
+    pub fn set_findings(&self, id: DatasetId, findings: Box<Findings>) {
+        if let Some(dataset) = self.write_names().datasets.get_mut(&id) {
+            dataset.findings = Some(findings);
+        }
+    }
+
     /// How far long work has come.
     pub fn set_progress(&self, progress: Progress) {
         let mut names = self.write_names();
@@ -523,9 +534,11 @@ impl Vfs {
                 came(self.has_pointed(changes))
             }
             // These can be asked any number of times.
-            Request::Wait { .. } | Request::Flush { .. } | Request::Fetch { .. } | Request::End => {
-                Settled::Unknown
-            }
+            Request::Wait { .. }
+            | Request::Flush { .. }
+            | Request::Fetch { .. }
+            | Request::Verify { .. }
+            | Request::End => Settled::Unknown,
         }
     }
 

@@ -4,7 +4,8 @@
 //! each begun when all members have answered the one before, and each resumable by the next epoch.
 //! Work on datasets (rebuild, encode, flush) is chosen in `work` and, before programs may start, in
 //! `restart`; what is due for the prefix, and what people did there, in `prefix`; the commit is in
-//! `agree`, what else programs ask in `ask`, what goes to make room in `room`.
+//! `agree`, what else programs ask in `ask`, what goes to make room in `room`, what people have verified
+//! in `verify`.
 
 mod agree;
 mod ask;
@@ -13,6 +14,7 @@ mod point;
 mod prefix;
 mod restart;
 mod room;
+mod verify;
 mod work;
 
 use super::Now;
@@ -21,6 +23,7 @@ use super::message::{Failure, Inventory, Message, Order, PrefixView};
 use super::step::{Outcome, Step, Write};
 use crate::config::Config;
 use crate::control::{Activity, Level, Refusal, Request};
+use crate::findings::Findings;
 use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
@@ -62,6 +65,8 @@ struct Led {
     /// Who wants it fetched.
     fetchers: Vec<Asker>,
     retry: BTreeMap<Activity, Retry>,
+    /// Who wants it verified.
+    verifiers: Vec<Asker>,
     /// It is being removed: nothing more is begun on it.
     leaving: bool,
 }
@@ -85,6 +90,7 @@ impl Led {
             is_stuck: false,
             fetchers: Vec::new(),
             retry: BTreeMap::new(),
+            verifiers: Vec::new(),
             leaving: false,
         }
     }
@@ -174,6 +180,7 @@ struct Ticket {
     purpose: Purpose,
     waiting: BTreeSet<Rank>,
     failures: BTreeMap<Rank, Failure>,
+    findings: Findings,
 }
 
 /// The leader's state.
@@ -252,6 +259,7 @@ impl Leader {
                 purpose,
                 waiting,
                 failures: BTreeMap::new(),
+                findings: Findings::default(),
             },
         );
         self.tell_all(&Message::Order { ticket, order }, step);
@@ -317,7 +325,11 @@ impl Leader {
             Message::Hello(inventory) => self.hello(from, *inventory, step),
             Message::Begun => self.begun(now, from, step),
             Message::Asked { request, what } => self.asked(now, (from, request), what, step),
-            Message::Done { ticket, result } => self.done(now, from, ticket, result, step),
+            Message::Done {
+                ticket,
+                result,
+                findings,
+            } => self.done(now, from, ticket, (result, findings), step),
             Message::Vote {
                 dataset,
                 proposal,
@@ -347,6 +359,7 @@ impl Leader {
             | Message::Progress(_)
             | Message::Due(_)
             | Message::Nodes(_)
+            | Message::Verified { .. }
             | Message::Losses { .. }
             | Message::Ready { .. }
             | Message::Abandon { .. }
@@ -371,6 +384,7 @@ impl Leader {
             Outcome::PrefixSeen { result } => self.prefix_seen(now, result, step),
             // The member's business.
             Outcome::Worked { .. }
+            | Outcome::Found { .. }
             | Outcome::Scanned { .. }
             | Outcome::Advanced { .. }
             | Outcome::Stuck { .. } => {}
@@ -414,7 +428,7 @@ impl Leader {
         now: Now,
         from: Rank,
         ticket: u64,
-        result: Result<(), Failure>,
+        (result, findings): (Result<(), Failure>, Option<Box<Findings>>),
         step: &mut Step,
     ) {
         let Some(open) = self.tickets.get_mut(&ticket) else {
@@ -422,6 +436,9 @@ impl Leader {
         };
         if !open.waiting.remove(&from) {
             return;
+        }
+        if let Some(findings) = findings {
+            open.findings.add(*findings);
         }
         if let Err(failure) = result {
             // The others may wait for what this one will never give them.
@@ -436,12 +453,15 @@ impl Leader {
             return;
         }
         let Some(Ticket {
-            purpose, failures, ..
+            purpose,
+            failures,
+            findings,
+            ..
         }) = self.tickets.remove(&ticket)
         else {
             return;
         };
-        self.finish(now, purpose, failures, step);
+        self.finish(now, purpose, (failures, findings), step);
         self.schedule(now, step);
     }
 
@@ -450,7 +470,7 @@ impl Leader {
         &mut self,
         now: Now,
         purpose: Purpose,
-        failures: BTreeMap<Rank, Failure>,
+        (failures, findings): (BTreeMap<Rank, Failure>, Findings),
         step: &mut Step,
     ) {
         let first = failures.values().next().map(|failure| failure.refusal);
@@ -477,6 +497,7 @@ impl Leader {
             Purpose::Forget { dataset, asker } => {
                 if let Some(led) = self.datasets.remove(&dataset) {
                     let waiting = led.waiters.into_iter().map(|(_, asker)| asker);
+                    let waiting = waiting.chain(led.verifiers);
                     for asker in waiting.chain(led.deferred.into_iter().map(|(asker, _)| asker)) {
                         Self::reply(asker, Err(Refusal::Missing), step);
                     }
@@ -495,6 +516,10 @@ impl Leader {
                 }
                 self.answer_waiters(dataset, step);
             }
+            Purpose::Work {
+                dataset,
+                activity: Activity::Verify,
+            } => self.verified(dataset, &failures, findings, step),
             Purpose::Work { dataset, activity } => {
                 self.worked(now, dataset, activity, &failures, step);
             }

@@ -10,6 +10,7 @@ mod begin;
 use super::message::{Failure, Inventory, Message, Order};
 use super::step::{Effect, Outcome, Step, Write};
 use crate::control::{FromDaemon, Refusal, ToDaemon};
+use crate::findings::Findings;
 use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::pointer::Pointers;
 use crate::layout::record::{DatasetRecord, EpochRecord, Phase};
@@ -68,6 +69,8 @@ pub struct Member {
     scanning: BTreeSet<DatasetId>,
     then: BTreeMap<u64, Then>,
     making: BTreeMap<u64, DatasetRecord>,
+    /// What verifies that have not ended have found, by their tickets.
+    findings: BTreeMap<u64, Box<Findings>>,
     next_sequence: u64,
     /// Things the daemon has yet to show before this member has begun.
     to_show: Option<usize>,
@@ -107,6 +110,7 @@ impl Member {
             scanning: BTreeSet::new(),
             then: BTreeMap::new(),
             making: BTreeMap::new(),
+            findings: BTreeMap::new(),
             next_sequence: 1,
             to_show: None,
             beginning: None,
@@ -161,7 +165,13 @@ impl Member {
     }
 
     fn answer(ticket: u64, result: Result<(), Failure>, step: &mut Step) {
-        step.send(LEADER, Message::Done { ticket, result });
+        let findings = None;
+        let done = Message::Done {
+            ticket,
+            result,
+            findings,
+        };
+        step.send(LEADER, done);
     }
 
     /// Takes a message of the leader.
@@ -214,6 +224,9 @@ impl Member {
             Message::Progress(progress) => step.daemon(ToDaemon::Progress(progress)),
             Message::Due(datasets) => step.daemon(ToDaemon::Due(datasets)),
             Message::Nodes(nodes) => step.daemon(ToDaemon::Nodes(nodes)),
+            Message::Verified { dataset, findings } => {
+                step.daemon(ToDaemon::Verified { dataset, findings });
+            }
             Message::Losses {
                 dataset,
                 holders,
@@ -328,7 +341,8 @@ impl Member {
             order @ (Order::Encode { .. }
             | Order::Rebuild { .. }
             | Order::Flush { .. }
-            | Order::Fetch { .. }) => step.effect(Effect::Work { ticket, order }),
+            | Order::Fetch { .. }
+            | Order::Verify { .. }) => step.effect(Effect::Work { ticket, order }),
         }
     }
 
@@ -440,8 +454,19 @@ impl Member {
                     self.learn(&record);
                     self.publish(record, Then::Answer(ticket), step);
                 }
-                (_, result) => Self::answer(ticket, result, step),
+                (_, result) => {
+                    let findings = self.findings.remove(&ticket);
+                    let done = Message::Done {
+                        ticket,
+                        result,
+                        findings,
+                    };
+                    step.send(LEADER, done);
+                }
             },
+            Outcome::Found { ticket, findings } => {
+                self.findings.insert(ticket, findings);
+            }
             Outcome::Scanned {
                 dataset,
                 generation,

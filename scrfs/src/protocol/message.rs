@@ -6,6 +6,7 @@
 use crate::control::{
     Activity, DirectoryChange, NodeStatus, Piece, Pressure, Progress, Refusal, Request,
 };
+use crate::findings::Findings;
 use crate::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
 use crate::layout::envelope::{self, EnvelopeError, Kind};
 use crate::layout::pointer::{PointerRecord, Pointers};
@@ -142,6 +143,29 @@ pub enum Order {
         /// Who shall have which slot.
         holders: Vec<(Slot, Rank)>,
     },
+    /// Read what is kept of a dataset here, hold it against its checksums, and repair what can be. That
+    /// something is damaged is no failure: it is told with the answer.
+    Verify {
+        /// Which dataset.
+        dataset: DatasetId,
+        /// Who holds which slot.
+        holders: Vec<(Slot, Rank)>,
+        /// Which slots nobody holds.
+        lost: Vec<Slot>,
+        /// What of it. Parity comes after the files that it is made of.
+        what: Checking,
+    },
+}
+
+/// What is verified at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Checking {
+    /// Records, manifests, checksums, and files.
+    Files,
+    /// Parity and copies.
+    Parity,
+    /// Files in the prefix.
+    Prefix,
 }
 
 /// Manifest and checksums of a slot, as they lie on disk.
@@ -206,6 +230,8 @@ pub enum Message {
         ticket: u64,
         /// How it went.
         result: Result<(), Failure>,
+        /// What a verify has found.
+        findings: Option<Box<Findings>>,
     },
     /// Leader to member: vote as soon as nobody writes.
     Collect {
@@ -269,6 +295,13 @@ pub enum Message {
     Progress(Progress),
     /// Leader to member: what the prefix is to have and has not.
     Due(Vec<DatasetId>),
+    /// Leader to member: what a verify has found that was asked for there; the answer comes next.
+    Verified {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// What.
+        findings: Box<Findings>,
+    },
     /// Leader to member: who takes part.
     Nodes(Vec<NodeStatus>),
     /// Leader to member: what is lost of a dataset, and who has the rest. Until it is rebuilt, reads

@@ -5,6 +5,7 @@
 
 use super::message::{Failure, Message, Order, PrefixView};
 use crate::control::ToDaemon;
+use crate::findings::Findings;
 use crate::id::{DatasetId, Rank, Slot};
 use crate::layout::pointer::Pointers;
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
@@ -48,7 +49,7 @@ pub enum Effect {
         /// Of the daemon's `Quiet`.
         generation: u64,
     },
-    /// Move bytes: encode, rebuild, flush, fetch. Answered by [`Outcome::Worked`].
+    /// Move bytes: encode, rebuild, flush, fetch, verify. Answered by [`Outcome::Worked`].
     Work {
         /// To be answered with.
         ticket: u64,
@@ -96,6 +97,13 @@ pub enum Outcome {
         ticket: u64,
         /// How it went.
         result: Result<(), Failure>,
+    },
+    /// What a verify has found here; the end of its work comes after it.
+    Found {
+        /// Of the effect.
+        ticket: u64,
+        /// What.
+        findings: Box<Findings>,
     },
     /// A manifest was put down.
     Scanned {

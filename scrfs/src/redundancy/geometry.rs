@@ -242,6 +242,18 @@ impl SetGeometry {
         }
     }
 
+    /// The same for `len` bytes from `offset` of that stream; nothing of what lies behind its end.
+    pub fn parity(&self, owner: Slot, offset: u64, len: u64, unit_bytes: u32) -> Plan {
+        let shape = self.shape.clone();
+        let Some(member) = self.position(owner) else {
+            return Plan::empty(shape);
+        };
+        let end = offset.saturating_add(len);
+        let range = offset..end.min(shape.parity_lengths[member]);
+        let (job, stream) = (Job::Encode, Stream::Parity);
+        Plan::new(shape, job, member, stream, range, unit_bytes)
+    }
+
     /// Everything that makes the part log of `target` again, from data and parity of members that
     /// are neither `target` nor in `lost`: each of its bytes once, ascending. Its parity is then
     /// made by [`Self::encode`]. Slots of other sets in `lost` do not matter. An empty part is

@@ -191,6 +191,7 @@ impl Daemon {
             | Request::Flush { .. }
             | Request::Fetch { .. }
             | Request::End
+            | Request::Verify { .. }
             | Request::Point { .. } => false,
         }
     }
@@ -403,6 +404,7 @@ impl Daemon {
             ToDaemon::Piece { .. }
             | ToDaemon::Progress(_)
             | ToDaemon::Due(_)
+            | ToDaemon::Verified { .. }
             | ToDaemon::Moved { .. }
             | ToDaemon::Missing { .. }
             | ToDaemon::Nodes(_) => {}

@@ -32,7 +32,8 @@ impl Leader {
             | Request::Commit { dataset, .. }
             | Request::Remove { dataset }
             | Request::Wait { dataset, .. }
-            | Request::Flush { dataset } => self.datasets.get_mut(dataset),
+            | Request::Flush { dataset }
+            | Request::Verify { dataset } => self.datasets.get_mut(dataset),
         };
         if let Some(led) = about.filter(|led| led.defers(&what)) {
             led.deferred.push((asker, what));
@@ -73,6 +74,7 @@ impl Leader {
                 self.end(now, step);
                 Self::reply(asker, Ok(()), step);
             }
+            Request::Verify { dataset } => self.verify(now, asker, dataset, step),
             Request::Flush { dataset } => {
                 let prefix = self.prefix.is_some();
                 match self.datasets.get_mut(&dataset) {

@@ -6,10 +6,11 @@
 
 use super::{LEADER, Leader, Led, Purpose};
 use crate::control::{Activity, Level, Progress, Refusal};
+use crate::findings::Findings;
 use crate::id::{DatasetId, Rank, Slot};
 use crate::layout::record::Phase;
 use crate::protocol::Now;
-use crate::protocol::message::{Failure, Message, Order};
+use crate::protocol::message::{Checking, Failure, Message, Order};
 use crate::protocol::recover;
 use crate::protocol::step::{Effect, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,16 +31,30 @@ pub(super) enum Working {
     Fetch {
         assigned: Vec<(Slot, Rank)>,
     },
+    Verify {
+        what: Checking,
+        findings: Findings,
+    },
 }
 
 impl Working {
-    fn activity(&self) -> Activity {
+    pub(super) fn activity(&self) -> Activity {
         match self {
             Self::Encode => Activity::Encode,
             Self::Rebuild { .. } | Self::Restore => Activity::Rebuild,
             Self::Flush { .. } => Activity::Flush,
             Self::Fetch { .. } => Activity::Fetch,
+            Self::Verify { .. } => Activity::Verify,
         }
+    }
+
+    /// Whether protection of other datasets waits for it.
+    fn is_urgent(&self) -> bool {
+        let can_wait = matches!(
+            self,
+            Self::Flush { .. } | Self::Fetch { .. } | Self::Verify { .. }
+        );
+        !can_wait
     }
 }
 
@@ -151,11 +166,7 @@ impl Leader {
         }
         self.schedule_pointers(now, step);
         self.make_room(step);
-        let busy = |led: &Led| {
-            led.working
-                .as_ref()
-                .is_some_and(|work| !matches!(work.activity(), Activity::Flush | Activity::Fetch))
-        };
+        let busy = |led: &Led| led.working.as_ref().is_some_and(Working::is_urgent);
         if !self.datasets.values().any(busy) {
             let next = self.datasets.iter().rev().find(|(_, led)| {
                 led.is_resting()
@@ -184,6 +195,7 @@ impl Leader {
                 self.flush(dataset, step);
             }
         }
+        self.schedule_verify(step);
     }
 
     pub(super) fn begin_work(
@@ -379,7 +391,8 @@ impl Leader {
             (Some(Working::Encode | Working::Restore | Working::Flush { .. }), Some(error)) => {
                 self.failed(now, dataset, activity, error, step);
             }
-            (None, _) => {}
+            // Ends elsewhere.
+            (Some(Working::Verify { .. }) | None, _) => {}
         }
     }
 
@@ -401,6 +414,7 @@ impl Leader {
             Activity::Rebuild => "rebuild",
             Activity::Flush => "flush",
             Activity::Fetch => "fetch",
+            Activity::Verify => "verify",
         };
         led.record.error = Some(format!("{verb} failed, will be tried again: {error}"));
         led.record.flushing = false;
