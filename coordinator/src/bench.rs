@@ -25,6 +25,7 @@ use limits::{Moved, Speeds};
 pub use run::measure;
 use scrfs::fabric::{FabricError, local};
 use scrfs::id::Rank;
+use scrfs::layout::record::UNIT_BYTES;
 use scrfs::redundancy::{BeyondTolerance, GeometryError, Scheme};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -88,7 +89,7 @@ impl Task {
             work,
             directory,
             part_bytes,
-            unit_bytes: 128 << 10,
+            unit_bytes: UNIT_BYTES,
             runs,
             limits: Limits::default(),
         }

@@ -134,8 +134,8 @@ struct Job {
 struct Gathering {
     destination: Extent,
     terms: Vec<Term>,
-    /// For each term its bytes once they are in; a local source is read last.
-    units: Vec<Option<Bytes>>,
+    /// For each term its bytes once they are in, and their crc32c; a local source is read last.
+    units: Vec<Option<(Bytes, u32)>>,
     /// Terms that are remote and not in.
     missing: usize,
     /// Its share of the window.
@@ -499,7 +499,7 @@ impl Engine {
         let open = self.jobs.get_mut(&job).map(|j| &mut j.open);
         let Some(open) = open else { return Ok(()) };
         if let Some(gathered) = open.get_mut(&gathering) {
-            gathered.units[term] = Some(bytes);
+            gathered.units[term] = Some((bytes, found));
             gathered.missing -= 1;
             if gathered.missing == 0
                 && let Some(complete) = open.remove(&gathering)
@@ -750,8 +750,8 @@ fn make(
     let mut sources = Vec::with_capacity(terms.len());
     for (term, unit) in terms.iter().zip(&gathered.units) {
         sources.push(match unit {
-            Some(bytes) => bytes.clone(),
-            None => read_verified(me, dataset, term.source, store)?.0,
+            Some(verified) => verified.clone(),
+            None => read_verified(me, dataset, term.source, store)?,
         });
     }
     if let (
@@ -761,18 +761,18 @@ fn make(
                 source,
             },
         ],
-        [bytes],
+        [(bytes, crc)],
     ) = (&terms[..], &sources[..])
         && source.len == destination.len
     {
-        return store.write(dataset, *destination, bytes, crc32c(bytes));
+        return store.write(dataset, *destination, bytes, *crc);
     }
     let length = destination.len as usize;
     if scratch.len() < length {
         scratch.resize(length, 0);
     }
     let made = &mut scratch[..length];
-    let sources: Vec<&[u8]> = sources.iter().map(|bytes| &bytes[..]).collect();
+    let sources: Vec<&[u8]> = sources.iter().map(|(bytes, _)| &bytes[..]).collect();
     let row: Vec<u8> = terms.iter().map(|term| term.coefficient).collect();
     codec::combine(&mut [&mut *made], &[&row], &sources);
     store.write(dataset, *destination, made, crc32c(made))

@@ -23,11 +23,7 @@ pub fn bench_mpi(ranks: u32, task: &Task) -> Result<Option<Vec<Figure>>, BenchEr
         // More ranks than cores: who waits must let others work.
         mpirun.args(["--oversubscribe", "--bind-to", "none"]);
         mpirun.args(["--mca", "mpi_yield_when_idle", "1"]);
-        for (name, value) in [
-            ("pml", "ob1"),
-            ("btl", "self,vader"),
-            ("btl_vader_single_copy_mechanism", "none"),
-        ] {
+        for (name, value) in [("pml", "ob1"), ("btl", "self,vader")] {
             // What the site or the user has chosen wins.
             if std::env::var_os(format!("OMPI_MCA_{name}")).is_none() {
                 mpirun.args(["--mca", name, value]);

@@ -32,10 +32,12 @@ pub struct Limits {
 }
 
 impl Default for Limits {
+    /// Few units at a time, so that they are still in the processor's cache when they are used; and so few
+    /// wait at a source that even a slow one answers in time.
     fn default() -> Self {
         Self {
-            window_bytes: 16 << 20,
-            serve_bytes: 16 << 20,
+            window_bytes: 4 << 20,
+            serve_bytes: 2 << 20,
             silence: Duration::from_secs(10),
             attempts: 4,
         }
