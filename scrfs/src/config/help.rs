@@ -18,7 +18,7 @@ pub struct KeyHelp {
 /// Keys that no variable can stand for: they belong to one of several tables.
 const FILES_ONLY: [&str; 3] = ["dataset.match", "dataset.class", "groups"];
 
-const TEXTS: [(&str, &str); 47] = [
+const TEXTS: [(&str, &str); 48] = [
     (
         "prefix",
         "The directory on the parallel file system, where flushed datasets lie. The current directory when nobody says.",
