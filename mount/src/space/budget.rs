@@ -4,17 +4,22 @@ use scrfs::config::RedundancyConfig;
 
 pub(super) const PAGE: u64 = 4096;
 
-/// Bytes of parity for a byte of data, as a fraction.
+/// Bytes of parity for a byte of data, as a fraction; none by default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Cost {
     parity: u64,
     data: u64,
 }
 
+impl Default for Cost {
+    fn default() -> Self {
+        Self { parity: 0, data: 1 }
+    }
+}
+
 impl Cost {
     /// Of the dearest scheme that a dataset may get among `nodes` nodes.
     pub(super) fn of(rules: &[RedundancyConfig], nodes: u32) -> Self {
-        let none = Self { parity: 0, data: 1 };
         let cost = |rule: &RedundancyConfig| {
             let members = rule.set_size.min(nodes);
             let scheme = rule.scheme.fitted_to(members);
@@ -34,7 +39,7 @@ impl Cost {
                 one
             }
         };
-        rules.iter().map(cost).fold(none, dearer)
+        rules.iter().map(cost).fold(Self::default(), dearer)
     }
 
     pub(super) fn on(self, bytes: u64) -> u64 {
@@ -50,7 +55,7 @@ impl Cost {
 }
 
 /// What the budget is compared with, in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Measure {
     /// All that may be used.
     pub(super) budget: u64,

@@ -43,9 +43,9 @@ const GROUPS: [Groups; 2] = [
 ];
 
 impl Groups {
-    /// What the group named in `/proc/self/cgroup`, or one above it, has left. A twentieth of the limit is
-    /// kept: for what the kernel needs to keep files, and for the programs themselves.
-    fn left(&self, own: &str, root: &Path) -> Option<u64> {
+    /// What the group named in `/proc/self/cgroup`, or one above it, has left, but for one of so many `shares`
+    /// of its limit.
+    fn left(&self, own: &str, root: &Path, shares: u64) -> Option<u64> {
         let of_controller = |line: &'_ str| -> Option<PathBuf> {
             let mut fields = line.splitn(3, ':').skip(1);
             let is_it = fields.next()?.split(',').any(|it| it == self.controller);
@@ -67,26 +67,45 @@ impl Groups {
                     .filter_map(|(_, bytes)| bytes.trim().parse::<u64>().ok())
                     .sum::<u64>();
                 let current = number(group.join(self.current))?.saturating_sub(cached);
-                Some((limit - limit / 20).saturating_sub(current))
+                Some((limit - limit / shares).saturating_sub(current))
             })
             .min()
     }
 }
 
-/// Bytes that this process's control group, or one above it, has left; `None` without a limit.
-pub(super) fn group_memory_left() -> Option<u64> {
+/// One of so many shares of all memory is kept: for what the kernel needs to keep files, and for the programs
+/// themselves.
+const KEPT_OF: u64 = 20;
+/// Records may take half of that.
+const KEPT_OF_RECORDS: u64 = 2 * KEPT_OF;
+
+fn group_left(shares: u64) -> Option<u64> {
     let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let left = |groups: &Groups| groups.left(&own, Path::new(groups.root));
+    let left = |groups: &Groups| groups.left(&own, Path::new(groups.root), shares);
     GROUPS.iter().filter_map(left).min()
 }
 
-/// Memory that may still be promised, in bytes: what is available but for a twentieth.
-pub(super) fn memory_left() -> u64 {
+fn left(shares: u64) -> u64 {
     let available = memory("MemAvailable").unwrap_or(u64::MAX);
-    let keep = memory("MemTotal").unwrap_or(0) / 20;
+    let keep = memory("MemTotal").unwrap_or(0) / shares;
     available
         .saturating_sub(keep)
-        .min(group_memory_left().unwrap_or(u64::MAX))
+        .min(group_left(shares).unwrap_or(u64::MAX))
+}
+
+/// Bytes that this process's control group, or one above it, has left; `None` without a limit.
+pub(super) fn group_memory_left() -> Option<u64> {
+    group_left(KEPT_OF)
+}
+
+/// Memory that may still be promised to programs, in bytes.
+pub(super) fn memory_left() -> u64 {
+    left(KEPT_OF)
+}
+
+/// Memory that records may still take, in bytes.
+pub(super) fn memory_left_for_records() -> u64 {
+    left(KEPT_OF_RECORDS)
 }
 
 /// Whether a path lies in the memory of the machine.
@@ -149,7 +168,7 @@ mod tests {
             group(root, "job/step", groups, (unlimited, 90 * MIB, 0));
             let own = format!("9:other:/x\n4:{}:/job/step\n", groups.controller);
             // A twentieth of 200 is kept; of the 100 in use 20 would go.
-            assert_eq!(groups.left(&own, root), Some(110 * MIB));
+            assert_eq!(groups.left(&own, root, KEPT_OF), Some(110 * MIB));
             group(
                 root,
                 "job/step",
@@ -157,15 +176,15 @@ mod tests {
                 (&(50 * MIB).to_string(), 40 * MIB, 0),
             );
             let left = 50 * MIB - 50 * MIB / 20 - 40 * MIB + 1;
-            assert_eq!(groups.left(&own, root), Some(left));
+            assert_eq!(groups.left(&own, root, KEPT_OF), Some(left));
             group(
                 root,
                 "job/step",
                 groups,
                 (&(30 * MIB).to_string(), 40 * MIB, 0),
             );
-            assert_eq!(groups.left(&own, root), Some(0), "over it already");
-            assert_eq!(groups.left("4:cpu:/job/step\n", root), None);
+            assert_eq!(groups.left(&own, root, KEPT_OF), Some(0), "over it already");
+            assert_eq!(groups.left("4:cpu:/job/step\n", root, KEPT_OF), None);
         }
     }
 

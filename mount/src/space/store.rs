@@ -5,7 +5,9 @@
 //! Lock: `Inner`, a leaf.
 
 use super::budget::{Cost, Measure, PAGE, page_up, short_of};
-use super::memory::{group_memory_left, is_in_memory, memory_left, private_bytes};
+use super::memory::{
+    group_memory_left, is_in_memory, memory_left, memory_left_for_records, private_bytes,
+};
 use super::{Figures, LOOK_AGAIN};
 use crate::store::{self, Place};
 use crate::sys;
@@ -26,6 +28,9 @@ use std::sync::mpsc::Sender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+/// How much there is to write is looked at anew when this part of it was written: the memory of a control
+/// group goes to others, too.
+const LOOK_SHARE: u64 = 8;
 /// A directory is measured file by file at most this part of the time.
 const MEASURE_SHARE: u32 = 20;
 /// A room grows by so much at a time, in bytes.
@@ -52,12 +57,32 @@ struct Inner {
     measured: u64,
     device_used: u64,
     measure_next: Option<Instant>,
+    /// What `available` comes from, and the bytes used on the device at that time.
+    measure: Measure,
+    bound_used: u64,
     /// Of it, what is in datasets that are not sealed, records and all.
     unsealed: u64,
     /// The device takes more than the daemon's control group has memory for.
     outgrows_group: bool,
     /// Why the bound could not be set, when it was last tried.
     failed: Option<String>,
+}
+
+impl Inner {
+    /// Bytes in the directory while its device has `device_used`: what came since the last measurement is
+    /// taken to be in it.
+    fn ours(&self, device_used: u64) -> u64 {
+        let since = device_used.saturating_sub(self.device_used);
+        self.measured.saturating_add(since)
+    }
+
+    fn set_measure(&mut self, measure: Measure, device_used: u64) {
+        self.measure = measure;
+        self.budget = measure.budget;
+        self.unsealed = measure.used.saturating_sub(measure.covered);
+        self.available = measure.available();
+        self.bound_used = device_used;
+    }
 }
 
 /// The space of one store.
@@ -177,7 +202,7 @@ impl Space {
     /// As `statfs` reports it.
     pub(super) fn figures(&self) -> io::Result<Figures> {
         let (total, used, free) = self.device()?;
-        let inner = self.lock();
+        let mut inner = self.lock();
         if self.is_private {
             return Ok(Figures {
                 total: inner.budget.max(used),
@@ -185,19 +210,31 @@ impl Space {
                 available: inner.size.saturating_sub(used),
             });
         }
-        // The budget as it was last looked at: this is asked before every write that is served.
         if inner.measure_next.is_none() {
+            let total = self.budget(total, 0);
             return Ok(Figures {
-                total: self.budget(total, 0),
+                total,
                 used: 0,
-                available: free,
+                available: free.min(total),
             });
         }
-        let since = used.saturating_sub(inner.device_used);
-        let used = inner.measured.saturating_add(since);
+        // This is asked before every write that is served: only now and then it reads the figures of memory.
+        let since = used.saturating_sub(inner.bound_used);
+        if since > inner.available / LOOK_SHARE {
+            let ours = inner.ours(used);
+            let budget = self.budget(total, ours);
+            let measure = Measure {
+                budget,
+                used: ours,
+                ..inner.measure
+            };
+            inner.set_measure(measure, used);
+        }
+        let since = used.saturating_sub(inner.bound_used);
+        let ours = inner.ours(used);
         Ok(Figures {
-            total: inner.budget.max(used),
-            used,
+            total: inner.budget.max(ours),
+            used: ours,
             available: inner.available.saturating_sub(since).min(free),
         })
     }
@@ -489,15 +526,18 @@ impl Space {
             );
         }
         inner.outgrows_group = outgrows;
+        let device_used = used;
         let used = match self.is_private {
             true => used,
             false => self.measured(&mut inner, used),
         };
         let budget = self.budget(device, used);
         let is_kept = self.is_private && inner.ready && !settling && inner.voting.is_empty();
-        let slack = match is_kept {
-            true => (budget / SLACK_SHARE).min(SLACK_BYTES_MAX),
-            false => 0,
+        let for_records = (budget / SLACK_SHARE).min(SLACK_BYTES_MAX);
+        // What programs are refused, or, when records are about to be written, what those get in any case.
+        let (slack, spare) = match is_kept {
+            true => (for_records, 0),
+            false => (0, for_records.min(memory_left_for_records())),
         };
         let measure = Measure {
             budget,
@@ -510,12 +550,11 @@ impl Space {
                 false => Cost::of(&[], 0),
             },
         };
-        inner.budget = budget;
         inner.slack = slack;
-        inner.unsealed = used.saturating_sub(covered);
-        inner.available = measure.available();
+        inner.set_measure(measure, device_used);
         if self.is_private {
-            let size = page_up(used).saturating_add(inner.available).max(PAGE);
+            let free = inner.available.max(spare);
+            let size = page_up(used).saturating_add(free).max(PAGE);
             if size != inner.size {
                 // Refused when more was written since: then it is as full as it was.
                 match store::resize(self.root.root(), size) {
@@ -535,7 +574,7 @@ impl Space {
             inner.measure_next = Some(now + (now.elapsed() * MEASURE_SHARE).max(LOOK_AGAIN));
             inner.device_used = device_used;
         }
-        inner.measured
+        inner.ours(device_used)
     }
 }
 
