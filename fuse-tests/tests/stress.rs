@@ -120,7 +120,9 @@ fn unless_overtaken<T>(result: Result<T, Errno>) -> Option<T> {
             | Errno::ENOTEMPTY
             | Errno::ENOTDIR
             | Errno::EISDIR
-            | Errno::EPERM,
+            | Errno::EPERM
+            // A link to itself came between a look and what follows it.
+            | Errno::ELOOP,
         ) => None,
         Err(errno) => panic!("{errno}"),
     }
