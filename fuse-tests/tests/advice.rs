@@ -299,3 +299,53 @@ fn a_simulation_prints_a_table_and_draws_a_picture() {
     let endless = run(&[&job[..], &["--interval", "1ms", "--duration", "5000y"]].concat());
     assert_eq!(endless.status.code(), Some(2), "{}", text(&endless));
 }
+
+/// Two failures in 1000 s of running, one of a node, 20 s until the launch after it.
+#[test]
+fn failures_are_learnt_from_the_events_of_a_prefix() {
+    let directory = tempfile::tempdir().unwrap();
+    let status_path = directory.path().join("status.json");
+    fs::write(&status_path, status().to_string()).unwrap();
+    let prefix = directory.path().join("prefix");
+    fs::create_dir_all(prefix.join(".scrfs")).unwrap();
+    let before = r#"{"time":"2026-03-04T00:00:00Z","event":"launched","job":"j","launch":1}
+{"time":"2026-03-04T00:10:00Z","event":"launch_ended","job":"j","duration_ms":600000,"cause":"node_lost"}
+"#;
+    let events = r#"{"time":"2026-03-04T00:10:20Z","event":"launched","job":"j","launch":2}
+{"time":"2026-03-04T00:17:00Z","event":"launch_ended","job":"j","duration_ms":400000,"cause":"hung"}
+{"time":"2026-03-04T00:1"#;
+    fs::write(prefix.join(".scrfs/events.jsonl.1"), before).unwrap();
+    fs::write(prefix.join(".scrfs/events.jsonl"), events).unwrap();
+    let from = ["--from", status_path.to_str().unwrap(), "--prefix"];
+    let from = [&["advise"], &from[..], &[prefix.to_str().unwrap()]].concat();
+    let value = told(&[&from[..], &["--json"]].concat());
+    assert_eq!(
+        value["seen"],
+        json!({
+            "process": {"seconds": 1000.0, "failures": 1},
+            "node": {"seconds": 1000.0, "failures": 1},
+            "beyond": {"seconds": 1000.0, "failures": 0},
+        })
+    );
+    assert_eq!(input(&value, "recover_seconds")["value"], 20.0);
+    assert_eq!(input(&value, "recover_seconds")["from"], "measured");
+    assert_eq!(input(&value, "mtbf_node_seconds")["from"], "measured");
+    let words = said(&from);
+    for part in [
+        "learnt: 1 failure in 17 min of running",
+        "learnt: no failure in 17 min of running",
+        "measured, after 2 failures",
+    ] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    let nowhere = run(&[
+        "advise",
+        "--cost",
+        "2s",
+        "--from",
+        "/dev/null",
+        "--prefix",
+        "/nowhere",
+    ]);
+    assert_ne!(nowhere.status.code(), Some(0));
+}

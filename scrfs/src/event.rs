@@ -9,7 +9,7 @@ use crate::config::Class;
 use crate::id::Epoch;
 use crate::layout::record::{DatasetRecord, Phase, UnixMillis};
 use crate::status::rfc3339;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// What happened.
@@ -124,6 +124,26 @@ pub enum JobWhat {
     JobEnded,
 }
 
+/// How a launch ended, for programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndCause {
+    /// By itself, and well.
+    Finished,
+    /// Somebody or something wanted it to end, however it then did.
+    Halted,
+    /// The application failed.
+    Failed,
+    /// A node was lost.
+    NodeLost,
+    /// Nothing moved any more.
+    Hung,
+    /// The launcher could not start it, or broke by itself.
+    Launcher,
+    /// The coordinators could not be kept.
+    NoEpoch,
+}
+
 /// One line about a job. Fields that say nothing are left out.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct JobEvent {
@@ -145,6 +165,9 @@ pub struct JobEvent {
     /// How long it took, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
+    /// How a launch ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<EndCause>,
     /// More about it, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -164,6 +187,7 @@ impl JobEvent {
             epoch: None,
             launch: None,
             duration_ms: None,
+            cause: None,
             detail: None,
             error: None,
         }

@@ -202,9 +202,11 @@ impl Supervisor<'_> {
                 self.keep()?;
             }
             let (launch, words) = (self.report.launches(), cause.describe());
+            let how = cause.end(self.stop.is_some() || self.halts().is_some());
             self.event(JobWhat::LaunchEnded, |event| {
                 event.launch = Some(launch);
                 event.duration_ms = Some(milliseconds(launched.elapsed()));
+                event.cause = how;
                 event.detail = Some(words);
             });
             self.report.stage(&match cause {

@@ -3,6 +3,7 @@
 //! Time counts as kept when nothing of it is computed again: up to the end of a launch that ended well, else
 //! up to its last checkpoint. Times are since the supervisor began.
 
+use scrfs::event::EndCause;
 use scrfs::layout::run::{RunEnd, RunLaunch};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -31,6 +32,21 @@ pub enum Cause {
 impl Cause {
     fn is_well(&self) -> bool {
         matches!(self, Self::Finished | Self::Halted(_))
+    }
+
+    /// For programs; `is_asked`: somebody had wanted an end.
+    pub fn end(&self, is_asked: bool) -> Option<EndCause> {
+        Some(match self {
+            Self::Finished => EndCause::Finished,
+            Self::Halted(_) => EndCause::Halted,
+            Self::Failed(_) if is_asked => EndCause::Halted,
+            Self::Failed(_) => EndCause::Failed,
+            Self::NodeLost(_) => EndCause::NodeLost,
+            Self::Hung(_) => EndCause::Hung,
+            Self::Launcher(_) => EndCause::Launcher,
+            Self::NoEpoch => EndCause::NoEpoch,
+            Self::Orphaned => return None,
+        })
     }
 
     /// In words.

@@ -54,6 +54,8 @@ pub(super) fn run(args: &AdviseArgs) -> Result<(), Failure> {
             "job": inputs.job,
             "inputs": inputs.inputs,
             "measured": known.measured,
+            "seen": known.seen,
+            "recoveries": known.recoveries,
             "models": models,
         });
         let text = serde_json::to_string_pretty(&value).map_err(|error| anyhow!(error))?;

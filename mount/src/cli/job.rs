@@ -3,14 +3,16 @@
 
 use super::{Failure, ask, daemon_at};
 use anyhow::Context;
-use scrfs::config::{CommitWait, Config, Mtbf, parse_seconds};
+use scrfs::config::{CommitWait, Config, Mtbf, is_object_url, parse_seconds};
 use scrfs::control::Command;
 use scrfs::interval::{
-    From, Given, Input, InputError, Inputs, Measured, Schedule, Seen, Times, duration_words,
+    Exposure, From, Given, History, Input, InputError, Inputs, Measured, Recoveries, Schedule,
+    Seen, Times, duration_words,
 };
+use scrfs::layout::path::PrefixPaths;
 use serde::Deserialize;
 use std::fmt::Write as _;
-use std::io::Read;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,6 +31,9 @@ pub(super) struct JobOptions {
     /// Measure what `scrfs status --json` printed into this file; `-` is standard input
     #[arg(long, value_name = "FILE", conflicts_with = "mountpoint")]
     from: Option<PathBuf>,
+    /// Learn failures and recoveries from the events in this prefix [default: that of the mount]
+    #[arg(long, value_name = "DIR")]
+    prefix: Option<PathBuf>,
     /// Mean time between failures of the job; times are such as 30s, 11min, 2d, 5y
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     mtbf: Option<f64>,
@@ -74,6 +79,8 @@ pub(super) struct JobOptions {
 pub(super) struct Known {
     pub(super) inputs: Inputs,
     pub(super) measured: Measured,
+    pub(super) seen: Seen,
+    pub(super) recoveries: Recoveries,
     /// The configuration of the mount, if there is one.
     pub(super) config: Option<Config>,
     pub(super) scheme: String,
@@ -146,6 +153,36 @@ fn read(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// What the runs of a prefix have written down of their failures.
+fn learn(prefix: &Path, is_named: bool) -> anyhow::Result<(Seen, Recoveries)> {
+    if is_object_url(prefix) {
+        // No events are written there.
+        anyhow::ensure!(
+            !is_named,
+            "{}: object stores have no events",
+            prefix.display()
+        );
+        return Ok(Default::default());
+    }
+    if is_named {
+        std::fs::metadata(prefix).with_context(|| format!("cannot read {}", prefix.display()))?;
+    }
+    let paths = PrefixPaths::new(prefix);
+    let mut history = History::default();
+    for path in [paths.events_before(), paths.events()] {
+        let words = || format!("cannot read {}", path.display());
+        let file = match std::fs::File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(words),
+        };
+        for line in BufReader::new(file.take(FILE_BYTES_MAX)).split(b'\n') {
+            history.line(&line.with_context(words)?);
+        }
+    }
+    Ok(history.learnt())
+}
+
 impl JobOptions {
     /// The status to measure, and the configuration, if they are to be had.
     fn source(&self) -> Result<(Option<Status>, Option<Config>), Failure> {
@@ -210,8 +247,12 @@ impl JobOptions {
             .ok()
             .filter(|&nodes| nodes > 0);
         let nodes = self.nodes.or(there).unwrap_or(1);
-        // A status does not tell what failed: the rates are those of the prior, or given.
-        let mut inputs = Inputs::new(&given, &measured, &Seen::default(), nodes).map_err(
+        let configured = config.as_ref().map(|config| config.prefix.as_path());
+        let (seen, recoveries) = match self.prefix.as_deref().or(configured) {
+            Some(prefix) => learn(prefix, self.prefix.is_some())?,
+            None => Default::default(),
+        };
+        let mut inputs = Inputs::new(&given, &measured, &seen, &recoveries, nodes).map_err(
             |error| match error {
                 InputError::NoCost => Failure::usage(format!(
                     "{error}: --cost TIME, --mount MOUNTPOINT of a job that has made some, or \
@@ -235,6 +276,8 @@ impl JobOptions {
         Ok(Known {
             inputs,
             measured,
+            seen,
+            recoveries,
             scheme: sealed.or(set).unwrap_or_else(|| "xor".to_owned()),
             config,
         })
@@ -249,6 +292,34 @@ impl Known {
             interval_seconds: self.measured.interval_seconds?,
             flush_every: Some(config.flush.every).filter(|&every| every > 0)?,
         })
+    }
+
+    /// What was looked at for it.
+    fn measured_from(&self, name: &str) -> String {
+        let failures = |count: u64| match count {
+            0 => "no failure".to_owned(),
+            1 => "1 failure".to_owned(),
+            more => format!("{more} failures"),
+        };
+        let seen = |kind: Exposure| {
+            let ran = duration_words(kind.seconds);
+            format!("learnt: {} in {ran} of running", failures(kind.failures))
+        };
+        let Seen {
+            process,
+            node,
+            beyond,
+        } = self.seen;
+        match name {
+            "mtbf_process_seconds" => seen(process),
+            "mtbf_node_seconds" => seen(node),
+            "mtbf_beyond_seconds" => seen(beyond),
+            "recover_seconds" | "rebuild_seconds" | "fetch_seconds" => {
+                let all = process.failures + node.failures + beyond.failures;
+                format!("measured, after {}", failures(all))
+            }
+            _ => format!("measured, {} checkpoints", self.measured.checkpoints),
+        }
     }
 
     /// A line for each number and where it comes from.
@@ -275,7 +346,7 @@ impl Known {
             };
             let from = match from {
                 From::Given => "given".to_owned(),
-                From::Measured => format!("measured, {} checkpoints", self.measured.checkpoints),
+                From::Measured => self.measured_from(name),
                 From::Assumed => "assumed".to_owned(),
             };
             // Writing to a string cannot fail.

@@ -9,7 +9,7 @@
 //! committed puts the next off by one interval, not for ever.
 
 use super::inputs::{Given, InputError, Inputs, Seen};
-use super::{Advice, Measured, Times};
+use super::{Advice, Measured, Recoveries, Times};
 use crate::config::{AdviceConfig, CommitWait, Config, Mtbf};
 use crate::layout::record::UnixMillis;
 use std::fmt::Write as _;
@@ -82,7 +82,9 @@ impl Situation<'_> {
             mtbf_seconds,
             ..Given::default()
         };
-        let mut inputs = Inputs::new(&given, measured, &Seen::default(), self.nodes)?;
+        // What failed is in the prefix, which not all nodes see alike: rates are believed or given.
+        let (seen, recoveries) = (Seen::default(), Recoveries::default());
+        let mut inputs = Inputs::new(&given, measured, &seen, &recoveries, self.nodes)?;
         inputs.job = inputs.job.waiting_for(self.rules.wait);
         Ok(inputs)
     }

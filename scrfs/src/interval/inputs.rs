@@ -5,6 +5,7 @@
 //! is never assumed.
 
 use super::estimate::{Exposure, Prior, RateEstimate};
+use super::history::Recoveries;
 use super::job::{Job, Kind, Losses};
 use super::{Measured, ModelError, time};
 use serde::Serialize;
@@ -142,6 +143,7 @@ impl Inputs {
         given: &Given,
         measured: &Measured,
         seen: &Seen,
+        recoveries: &Recoveries,
         nodes: u32,
     ) -> Result<Self, InputError> {
         let mut ledger = Ledger::default();
@@ -182,11 +184,14 @@ impl Inputs {
         let recover = ledger.take(
             "recover_seconds",
             given.recover_seconds,
-            None,
+            recoveries.recover_seconds(),
             RECOVER_SECONDS,
         );
-        let rebuild = ledger.take("rebuild_seconds", given.rebuild_seconds, None, encode);
-        let fetch = ledger.take("fetch_seconds", given.fetch_seconds, None, flush);
+        let more = |all: Option<f64>| all.map(|all| (all - recover).max(0.0));
+        let rebuild = more(recoveries.parity_seconds);
+        let rebuild = ledger.take("rebuild_seconds", given.rebuild_seconds, rebuild, encode);
+        let fetch = more(recoveries.prefix_seconds);
+        let fetch = ledger.take("fetch_seconds", given.fetch_seconds, fetch, flush);
         let recovery = [recover, recover + rebuild, recover + fetch];
         let estimates = [
             seen.process.rate(Prior::process()),

@@ -44,7 +44,7 @@ fn seconds(from: UnixMillis, to: UnixMillis) -> Option<f64> {
     Some((to.checked_sub(from)? as f64 / 1000.0).max(SECONDS_MIN))
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let (low, high) = (values.len().checked_sub(1)? / 2, values.len() / 2);
     Some((values.get(low)? + values.get(high)?) / 2.0)

@@ -8,6 +8,7 @@
 //! job       what scrfs does: stall, encode and flush in the background, three kinds of failure
 //! simulate  the same, event by event, from a seed
 //! estimate  rates of failure from few failures
+//! history   failures and recoveries, from the events of a job
 //! measured  costs and present habits, from the times of datasets
 //! inputs    what is given, measured and assumed, put together
 //! advice    the best schedule in words and numbers
@@ -22,6 +23,7 @@
 mod advice;
 mod due;
 mod estimate;
+mod history;
 mod inputs;
 mod job;
 mod markov;
@@ -34,6 +36,7 @@ mod single;
 pub use advice::{Advice, Present, duration_words};
 pub use due::{Rules, Situation};
 pub use estimate::{Exposure, Prior, RateEstimate};
+pub use history::{History, Recoveries};
 pub use inputs::{From, Given, Input, InputError, Inputs, RECOVER_SECONDS, Seen};
 pub use job::{FLUSH_EVERY_MAX, Job, Kind, Losses, Schedule};
 pub use markov::{Markov, MarkovLevel, Rhythm};

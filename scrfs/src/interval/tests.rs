@@ -5,6 +5,7 @@ use super::*;
 use proptest::prelude::*;
 
 mod due;
+mod history;
 mod simulated;
 
 const MINUTE: f64 = 60.0;
@@ -638,7 +639,13 @@ fn advice_is_one_sentence_and_says_what_the_present_costs() {
 #[test]
 fn what_is_given_goes_before_what_is_measured_and_that_before_what_is_assumed() {
     let none = Seen::default();
-    let nothing = Inputs::new(&Given::default(), &Measured::default(), &none, 4);
+    let nothing = Inputs::new(
+        &Given::default(),
+        &Measured::default(),
+        &none,
+        &Recoveries::default(),
+        4,
+    );
     assert_eq!(nothing, Err(InputError::NoCost));
     let measured = Measured {
         stall_seconds: Some(2.0),
@@ -649,7 +656,7 @@ fn what_is_given_goes_before_what_is_measured_and_that_before_what_is_assumed() 
         flush_seconds: Some(70.0),
         ..Given::default()
     };
-    let found = Inputs::new(&given, &measured, &none, 4).expect("a cost");
+    let found = Inputs::new(&given, &measured, &none, &Recoveries::default(), 4).expect("a cost");
     let from = |name: &str| {
         let input = found
             .inputs
@@ -681,7 +688,7 @@ fn what_is_given_goes_before_what_is_measured_and_that_before_what_is_assumed() 
         mtbf_seconds: Some(3600.0),
         ..given
     };
-    let all = Inputs::new(&given, &measured, &none, 4).expect("a cost");
+    let all = Inputs::new(&given, &measured, &none, &Recoveries::default(), 4).expect("a cost");
     near(all.job.losses.failures_per_second(), 1.0 / 3600.0, 1e-15);
     near(
         all.job.losses.parity.failures_per_second / all.job.losses.prefix.failures_per_second,
@@ -693,14 +700,17 @@ fn what_is_given_goes_before_what_is_measured_and_that_before_what_is_assumed() 
         mtbf_beyond_seconds: Some(7200.0),
         ..given
     };
-    let one = Inputs::new(&given, &measured, &none, 4).expect("a cost");
+    let one = Inputs::new(&given, &measured, &none, &Recoveries::default(), 4).expect("a cost");
     assert_eq!(one.job.losses.prefix.failures_per_second, 1.0 / 7200.0);
     for bad in [0.0, -1.0, f64::NAN] {
         let given = Given {
             mtbf_seconds: Some(bad),
             ..given
         };
-        assert!(Inputs::new(&given, &measured, &none, 4).is_err(), "{bad}");
+        assert!(
+            Inputs::new(&given, &measured, &none, &Recoveries::default(), 4).is_err(),
+            "{bad}"
+        );
     }
 
     // What was seen counts.
@@ -708,8 +718,14 @@ fn what_is_given_goes_before_what_is_measured_and_that_before_what_is_assumed() 
         seconds: 86_400.0,
         failures: 20,
     };
-    let seen =
-        Inputs::new(&Given::default(), &measured, &Seen { node, ..none }, 4).expect("a cost");
+    let seen = Inputs::new(
+        &Given::default(),
+        &measured,
+        &Seen { node, ..none },
+        &Recoveries::default(),
+        4,
+    )
+    .expect("a cost");
     let input = seen
         .inputs
         .iter()

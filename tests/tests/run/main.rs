@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use scrfs_tests::{Cluster, Loss, binary, wait_until};
 
+mod losses;
 mod resume;
 mod scavenge;
 mod site;
