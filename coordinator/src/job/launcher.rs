@@ -67,7 +67,14 @@ fn nothing(_: &Target<'_>) -> Vec<String> {
 
 const ADAPTERS: [Adapter; 7] = [
     Adapter {
-        programs: &["mpirun", "mpiexec", "orterun"],
+        // The last two are Debian's, where others stand beside it.
+        programs: &[
+            "mpirun",
+            "mpiexec",
+            "orterun",
+            "mpirun.openmpi",
+            "mpiexec.openmpi",
+        ],
         version: Some("Open MPI"),
         verbs: NO_VERBS,
         named_by: &["H", "host", "hostfile", "machinefile"],
@@ -82,7 +89,13 @@ const ADAPTERS: [Adapter; 7] = [
         is_local: false,
     },
     Adapter {
-        programs: &["mpirun", "mpiexec", "mpiexec.hydra"],
+        programs: &[
+            "mpirun",
+            "mpiexec",
+            "mpiexec.hydra",
+            "mpirun.mpich",
+            "mpiexec.mpich",
+        ],
         version: Some("HYDRA"),
         verbs: NO_VERBS,
         named_by: &["f", "hosts", "hostlist", "machine", "machinefile"],
@@ -433,6 +446,8 @@ mod tests {
             "a",
         ];
         assert_eq!(words, expected);
+        let debian = adapted(&["mpiexec.mpich", "a"], "HYDRA build details:", "ssh");
+        assert_eq!(debian[1..], expected[1..]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use scrfs_tests::{Cluster, Loss, binary, wait_until};
 
 mod losses;
+mod mpich;
 mod resume;
 mod scavenge;
 mod site;
@@ -60,8 +61,12 @@ fn a_node_is_lost(victim: usize, loss: Loss) {
     let site = Site::start(RANKS + 1);
     let job = site.job();
     let job: Vec<&str> = job.iter().map(String::as_str).collect();
-    let mut run = site.run(&["--spares", "1", "--runs", "2"], &job);
-    wait_at_gate(&site, &mut run, if victim == 1 { 2 } else { 1 });
+    a_node_is_lost_from(&site, &job, victim, loss);
+}
+
+fn a_node_is_lost_from(site: &Site, job: &[&str], victim: usize, loss: Loss) {
+    let mut run = site.run(&["--spares", "1", "--runs", "2"], job);
+    wait_at_gate(site, &mut run, if victim == 1 { 2 } else { 1 });
     site.cluster.kill(victim, loss).unwrap();
     fs::write(site.shared().join("go"), "").unwrap();
     let output = run.expect(0);
