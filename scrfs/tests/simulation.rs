@@ -102,6 +102,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "a whole part without parity was dropped with the only manifest",
     ),
     (39150, "a run that never came in"),
+    (
+        37416,
+        "the only one to restart from was evicted for one that could not come back",
+    ),
 ];
 
 fn base() -> &'static Config {

@@ -92,12 +92,18 @@ impl World {
     }
 
     pub fn is_recoverable(&self, record: &DatasetRecord, seal: &Seal, protected: bool) -> bool {
-        let whole = |slot: Slot| self.members().any(|disk| disk.has_whole(record, slot));
+        // Files without a record do not count, as after a fetch whose end a node did not live to see:
+        // they are taken away.
+        let knows = || {
+            self.members()
+                .filter(|disk| disk.records.contains_key(&record.id))
+        };
+        let whole = |slot: Slot| knows().any(|disk| disk.has_whole(record, slot));
         if slots_of(seal).all(whole) {
             return true;
         }
         let guarded = |slot: &&Slot| {
-            self.members().any(|disk| {
+            knows().any(|disk| {
                 let part = disk.parts.get(&(record.id, **slot));
                 disk.has_whole(record, **slot) && part.is_some_and(|part| part.sums && part.parity)
             })

@@ -80,12 +80,17 @@ impl Leader {
     fn fenced(&self, overtaken: bool) -> Option<DatasetId> {
         let mut newest_first = self.datasets.values().rev();
         let found = newest_first.find(|led| {
-            led.record.phase == Phase::Removed { overtaken }
-                && led.record.class.is_checkpoint()
-                && !led.leaving
-                && !self.is_taken(&led.record.name, led.record.id)
+            led.record.phase == Phase::Removed { overtaken } && self.can_come_back(led)
         });
         found.map(|led| led.record.id)
+    }
+
+    /// Whether a restart could bring back what was removed: not while another has its name.
+    pub(super) fn can_come_back(&self, led: &Led) -> bool {
+        led.record.is_removed()
+            && led.record.class.is_checkpoint()
+            && !led.leaving
+            && !self.is_taken(&led.record.name, led.record.id)
     }
 
     /// Programs see it again.

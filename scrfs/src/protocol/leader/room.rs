@@ -137,8 +137,7 @@ impl Leader {
         let unwanted = Phase::Removed { overtaken: false };
         let can_return = |newer: &Led| match newer.record.phase {
             Phase::Removed { overtaken } => {
-                let counts = overtaken || led.record.phase == unwanted;
-                counts && newer.record.class.is_checkpoint() && !newer.leaving
+                (overtaken || led.record.phase == unwanted) && self.can_come_back(newer)
             }
             _ => newer.record.is_restartable(),
         };
