@@ -39,10 +39,14 @@ lint: deps
 	$(CARGO) clippy --workspace --all-targets $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 
+# What hangs ends after so many seconds for each program of tests, and the others go on.
+TEST_SECONDS ?= 1500
+BOUNDED := --config 'target."cfg(unix)".runner = "timeout --kill-after=30 $(TEST_SECONDS)"'
+
 # The programs first: tests of whole clusters start them.
 test: deps lint
 	$(CARGO) build --workspace --bins $(FEATURES)
-	$(CARGO) test --workspace $(FEATURES) --no-fail-fast
+	$(CARGO) test --workspace $(FEATURES) --no-fail-fast $(BOUNDED)
 
 soak: deps
 	$(CARGO) build --workspace --bins $(FEATURES)
