@@ -34,6 +34,7 @@ use scrfs::protocol::member::LEADER;
 use scrfs::protocol::message::{Message, Order, Packet};
 use scrfs::protocol::node::{Node, Start};
 use scrfs::protocol::step::{Effect, Outcome, Step, Write};
+use scrfs::protocol::tree::FAN;
 use scrfs::store::StoreError;
 use scrfs::store::posix::PosixStore;
 use scrfs::stores::Stores;
@@ -218,6 +219,7 @@ impl<F: Fabric> Driver<F> {
             epoch,
             me,
             size,
+            fan: FAN,
             new_run: options.new_run,
             config: (*config).clone(),
             prefix: view,
@@ -425,9 +427,6 @@ impl<F: Fabric> Driver<F> {
             }
         };
         match packet.message {
-            Message::Abandon { ticket } if from == LEADER => {
-                self.with_works(|works, context| works.abandon(ticket, context))
-            }
             Message::HaveMetadata {
                 dataset,
                 slot,
@@ -567,7 +566,10 @@ impl<F: Fabric> Driver<F> {
     }
 
     /// Puts the records of a step down, then does what it says.
-    fn carry_out(&mut self, step: Step) -> Result<()> {
+    fn carry_out(&mut self, mut step: Step) -> Result<()> {
+        for (to, message) in step.take_handed_on() {
+            self.send(to, message)?;
+        }
         let (store, stores, parts) = (&self.store, &self.stores, &mut self.parts);
         let placing = &mut self.placing;
         let (journal, now) = (&mut self.journal, wall_clock());
@@ -657,6 +659,9 @@ impl<F: Fabric> Driver<F> {
             Effect::Work { ticket, order } => {
                 self.make_way(&order);
                 self.with_works(|works, context| works.begin(ticket, order, context))
+            }
+            Effect::Abandon { ticket } => {
+                self.with_works(|works, context| works.abandon(ticket, context))
             }
             Effect::Losses {
                 dataset,

@@ -123,7 +123,7 @@ impl Nodes {
                 parity: true,
             };
             let datasets = records.iter().map(|record| InventoryEntry {
-                record: record.clone(),
+                record: record.clone().into(),
                 parts: vec![part.clone()],
                 copies: Vec::new(),
             });
@@ -143,6 +143,7 @@ impl Nodes {
                 epoch: Epoch(2),
                 me: rank,
                 size,
+                fan: 2,
                 new_run: false,
                 config: config.clone(),
                 prefix: view.clone().filter(|_| rank == Rank(0)),
@@ -158,7 +159,10 @@ impl Nodes {
         all
     }
 
-    fn carry_out(&mut self, at: Rank, step: Step) {
+    fn carry_out(&mut self, at: Rank, mut step: Step) {
+        for (to, message) in step.take_handed_on() {
+            self.wires.push_back((at, to, message));
+        }
         for effect in step.persisted_by(|_| Ok::<_, ()>(())).unwrap() {
             match effect {
                 Effect::Send { to, message } => self.wires.push_back((at, to, message)),

@@ -27,6 +27,7 @@ use scrfs::stores::{Settled, Stores};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Everything one node has.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -136,12 +137,13 @@ fn entry_of(
     record: DatasetRecord,
     tidy: bool,
 ) -> Result<InventoryEntry, StoreError> {
+    let record = Arc::new(record);
     let mut entry = InventoryEntry {
-        record,
+        record: Arc::clone(&record),
         parts: Vec::new(),
         copies: Vec::new(),
     };
-    let record = &entry.record;
+    let record = &*record;
     for name in store.list(&cache.dataset(record.id))? {
         let Some((slot, keep)) = name.to_str().and_then(parse_slot_directory) else {
             continue;

@@ -21,6 +21,7 @@ use super::Now;
 use super::member::LEADER;
 use super::message::{Failure, Inventory, Message, Order, PrefixView};
 use super::step::{Outcome, Step, Write};
+use super::tree::Tree;
 use crate::config::Config;
 use crate::control::{Activity, Level, Refusal, Request};
 use crate::findings::Findings;
@@ -54,8 +55,10 @@ struct Led {
     /// How far it has come on every node, durably and for programs to see.
     everywhere: Option<Level>,
     working: Option<Working>,
-    /// Bytes done of the present work, by rank.
+    /// Bytes done of the present work, by who speaks of it.
     advanced: BTreeMap<Rank, u64>,
+    /// In how many hundredths that was told.
+    told_percent: u128,
     /// Somebody asked for it to be flushed whatever the configuration says.
     flush_now: bool,
     /// Flushes fell behind: newer checkpoints go to the prefix instead of this one.
@@ -85,6 +88,7 @@ impl Led {
             everywhere: None,
             working: None,
             advanced: BTreeMap::new(),
+            told_percent: 0,
             flush_now: false,
             left_out: false,
             is_stuck: false,
@@ -187,6 +191,7 @@ struct Ticket {
 #[derive(Debug)]
 pub struct Leader {
     epoch: Epoch,
+    tree: Tree,
     size: u32,
     new_run: bool,
     config: Config,
@@ -212,6 +217,7 @@ impl Leader {
     /// The leader of an epoch of `size` members. `prefix` is what the prefix holds, if there is one.
     pub fn new(
         epoch: Epoch,
+        tree: Tree,
         size: u32,
         new_run: bool,
         config: Config,
@@ -219,6 +225,7 @@ impl Leader {
     ) -> Self {
         Self {
             epoch,
+            tree,
             size,
             new_run,
             config,
@@ -243,9 +250,11 @@ impl Leader {
         (0..self.size).map(Rank)
     }
 
-    fn tell_all(&self, message: &Message, step: &mut Step) {
-        for rank in self.ranks() {
-            step.send(rank, message.clone());
+    /// For whom a rank speaks that says that all is well.
+    fn spoken_for(&self, from: Rank) -> Vec<Rank> {
+        match from {
+            LEADER => vec![LEADER],
+            child => self.tree.subtree(child).collect(),
         }
     }
 
@@ -262,7 +271,7 @@ impl Leader {
                 findings: Findings::default(),
             },
         );
-        self.tell_all(&Message::Order { ticket, order }, step);
+        step.cast(Message::Order { ticket, order });
     }
 
     fn reply((rank, request): Asker, result: Result<(), Refusal>, step: &mut Step) {
@@ -279,9 +288,17 @@ impl Leader {
             return;
         }
         led.record.epoch = self.epoch;
-        let record = Box::new(led.record.clone());
+        let is_known = led.has_reached(Level::Sealed);
+        let mut record = Box::new(led.record.clone());
         step.write(Write::Dataset(record.clone()));
-        self.order(Order::Update(record), purpose, step);
+        let order = match is_known {
+            true => {
+                record.seal = None;
+                Order::Amend(record)
+            }
+            false => Order::Update(record),
+        };
+        self.order(order, purpose, step);
     }
 
     /// The same, and those who wait for what it says are answered when it is everywhere.
@@ -323,6 +340,11 @@ impl Leader {
     pub fn handle_message(&mut self, now: Now, from: Rank, message: Message, step: &mut Step) {
         match message {
             Message::Hello(inventory) => self.hello(from, *inventory, step),
+            Message::Hellos(hellos) => {
+                for (rank, inventory) in hellos.open() {
+                    self.hello(rank, inventory, step);
+                }
+            }
             Message::Begun => self.begun(now, from, step),
             Message::Asked { request, what } => self.asked(now, (from, request), what, step),
             Message::Done {
@@ -337,6 +359,15 @@ impl Leader {
             } => {
                 self.vote(now, from, (dataset, proposal), part, step);
             }
+            Message::Votes {
+                dataset,
+                proposal,
+                votes,
+            } => {
+                for (rank, part) in votes {
+                    self.vote(now, rank, (dataset, proposal), Ok(part), step);
+                }
+            }
             Message::Withdraw { dataset, proposal } => self.withdrawn(from, dataset, proposal),
             Message::Advanced {
                 dataset,
@@ -347,11 +378,15 @@ impl Leader {
             }
             Message::Pressure(pressure) => {
                 self.pressed(from, pressure);
-                self.schedule(now, step);
+                if from == LEADER {
+                    self.handle_pressures(now, step);
+                }
             }
             Message::Stuck { dataset, text } => self.stuck(from, dataset, &text, step),
             // What only members have a use for.
-            Message::Begin { .. }
+            Message::Down { .. }
+            | Message::Up(_)
+            | Message::Begin { .. }
             | Message::Reply { .. }
             | Message::Order { .. }
             | Message::Collect { .. }
@@ -369,6 +404,13 @@ impl Leader {
             | Message::HaveMetadata { .. }
             | Message::WantPiece { .. }
             | Message::HavePiece { .. } => {}
+        }
+    }
+
+    /// Does what follows from what nodes have said of their caches.
+    pub fn handle_pressures(&mut self, now: Now, step: &mut Step) {
+        if self.room.take_pressed() {
+            self.schedule(now, step);
         }
     }
 
@@ -431,11 +473,15 @@ impl Leader {
         (result, findings): (Result<(), Failure>, Option<Box<Findings>>),
         step: &mut Step,
     ) {
+        let spoken_for = match &result {
+            Ok(()) => self.spoken_for(from),
+            Err(_) => vec![from],
+        };
         let Some(open) = self.tickets.get_mut(&ticket) else {
             return;
         };
-        if !open.waiting.remove(&from) {
-            return;
+        for rank in spoken_for {
+            open.waiting.remove(&rank);
         }
         if let Some(findings) = findings {
             open.findings.add(*findings);
@@ -443,10 +489,8 @@ impl Leader {
         if let Err(failure) = result {
             // The others may wait for what this one will never give them.
             let first = open.failures.insert(from, failure).is_none() && open.failures.len() == 1;
-            if first && matches!(open.purpose, Purpose::Work { .. }) {
-                for &rank in &open.waiting {
-                    step.send(rank, Message::Abandon { ticket });
-                }
+            if first && matches!(open.purpose, Purpose::Work { .. }) && !open.waiting.is_empty() {
+                step.cast(Message::Abandon { ticket });
             }
         }
         if !open.waiting.is_empty() {

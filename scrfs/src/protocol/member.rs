@@ -95,7 +95,7 @@ impl Member {
             epoch,
             slot,
             catalog: entries()
-                .map(|entry| (entry.record.id, entry.record.clone()))
+                .map(|entry| (entry.record.id, (*entry.record).clone()))
                 .collect(),
             found: entries()
                 .map(|entry| {
@@ -179,15 +179,16 @@ impl Member {
         match message {
             Message::Begin {
                 records,
-                keep,
+                spare,
                 last_dataset,
                 last_checkpoint,
                 pointers,
             } => {
                 (self.last_dataset, self.last_checkpoint) = (last_dataset, last_checkpoint);
                 self.pointers = pointers;
-                self.clear(records, keep, step);
+                self.clear(records, spare, step);
             }
+            Message::Abandon { ticket } => step.effect(Effect::Abandon { ticket }),
             Message::Reply { request, result } => step.daemon(ToDaemon::Reply { request, result }),
             Message::Order { ticket, order } => self.obey(ticket, order, step),
             Message::Collect {
@@ -260,7 +261,10 @@ impl Member {
             | Message::Keep(_)
             | Message::Kept { .. }
             | Message::WantMetadata { .. }
-            | Message::Abandon { .. }
+            | Message::Hellos(_)
+            | Message::Votes { .. }
+            | Message::Down { .. }
+            | Message::Up(_)
             | Message::HaveMetadata { .. }
             | Message::WantPiece { .. }
             | Message::HavePiece { .. } => {}
@@ -274,6 +278,22 @@ impl Member {
                 self.last_dataset = self.last_dataset.max(record.id.0);
                 self.making.insert(ticket, (*record).clone());
                 step.effect(Effect::MakePart { ticket, record });
+            }
+            Order::Amend(mut record) => {
+                let known = self
+                    .catalog
+                    .get(&record.id)
+                    .filter(|it| it.key() == record.key());
+                match known.and_then(|known| known.seal.clone()) {
+                    Some(seal) => {
+                        record.seal = Some(seal);
+                        self.obey(ticket, Order::Update(record), step);
+                    }
+                    None => {
+                        let text = format!("nothing is known here of the seal of {}", record.id);
+                        Self::answer(ticket, Err(Failure::new(Refusal::Failed, text)), step);
+                    }
+                }
             }
             Order::Update(record) => {
                 self.put(&record, step);

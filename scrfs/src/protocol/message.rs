@@ -14,8 +14,9 @@ use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
 use crate::name::Name;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 /// Why something was not done: for programs an errno, for people words.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -60,8 +61,8 @@ pub struct PartState {
 /// What one node holds of one dataset.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct InventoryEntry {
-    /// The record, as this node has it.
-    pub record: DatasetRecord,
+    /// The record, as this node has it; mostly it is the same on all.
+    pub record: Arc<DatasetRecord>,
     /// The slots whose files are here.
     pub parts: Vec<PartState>,
     /// The slots whose metadata is kept here for others.
@@ -93,6 +94,9 @@ pub enum Order {
     Create(Box<DatasetRecord>),
     /// The dataset is now as the record says.
     Update(Box<DatasetRecord>),
+    /// The same, of a sealed dataset: the record comes without its seal, which every member has and which
+    /// never changes, for it grows with the number of nodes.
+    Amend(Box<DatasetRecord>),
     /// The dataset is no more.
     Forget(DatasetId),
     /// These pointer files are now as the records say.
@@ -116,8 +120,10 @@ pub enum Order {
         /// Of which dataset.
         dataset: DatasetId,
         /// Whose parity is to be made: all slots, or those that were rebuilt.
+        #[serde(with = "super::runs::slots")]
         slots: Vec<Slot>,
         /// Who holds which slot.
+        #[serde(with = "super::runs::held")]
         holders: Vec<(Slot, Rank)>,
     },
     /// Recompute the files of lost slots; their parity is a later `Encode`.
@@ -125,6 +131,7 @@ pub enum Order {
         /// Of which dataset.
         dataset: DatasetId,
         /// Who holds which slot, without the lost.
+        #[serde(with = "super::runs::held")]
         holders: Vec<(Slot, Rank)>,
         /// Which slots are lost, and who shall have them.
         lost: Vec<(Slot, Rank)>,
@@ -134,6 +141,7 @@ pub enum Order {
         /// Which dataset.
         dataset: DatasetId,
         /// Who holds which slot.
+        #[serde(with = "super::runs::held")]
         holders: Vec<(Slot, Rank)>,
     },
     /// Copy from the prefix.
@@ -141,6 +149,7 @@ pub enum Order {
         /// The dataset, as the prefix knows it.
         record: Box<DatasetRecord>,
         /// Who shall have which slot.
+        #[serde(with = "super::runs::held")]
         holders: Vec<(Slot, Rank)>,
     },
     /// Read what is kept of a dataset here, hold it against its checksums, and repair what can be. That
@@ -149,6 +158,7 @@ pub enum Order {
         /// Which dataset.
         dataset: DatasetId,
         /// Who holds which slot.
+        #[serde(with = "super::runs::held")]
         holders: Vec<(Slot, Rank)>,
         /// Which slots nobody holds.
         lost: Vec<Slot>,
@@ -166,6 +176,20 @@ pub enum Checking {
     Parity,
     /// Files in the prefix.
     Prefix,
+}
+
+impl Order {
+    /// The dataset whose bytes it moves.
+    pub fn works_on(&self) -> Option<DatasetId> {
+        match self {
+            Self::Encode { dataset, .. }
+            | Self::Rebuild { dataset, .. }
+            | Self::Flush { dataset, .. }
+            | Self::Verify { dataset, .. } => Some(*dataset),
+            Self::Fetch { record, .. } => Some(record.id),
+            _ => None,
+        }
+    }
 }
 
 /// Manifest and checksums of a slot, as they lie on disk.
@@ -188,12 +212,23 @@ pub struct Metadata {
 pub enum Message {
     /// Member to leader, first of all: what is here.
     Hello(Box<Inventory>),
-    /// Leader to member: what the epoch begins with. Everything else here is to go.
+    /// The same, of a whole subtree.
+    Hellos(Box<Hellos>),
+    /// From the leader, along the tree of ranks: to all, or to one.
+    Down {
+        /// To whom; to all when to nobody.
+        to: Option<Rank>,
+        /// The message, as [`Message::pack`] gives it: handed on as it is.
+        bytes: Bytes,
+    },
+    /// To the leader, along the tree of ranks.
+    Up(Vec<Word>),
+    /// Leader to member: what the epoch begins with. Other datasets are to go.
     Begin {
         /// All datasets.
         records: Vec<DatasetRecord>,
-        /// The slots this member is to keep; other files are to go.
-        keep: Vec<(DatasetId, Slot)>,
+        /// Slots of them that a member has and is not to keep.
+        spare: Vec<(Rank, DatasetId, Slot)>,
         /// Highest dataset number given out.
         last_dataset: u64,
         /// Highest checkpoint number given out.
@@ -201,7 +236,7 @@ pub enum Message {
         /// All pointer files, and the leader's term.
         pointers: Pointers,
     },
-    /// Member to leader: begun, durable, and shown to programs.
+    /// Member to leader: begun, durable, and shown to programs; of an inner member, by all of its subtree.
     Begun,
     /// Member to leader: a program asks.
     Asked {
@@ -224,7 +259,7 @@ pub enum Message {
         /// What.
         order: Order,
     },
-    /// Member to leader: done.
+    /// Member to leader: done; of an inner member, by all of its subtree that has not told of a failure.
     Done {
         /// Of which order.
         ticket: u64,
@@ -251,6 +286,15 @@ pub enum Message {
         /// What the part holds, or why there is no part.
         part: Result<PartSummary, Failure>,
     },
+    /// The same, of members that have nothing to say against it.
+    Votes {
+        /// On which dataset.
+        dataset: DatasetId,
+        /// On which proposal.
+        proposal: u64,
+        /// What their parts hold.
+        votes: Vec<(Rank, PartSummary)>,
+    },
     /// Member to leader: my vote no longer holds.
     Withdraw {
         /// On which dataset.
@@ -273,7 +317,7 @@ pub enum Message {
         /// Of the order.
         ticket: u64,
     },
-    /// Member to leader: work has come this far here.
+    /// Member to leader: work has come this far here; of an inner member, in all of its subtree.
     Advanced {
         /// On which dataset.
         dataset: DatasetId,
@@ -310,6 +354,7 @@ pub enum Message {
         /// Of which dataset.
         dataset: DatasetId,
         /// Who holds which slot.
+        #[serde(with = "super::runs::held")]
         holders: Vec<(Slot, Rank)>,
         /// Which slots nobody holds.
         lost: Vec<Slot>,
@@ -368,6 +413,98 @@ pub enum Message {
         /// Exactly what was asked for, or why it is not to be had here.
         result: Result<Bytes, Refusal>,
     },
+}
+
+/// What one member has to say to the leader, or one for all of its subtree.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Word {
+    /// Who says it.
+    pub from: Rank,
+    /// What.
+    pub message: Message,
+}
+
+/// An inventory whose records are told once for all.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Slim {
+    rank: Rank,
+    /// Without datasets.
+    rest: Inventory,
+    /// For each dataset, the place of its record, and what else there is to say.
+    datasets: Vec<(u32, Vec<PartState>, Vec<Slot>)>,
+}
+
+/// Inventories of many members, each different record once.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hellos {
+    records: Vec<Arc<DatasetRecord>>,
+    hellos: Vec<Slim>,
+}
+
+impl Hellos {
+    /// Puts inventories together.
+    pub fn of(hellos: Vec<(Rank, Inventory)>) -> Self {
+        let mut records: Vec<Arc<DatasetRecord>> = Vec::new();
+        let mut places: BTreeMap<DatasetId, Vec<u32>> = BTreeMap::new();
+        let mut place = |record: Arc<DatasetRecord>| {
+            let known = places.entry(record.id).or_default();
+            let same = |at: &&u32| records.get(**at as usize) == Some(&record);
+            if let Some(at) = known.iter().find(same) {
+                return *at;
+            }
+            let at = u32::try_from(records.len()).unwrap_or(u32::MAX);
+            known.push(at);
+            records.push(record);
+            at
+        };
+        let mut slim = |(rank, mut rest): (Rank, Inventory)| {
+            let entries = std::mem::take(&mut rest.datasets);
+            let entry = |it: InventoryEntry| (place(it.record), it.parts, it.copies);
+            let datasets = entries.into_iter().map(entry).collect();
+            Slim {
+                rank,
+                rest,
+                datasets,
+            }
+        };
+        let hellos = hellos.into_iter().map(&mut slim).collect();
+        Self { records, hellos }
+    }
+
+    /// The inventories; of what does not belong together, nothing.
+    pub fn open(self) -> Vec<(Rank, Inventory)> {
+        let Self { records, hellos } = self;
+        let whole = |slim: Slim| {
+            let entry = |(at, parts, copies): (u32, Vec<PartState>, Vec<Slot>)| {
+                Some(InventoryEntry {
+                    record: Arc::clone(records.get(at as usize)?),
+                    parts,
+                    copies,
+                })
+            };
+            let datasets = slim.datasets.into_iter().filter_map(entry).collect();
+            let inventory = Inventory {
+                datasets,
+                ..slim.rest
+            };
+            (slim.rank, inventory)
+        };
+        hellos.into_iter().map(whole).collect()
+    }
+}
+
+impl Message {
+    /// As it goes down the tree.
+    pub fn pack(&self) -> Bytes {
+        // It is encoded into memory, and has no map or sequence of unknown length.
+        let bytes = postcard::to_allocvec(self);
+        Bytes::from(bytes.expect("a message can be encoded"))
+    }
+
+    /// The opposite of [`Self::pack`]; `None` for anything else.
+    pub fn unpack(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok()
+    }
 }
 
 /// A message with the epoch it belongs to.

@@ -10,16 +10,20 @@
 //! goes on. Losing a member stops the epoch (see [`crate::fabric`]), so no order is ever repeated
 //! within one; the next epoch decides again from what is on disk ([`recover`]).
 //!
-//! What is deliberately simple behind this seam: orders go to all members directly, so rank 0
-//! sends O(N) messages a commit; a tree of members would make that O(log N) deep.
+//! Leader and members speak along a tree of ranks ([`tree`]): what is said to all is handed on, what all
+//! say alike is told once a subtree. So nobody has more than a few peers to speak with, and a round takes
+//! O(log N) steps. Neither leader nor member knows of it but for who speaks for whom.
 
 pub mod leader;
 pub mod member;
 pub mod message;
 pub mod node;
 pub mod recover;
+mod relay;
+mod runs;
 pub mod scavenge;
 pub mod step;
+pub mod tree;
 
 /// What time it is, given to every input.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

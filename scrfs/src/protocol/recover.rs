@@ -70,13 +70,18 @@ pub fn decide(
             .values()
             .filter(|found| found.epoch.epoch == newest)
     };
-    let mut records: BTreeMap<DatasetId, DatasetRecord> = BTreeMap::new();
+    let mut records: BTreeMap<DatasetId, &DatasetRecord> = BTreeMap::new();
     for entry in current().flat_map(|found| &found.datasets) {
+        let record: &DatasetRecord = &entry.record;
         records
-            .entry(entry.record.id)
-            .and_modify(|known| *known = better(known, &entry.record).clone())
-            .or_insert_with(|| entry.record.clone());
+            .entry(record.id)
+            .and_modify(|known| *known = better(known, record))
+            .or_insert(record);
     }
+    let records: BTreeMap<DatasetId, DatasetRecord> = records
+        .into_iter()
+        .map(|(id, record)| (id, record.clone()))
+        .collect();
     let mut beginning = Beginning::default();
     for seen in inventories.values().map(|found| &found.epoch) {
         beginning.last_dataset = beginning.last_dataset.max(seen.last_dataset);
@@ -86,7 +91,7 @@ pub fn decide(
     let seen = inventories
         .values()
         .flat_map(|found| &found.datasets)
-        .map(|entry| &entry.record);
+        .map(|entry| &*entry.record);
     let complete = prefix.map(|prefix| &prefix.complete);
     for record in seen.chain(complete.into_iter().flatten()) {
         beginning.last_dataset = beginning.last_dataset.max(record.id.0);
@@ -362,7 +367,7 @@ mod tests {
 
     fn found_with(prefix: Option<&PrefixView>) -> Option<DatasetRecord> {
         let entry = InventoryEntry {
-            record: evicted(),
+            record: std::sync::Arc::new(evicted()),
             parts: Vec::new(),
             copies: Vec::new(),
         };

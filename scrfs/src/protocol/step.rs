@@ -23,6 +23,9 @@ pub enum Write {
     Epoch(EpochRecord),
 }
 
+/// For effects inside the protocol: to every member.
+pub(super) const EVERYONE: Rank = Rank(u32::MAX);
+
 /// Something to do. Effects of one step are carried out in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
@@ -55,6 +58,12 @@ pub enum Effect {
         ticket: u64,
         /// What.
         order: Order,
+    },
+    /// Another member failed at work that was begun here, so it cannot end well: stop it, and answer it as
+    /// failed. Not answered itself.
+    Abandon {
+        /// Of the work.
+        ticket: u64,
     },
     /// From now on, make what is read of the `lost` slots of a dataset of what the `holders` have.
     /// Not answered.
@@ -155,6 +164,7 @@ pub enum Outcome {
 #[derive(Default, Debug)]
 #[must_use = "a step that is not carried out is a lost decision"]
 pub struct Step {
+    handed_on: Vec<(Rank, Message)>,
     writes: Vec<Write>,
     effects: Vec<Effect>,
 }
@@ -170,6 +180,33 @@ impl Step {
 
     pub(super) fn send(&mut self, to: Rank, message: Message) {
         self.effect(Effect::Send { to, message });
+    }
+
+    /// To every member, this one too.
+    pub(super) fn cast(&mut self, message: Message) {
+        self.send(EVERYONE, message);
+    }
+
+    /// Hands on what another has said: it waits for nothing that is put down here.
+    pub(super) fn hand_on(&mut self, to: Rank, message: Message) {
+        self.handed_on.push((to, message));
+    }
+
+    /// Takes out what is sent; what stays keeps its order.
+    pub(super) fn take_sends(&mut self) -> Vec<(Rank, Message)> {
+        let mut sends = Vec::new();
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Send { to, message } => sends.push((to, message)),
+                other => self.effects.push(other),
+            }
+        }
+        sends
+    }
+
+    /// What only passes through here, to be sent at once, before anything is put down.
+    pub fn take_handed_on(&mut self) -> Vec<(Rank, Message)> {
+        std::mem::take(&mut self.handed_on)
     }
 
     pub(super) fn daemon(&mut self, message: ToDaemon) {

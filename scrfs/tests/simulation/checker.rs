@@ -13,7 +13,7 @@ use scrfs::control::{Level, Refusal, Request};
 use scrfs::id::{DatasetId, Epoch, Slot};
 use scrfs::layout::pointer::Version;
 use scrfs::layout::record::{DatasetRecord, Phase, Seal};
-use scrfs::protocol::message::{Message, Order};
+use scrfs::protocol::message::{Message, Order, Word};
 use scrfs::protocol::step::Write;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -438,6 +438,19 @@ impl World {
     /// Before a message goes out.
     pub fn check_send(&mut self, at: usize, to: usize, message: &Message) {
         match message {
+            // What only passes was looked at where it was said.
+            Message::Down {
+                to: Some(to),
+                bytes,
+            } if at == 0 => {
+                let message = Message::unpack(bytes).expect("it was packed");
+                self.check_send(at, to.0 as usize, &message);
+            }
+            Message::Up(words) => {
+                let begun = |word: &&Word| word.message == Message::Begun;
+                let begun = words.iter().filter(begun).map(|word| word.from.0 as usize);
+                self.checker.begun.extend(begun);
+            }
             Message::Begin { records, .. } if at == 0 && to == 0 => self.check_begin(records),
             Message::Order {
                 order: Order::Forget(dataset),

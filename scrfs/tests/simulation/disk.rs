@@ -136,7 +136,7 @@ impl Disk {
             .filter(|(id, _)| of_it(*id))
             .map(|(_, slot)| *slot);
         InventoryEntry {
-            record: record.clone(),
+            record: std::sync::Arc::new(record.clone()),
             parts,
             copies: copies.collect(),
         }

@@ -57,6 +57,7 @@ impl World {
                 epoch: self.epoch,
                 me: Rank(at as u32),
                 size: members.len() as u32,
+                fan: self.fan,
                 new_run,
                 config: self.config.clone(),
                 prefix: view,

@@ -46,6 +46,8 @@ pub struct World {
     pub rng: StdRng,
     pub now: Now,
     pub config: Config,
+    /// Children of a rank; with few, also small clusters have members between others and the leader.
+    pub fan: u32,
     pub machines: Vec<Machine>,
     /// Machines that were taken out with their disks, and may come back.
     pub away: Vec<usize>,
@@ -82,6 +84,7 @@ impl World {
                 wall: 1_000_000,
             },
             config,
+            fan: 1 + (seed % 3) as u32,
             machines: Vec::new(),
             away: Vec::new(),
             coords: Vec::new(),
@@ -148,7 +151,13 @@ impl World {
     }
 
     /// Puts the records of a step down, then does what it says; the fuse may end it anywhere.
-    pub fn carry_out(&mut self, at: usize, step: Step) {
+    pub fn carry_out(&mut self, at: usize, mut step: Step) {
+        for (to, message) in step.take_handed_on() {
+            if Self::burns(&mut self.operations, &mut self.fuse) {
+                return self.die(at);
+            }
+            self.effect(at, Effect::Send { to, message });
+        }
         let mut written: Vec<(Write, Option<DatasetRecord>)> = Vec::new();
         let mut setbacks = Vec::new();
         let machine = self.coords[at].machine;
@@ -239,6 +248,7 @@ impl World {
                     kind: Kind::Work { ticket, order },
                 });
             }
+            Effect::Abandon { ticket } => self.abandon(at, ticket),
             Effect::CompleteFlush { record } => {
                 self.jobs.push(Job {
                     at,
@@ -287,11 +297,12 @@ impl World {
         self.now.tick += milliseconds;
         self.now.wall += milliseconds;
         self.note(|| format!("{milliseconds} ms pass"));
-        if self.coords.is_empty() || !self.live(0) {
-            return;
+        for at in 0..self.coords.len() {
+            self.input(at, |node, now| node.handle_tick(now));
         }
-        self.input(0, |node, now| node.handle_tick(now));
-        self.check_deadline();
+        if !self.coords.is_empty() && self.live(0) {
+            self.check_deadline();
+        }
     }
 
     /// What can happen now besides time and programs: wires, inboxes, outboxes, jobs.
@@ -357,9 +368,6 @@ impl World {
                     .and_then(VecDeque::pop_front);
                 let Some(message) = message else { return };
                 self.note(|| format!("{from} -> {to}: {message:?}"));
-                if let Message::Abandon { ticket } = message {
-                    return self.abandon(to, ticket);
-                }
                 self.input(to, |node, now| {
                     node.handle_message(now, Rank(from as u32), message)
                 });
@@ -431,10 +439,11 @@ impl World {
             if self.event() {
                 continue;
             }
-            let Some(node) = self.coords.first().and_then(|coord| coord.node.as_ref()) else {
+            if self.coords.is_empty() || !self.live(0) {
                 return;
-            };
-            match node.deadline() {
+            }
+            let nodes = self.coords.iter().filter_map(|coord| coord.node.as_ref());
+            match nodes.filter_map(Node::deadline).min() {
                 Some(at) => {
                     let wait = at.saturating_sub(self.now.tick).clamp(1, 3_600_000);
                     self.tick(wait);

@@ -143,7 +143,7 @@ impl Leader {
             proposal: number,
             settle_ms,
         };
-        self.tell_all(&collect, step);
+        step.cast(collect);
     }
 
     pub(super) fn standing_proposal(&self, dataset: DatasetId) -> Option<&Proposal> {
@@ -232,14 +232,11 @@ impl Leader {
         }
         let again = now.tick < proposal.deadline;
         if again {
-            self.tell_all(
-                &Message::Release {
-                    dataset,
-                    proposal: number,
-                    again,
-                },
-                step,
-            );
+            step.cast(Message::Release {
+                dataset,
+                proposal: number,
+                again,
+            });
             self.confirm_if_unanimous(dataset, step);
         } else {
             self.give_up(dataset, Refusal::Busy, step);
@@ -369,7 +366,7 @@ impl Leader {
             proposal: proposal.number,
             again: false,
         };
-        self.tell_all(&release, step);
+        step.cast(release);
         for asker in proposal.askers {
             Self::reply(asker, Err(refusal), step);
         }

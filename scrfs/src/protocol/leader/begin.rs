@@ -48,36 +48,32 @@ impl Leader {
             .values()
             .map(|led| led.record.clone())
             .collect();
-        for rank in self.ranks() {
-            let message = Message::Begin {
-                records: records.clone(),
-                keep: self.kept_by(rank),
-                last_dataset,
-                last_checkpoint,
-                pointers: self.pointing.known.clone(),
-            };
-            step.send(rank, message);
-        }
+        step.cast(Message::Begin {
+            records,
+            spare: self.ranks().flat_map(|rank| self.spare_of(rank)).collect(),
+            last_dataset,
+            last_checkpoint,
+            pointers: self.pointing.known.clone(),
+        });
         self.beginning = Some(self.ranks().collect());
     }
 
-    /// What `rank` shall keep: the slots it holds, and its own part of what was never sealed.
-    fn kept_by(&self, rank: Rank) -> Vec<(DatasetId, Slot)> {
+    /// What `rank` has and shall not keep: slots that it does not hold, but its own part of what was never
+    /// sealed.
+    fn spare_of(&self, rank: Rank) -> Vec<(Rank, DatasetId, Slot)> {
         let found = self
             .hellos
             .get(&rank)
             .into_iter()
             .flat_map(|hello| &hello.datasets);
-        let mut kept = Vec::new();
+        let mut spare = Vec::new();
         for entry in found {
             let Some(led) = self.datasets.get(&entry.record.id) else {
                 continue;
             };
             // What no restart works from is not worth the space, where it is safe elsewhere.
             let useless = led.record.phase == Phase::Failed && led.record.flushed.is_some();
-            if useless || led.record.phase == Phase::Evicted {
-                continue;
-            }
+            let useless = useless || led.record.phase == Phase::Evicted;
             for part in &entry.parts {
                 let held = led.record.seal.is_none() || led.holders.get(&part.slot) == Some(&rank);
                 // Whole but for its parity: nobody relies on it, but it may be where the only
@@ -89,19 +85,23 @@ impl Leader {
                     .and_then(|seal| seal.part(part.slot));
                 let whole =
                     part.intact && sealed.is_some_and(|it| it.manifest_crc == part.manifest_crc);
-                if held || (whole && led.lost.contains(&part.slot)) {
-                    kept.push((entry.record.id, part.slot));
+                if useless || !(held || (whole && led.lost.contains(&part.slot))) {
+                    spare.push((rank, entry.record.id, part.slot));
                 }
             }
         }
-        kept
+        spare
     }
 
     pub(super) fn begun(&mut self, now: Now, from: Rank, step: &mut Step) {
-        let Some(missing) = &mut self.beginning else {
+        let spoken_for = self.spoken_for(from);
+        let Some(missing) = self.beginning.as_mut().filter(|it| !it.is_empty()) else {
             return;
         };
-        if !missing.remove(&from) || !missing.is_empty() {
+        for rank in spoken_for {
+            missing.remove(&rank);
+        }
+        if !missing.is_empty() {
             return;
         }
         let nodes = self.hellos.iter().map(|(&rank, hello)| NodeStatus {
@@ -111,7 +111,7 @@ impl Leader {
             free_bytes: hello.free_bytes,
         });
         let nodes = Message::Nodes(nodes.collect());
-        self.tell_all(&nodes, step);
+        step.cast(nodes);
         for led in self.datasets.values_mut() {
             led.everywhere = led.level();
         }

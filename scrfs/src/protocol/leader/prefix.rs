@@ -109,7 +109,7 @@ impl Leader {
         });
         let due: Vec<DatasetId> = due.map(|(id, _)| *id).collect();
         if self.looking.told.as_ref() != Some(&due) {
-            self.tell_all(&Message::Due(due.clone()), step);
+            step.cast(Message::Due(due.clone()));
             self.looking.told = Some(due);
         }
     }

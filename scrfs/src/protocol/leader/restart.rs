@@ -111,13 +111,13 @@ impl Leader {
             lost: led.lost.iter().copied().collect(),
             weak: led.is_weak(),
         };
-        self.tell_all(&message, step);
+        step.cast(message);
     }
 
     fn be_ready(&mut self, now: Now, restart: Option<DatasetId>, step: &mut Step) {
         self.ready = true;
         let new_run = self.new_run;
-        self.tell_all(&Message::Ready { restart, new_run }, step);
+        step.cast(Message::Ready { restart, new_run });
         self.schedule(now, step);
     }
 

@@ -31,6 +31,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug)]
 pub(super) struct Room {
     pressure: BTreeMap<Rank, Pressure>,
+    /// Something was said of it that nothing has followed from yet.
+    pressed: bool,
     /// Least recently used last.
     used: lru::LruCache<DatasetId, ()>,
 }
@@ -39,6 +41,7 @@ impl Default for Room {
     fn default() -> Self {
         Self {
             pressure: BTreeMap::new(),
+            pressed: false,
             used: lru::LruCache::unbounded(),
         }
     }
@@ -48,6 +51,11 @@ impl Room {
     /// A dataset was made, fetched or opened.
     pub(super) fn touch(&mut self, dataset: DatasetId) {
         self.used.put(dataset, ());
+    }
+
+    /// Whether something was said since this was last asked.
+    pub(super) fn take_pressed(&mut self) -> bool {
+        std::mem::take(&mut self.pressed)
     }
 
     fn is_open(&self, dataset: DatasetId) -> bool {
@@ -92,6 +100,7 @@ impl Leader {
             }
         }
         self.room.pressure.insert(from, pressure);
+        self.room.pressed = true;
     }
 
     /// Makes room wherever some is needed.

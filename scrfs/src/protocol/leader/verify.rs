@@ -196,6 +196,6 @@ impl Leader {
             step.send(asker.0, Message::Verified { dataset, findings });
             Self::reply(asker, result, step);
         }
-        self.tell_all(&Message::Progress(ended), step);
+        step.cast(Message::Progress(ended));
     }
 }

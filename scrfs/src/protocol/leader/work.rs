@@ -211,6 +211,7 @@ impl Leader {
         let activity = working.activity();
         led.working = Some(working);
         led.advanced.clear();
+        led.told_percent = 0;
         self.order(order, Purpose::Work { dataset, activity }, step);
     }
 
@@ -476,6 +477,12 @@ impl Leader {
             .values()
             .fold(0u64, |sum, part| sum.saturating_add(*part));
         let total_bytes = led.record.seal.as_ref().map_or(0, |seal| seal.bytes());
+        // To all; so not whenever somebody has moved on.
+        let percent = u128::from(done_bytes) * 100 / u128::from(total_bytes.max(1));
+        if percent <= led.told_percent {
+            return;
+        }
+        led.told_percent = percent;
         let progress = Progress {
             dataset,
             activity,
@@ -483,6 +490,6 @@ impl Leader {
             done_bytes: done_bytes.min(total_bytes.saturating_sub(1)),
             total_bytes,
         };
-        self.tell_all(&Message::Progress(progress), step);
+        step.cast(Message::Progress(progress));
     }
 }

@@ -4,7 +4,7 @@
 use super::LEADER;
 use super::{Member, NO_TICKET, Then};
 use crate::control::ToDaemon;
-use crate::id::{DatasetId, Slot};
+use crate::id::{DatasetId, Rank, Slot};
 use crate::layout::record::{DatasetRecord, EpochRecord, Phase};
 use crate::protocol::message::Message;
 use crate::protocol::recover;
@@ -14,7 +14,8 @@ use crate::protocol::step::{Effect, Step, Write};
 #[derive(Debug)]
 pub(super) struct Beginning {
     records: Vec<DatasetRecord>,
-    keep: Vec<(DatasetId, Slot)>,
+    /// Slots that members have and are not to keep.
+    spare: Vec<(Rank, DatasetId, Slot)>,
     /// Datasets that are to go.
     gone: Vec<DatasetId>,
     /// How many of them the daemon still shows.
@@ -28,7 +29,7 @@ impl Member {
     pub(super) fn clear(
         &mut self,
         records: Vec<DatasetRecord>,
-        keep: Vec<(DatasetId, Slot)>,
+        spare: Vec<(Rank, DatasetId, Slot)>,
         step: &mut Step,
     ) {
         let is_known =
@@ -44,7 +45,7 @@ impl Member {
         let shown = gone.len();
         self.beginning = Some(Beginning {
             records,
-            keep,
+            spare,
             gone,
             shown,
         });
@@ -54,7 +55,7 @@ impl Member {
     pub(super) fn begin_if_clear(&mut self, step: &mut Step) {
         let Some(Beginning {
             records,
-            keep,
+            spare: unwanted,
             gone,
             ..
         }) = self.beginning.take_if(|beginning| beginning.shown == 0)
@@ -93,12 +94,13 @@ impl Member {
                 .map(|(name, record)| (name.clone(), record.clone()))
                 .collect(),
         });
+        let me = Rank(self.slot.0);
         for record in records {
             let held = self.found.get(&record.id).cloned().unwrap_or_default();
             let spare: Vec<Slot> = held
                 .iter()
                 .copied()
-                .filter(|slot| !keep.contains(&(record.id, *slot)))
+                .filter(|slot| unwanted.contains(&(me, record.id, *slot)))
                 .collect();
             if !spare.is_empty() {
                 step.effect(Effect::DropData {

@@ -52,7 +52,7 @@ fn node(slot: u32) -> String {
 fn catalogs(records: &[DatasetRecord]) -> Catalogs {
     let of = |slot: u32| {
         let entry = |record: &DatasetRecord| InventoryEntry {
-            record: record.clone(),
+            record: record.clone().into(),
             parts: vec![PartState {
                 slot: Slot(slot),
                 manifest_crc: 7 + slot,
