@@ -106,6 +106,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         37416,
         "the only one to restart from was evicted for one that could not come back",
     ),
+    (
+        24182,
+        "taken for one that can be rebuilt, and nobody left had the checksums",
+    ),
 ];
 
 fn base() -> &'static Config {

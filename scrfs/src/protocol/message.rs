@@ -10,7 +10,7 @@ use crate::findings::Findings;
 use crate::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
 use crate::layout::envelope::{self, EnvelopeError, Kind};
 use crate::layout::pointer::{PointerRecord, Pointers};
-use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
+use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary, Seal};
 use crate::name::Name;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,22 @@ pub struct Inventory {
     pub datasets: Vec<InventoryEntry>,
     /// Its pointer files.
     pub pointers: Pointers,
+}
+
+impl Inventory {
+    /// Whether the node has names and checksums of a sealed slot, with its files or as a copy for their
+    /// holder.
+    pub(super) fn has_sums(&self, record: &DatasetRecord, seal: &Seal, slot: Slot) -> bool {
+        let sealed = seal.part(slot).map(|part| part.manifest_crc);
+        let mut entries = self.datasets.iter();
+        entries.any(|entry| {
+            let own = |part: &PartState| {
+                part.slot == slot && Some(part.manifest_crc) == sealed && part.sums
+            };
+            entry.record.key() == record.key()
+                && (entry.copies.contains(&slot) || entry.parts.iter().any(own))
+        })
+    }
 }
 
 /// What the leader tells every member to do. Answered by [`Message::Done`] with its ticket, when

@@ -266,8 +266,16 @@ fn sealed(
         }
     }
     let tolerated = seal.sets.iter().all(|set| {
-        let gone = set.iter().filter(|slot| lost.contains(slot)).count();
-        gone <= seal.scheme.tolerates() as usize
+        let gone = || set.iter().filter(|slot| lost.contains(slot));
+        // Without names and checksums there is nothing to hold what is recomputed against.
+        let known = |slot: &Slot| {
+            let mut left = set.iter().filter_map(|member| holders.get(member));
+            left.any(|rank| {
+                let found = inventories.get(rank);
+                found.is_some_and(|found| found.has_sums(&record, seal, *slot))
+            })
+        };
+        gone().count() <= seal.scheme.tolerates() as usize && gone().all(known)
     });
     let rebuildable = record.protected.is_some() && tolerated;
     record.phase = match record.phase {

@@ -12,7 +12,7 @@
 //! What turns out to be damaged when it is read is [spoilt](spoil): it counts as not there, and the plan is
 //! made anew. Each time something is spoilt or given up, so that this ends.
 
-use super::message::{Inventory, PartState, PrefixView};
+use super::message::{Inventory, PrefixView};
 use super::recover::{Found, decide};
 use crate::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
 use crate::layout::pointer::Pointers;
@@ -208,19 +208,9 @@ fn knower<'a>(
     seal: &Seal,
     slot: Slot,
 ) -> Option<&'a str> {
-    let sealed = seal.part(slot)?.manifest_crc;
-    let knows = |inventory: &Inventory| {
-        let mut entries = inventory.datasets.iter();
-        entries.any(|entry| {
-            let mut parts = entry.parts.iter();
-            let has =
-                |part: &PartState| part.slot == slot && part.manifest_crc == sealed && part.sums;
-            entry.record.key() == record.key() && (entry.copies.contains(&slot) || parts.any(has))
-        })
-    };
     let mut nodes = catalogs.iter();
     nodes
-        .find(|(_, inventory)| knows(inventory))
+        .find(|(_, inventory)| inventory.has_sums(record, seal, slot))
         .map(|(name, _)| name.as_str())
 }
 

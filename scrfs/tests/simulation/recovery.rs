@@ -1,6 +1,7 @@
 //! What must hold when an epoch begins: what the disks can give is found again, and nothing else.
 
 use crate::checker::slots_of;
+use crate::disk::Disk;
 use crate::world::World;
 use scrfs::config::Class;
 use scrfs::control::Request;
@@ -102,18 +103,26 @@ impl World {
         if slots_of(seal).all(whole) {
             return true;
         }
-        let guarded = |slot: &&Slot| {
+        let guards = |disk: &Disk, slot: Slot| {
+            let part = disk.parts.get(&(record.id, slot));
+            disk.has_whole(record, slot) && part.is_some_and(|part| part.sums && part.parity)
+        };
+        let guarded = |slot: Slot| knows().any(|disk| guards(disk, slot));
+        // What is gone is held against checksums that somebody in its set has.
+        let known = |set: &[Slot], slot: Slot| {
+            let place = (record.id, slot);
+            let sums = |disk: &Disk| disk.parts.get(&place).is_some_and(|part| part.sums);
             knows().any(|disk| {
-                let part = disk.parts.get(&(record.id, **slot));
-                disk.has_whole(record, **slot) && part.is_some_and(|part| part.sums && part.parity)
+                let left = set.iter().any(|member| guards(disk, *member));
+                left && (disk.copies.contains(&place) || sums(disk))
             })
         };
-        let held = |set: &Vec<Slot>| set.iter().filter(guarded).count();
         protected
-            && seal
-                .sets
-                .iter()
-                .all(|set| set.len() - held(set) <= seal.scheme.tolerates() as usize)
+            && seal.sets.iter().all(|set| {
+                let gone: Vec<Slot> = set.iter().copied().filter(|slot| !guarded(*slot)).collect();
+                gone.len() <= seal.scheme.tolerates() as usize
+                    && gone.into_iter().all(|slot| known(set, slot))
+            })
     }
 
     pub fn check_begin(&mut self, records: &[DatasetRecord]) {

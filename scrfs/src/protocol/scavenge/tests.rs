@@ -5,7 +5,7 @@ use crate::config::Class;
 use crate::layout::pointer::{Content, Pointer, PointerRecord, Version};
 use crate::layout::record::{EpochRecord, PartSummary};
 use crate::name::Name;
-use crate::protocol::message::InventoryEntry;
+use crate::protocol::message::{InventoryEntry, PartState};
 use crate::redundancy::Scheme;
 
 const SLOTS: u32 = 4;
