@@ -5,12 +5,13 @@
 //! disk. Of what lies on other nodes it knows what the test says ([`Elsewhere`]).
 
 use crate::elsewhere::{self, Elsewhere};
-use scrfs::config::Class;
+use scrfs::config::{Class, Config};
 use scrfs::control::{
     FromDaemon, Hello, PROTOCOL_VERSION, PointerChange, Refusal, Request, Role, ToDaemon, Welcome,
     read_frame, write_frame,
 };
 use scrfs::id::{DatasetId, Epoch, Rank, Slot};
+use scrfs::interval::{Question, Rounds, Rules, Situation, Times};
 use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::path::{CachePaths, Keep, parse_dataset_directory};
 use scrfs::layout::pointer::{PointerRecord, Pointers, Version};
@@ -82,6 +83,9 @@ struct Player {
     commits: Vec<Commit>,
     pointers: Pointers,
     last_version: u64,
+    rules: Rules,
+    rounds: Rounds,
+    recovered: u64,
 }
 
 /// A running one; dropping it hangs up.
@@ -109,11 +113,12 @@ impl Coordinator {
                 role,
             },
         )?;
-        let cache = match read_frame::<Welcome>(&mut stream)? {
-            Some(Welcome::Accepted { cache, .. }) => CachePaths::at(&cache),
+        let (cache, config) = match read_frame::<Welcome>(&mut stream)? {
+            Some(Welcome::Accepted { cache, config, .. }) => (CachePaths::at(&cache), config),
             Some(Welcome::Refused(why)) => return Err(std::io::Error::other(why)),
             None => return Err(std::io::ErrorKind::UnexpectedEof.into()),
         };
+        let config: Config = serde_json::from_str(&config)?;
         let (said, heard) = mpsc::channel();
         let mut reader = stream.try_clone()?;
         std::thread::spawn(move || {
@@ -136,6 +141,9 @@ impl Coordinator {
             commits: Vec::new(),
             pointers: Pointers::default(),
             last_version: 0,
+            rules: Rules::of(&config),
+            rounds: Rounds::default(),
+            recovered: 0,
         };
         let thread = std::thread::spawn(move || {
             // The test sees what does not happen; the reason is for people.
@@ -256,7 +264,22 @@ impl Player {
             .rfind(|record| record.is_restartable());
         let restart = restart.map(|record| record.id);
         let new_run = self.manners.new_run;
+        self.recovered = now();
         self.tell(&ToDaemon::Ready { restart, new_run })
+    }
+
+    fn question(&mut self, request: u64, question: Question) -> std::io::Result<()> {
+        let records = self.datasets.values();
+        let of_programs = records.filter(|it| it.class.is_checkpoint());
+        let checkpoints: Vec<Times> = of_programs.map(Times::of).collect();
+        let situation = Situation {
+            rules: &self.rules,
+            checkpoints: &checkpoints,
+            nodes: 1,
+            recovered: self.recovered,
+        };
+        let verdict = self.rounds.answer(question, &situation, now());
+        self.tell(&ToDaemon::Verdict { request, verdict })
     }
 
     fn put(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -283,6 +306,11 @@ impl Player {
         match message {
             FromDaemon::Request { .. } if self.manners.silent => Ok(()),
             FromDaemon::Request { request, what } => self.request(request, what),
+            FromDaemon::Question { request, question } => self.question(request, question),
+            FromDaemon::Verdicts(verdicts) => {
+                self.rounds.recall(&verdicts);
+                Ok(())
+            }
             FromDaemon::Done { sequence, result } => match self.awaited.remove(&sequence) {
                 Some(Then::Reply(request)) => self.reply(request, result),
                 Some(Then::Freeze(dataset)) if result.is_ok() => self.seal(dataset),

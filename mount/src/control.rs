@@ -377,6 +377,10 @@ impl Server {
         let writer = stream.try_clone()?;
         spawn("coordinator-out", move || write_all(writer, &outgoing))?;
         self.vfs.set_slot(slot);
+        if let Some(verdicts) = self.vfs.verdicts() {
+            // Before any question.
+            let _ = outbox.send(verdicts);
+        }
         self.vfs
             .requests()
             .connect(outbox.clone(), |what| self.vfs.settled(what));
@@ -460,6 +464,9 @@ impl Server {
                 }
             }
             ToDaemon::Reply { request, result } => vfs.requests().reply(request, result),
+            ToDaemon::Verdict { request, verdict } => {
+                vfs.requests().reply_verdict(request, verdict);
+            }
             ToDaemon::Piece { request, result } => {
                 vfs.requests().reply_piece(request, result.map(Vec::from));
             }

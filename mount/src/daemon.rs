@@ -468,6 +468,7 @@ fn serve_inner(
         daemon_text: daemon_text.clone(),
         top: (uid, gid, 0o755),
         rules: scrfs::interval::Rules::of(&plan.config),
+        asker: crate::vfs::advice::asker,
         clock: crate::heartbeat::now_millis,
         is_renaming: alias::is_renaming,
         is_removing: alias::is_removing,

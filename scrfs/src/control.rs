@@ -17,6 +17,7 @@
 
 use crate::findings::Findings;
 use crate::id::{DatasetId, Epoch, Rank, Slot};
+use crate::interval::{Question, Verdict, Verdicts};
 use crate::layout::pointer::{Pointer, PointerRecord};
 use crate::layout::record::{DatasetRecord, UnixMillis};
 use crate::name::{Name, RelPath};
@@ -27,7 +28,7 @@ use std::io::{self, Read, Write};
 /// Longest frame either side accepts.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// The first frame of every connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -392,6 +393,13 @@ pub enum ToDaemon {
         /// would be encoded by itself.
         result: Result<Bytes, Refusal>,
     },
+    /// The answer to [`FromDaemon::Question`].
+    Verdict {
+        /// Of which request.
+        request: u64,
+        /// What the program is told.
+        verdict: Verdict,
+    },
     /// The files of a dataset lie in another store of this node now. Not answered.
     Moved {
         /// Of which.
@@ -481,6 +489,16 @@ pub enum FromDaemon {
         /// What.
         piece: Piece,
     },
+    /// A program asks whether to checkpoint; answered by exactly one [`ToDaemon::Verdict`], once programs may
+    /// start.
+    Question {
+        /// To be answered with; numbered with requests.
+        request: u64,
+        /// In which round.
+        question: Question,
+    },
+    /// What programs here were told by coordinators before; said before any question.
+    Verdicts(Verdicts),
     /// The answer to what carried this sequence.
     Done {
         /// Of which message.

@@ -33,6 +33,7 @@ fn job(script: &str) -> Result<()> {
         .arg("{hosts}")
         .env("RSH", cluster.rsh())
         .env("SCRFS_COMMIT_GRACE_SECONDS", "2")
+        .env("SCR_CHECKPOINT_INTERVAL", "3")
         .output()?;
     ensure!(
         output.status.success(),
@@ -153,5 +154,37 @@ must on 3 rm /scr/latest
 for node in 1 2 3; do must_not on $node test -e /scr/latest; done
 must on 1 "chmod 600 /scr/best 2>/dev/null; mkdir /scr/latest"
 must_not on 2 "echo x > /scr/latest 2>/dev/null"
+"#)
+}
+
+/// Two processes on each node ask as fast as they can, and not in step; one of them does what it is told.
+#[test]
+fn all_processes_of_all_nodes_are_told_the_same_in_each_round() -> Result<()> {
+    job(r#"
+cat > "$0.asker" <<'END'
+said=
+count=0
+while [ $count -lt 120 ]; do
+    count=$((count + 1))
+    read answer < /scr/.scr/need_checkpoint || exit 9
+    said=$said$answer
+    if [ "$answer$1" = 1obeys ]; then
+        mkdir /scr/c.$count.tmp && mv -T /scr/c.$count.tmp /scr/c.$count || exit 9
+    fi
+done
+echo $said
+END
+for node in 1 2 3; do
+    for who in obeys looks; do
+        test $node$who = 3obeys && how=obeys || how=looks
+        on $node "sh $0.asker $how" > "$0.$node.$who" & pids="$pids $!"
+    done
+done
+for pid in $pids; do must wait $pid; done
+must test "$(cat $0.?.* | wc -l)" = 6
+sort -u $0.?.*
+must test "$(sort -u $0.?.* | wc -l)" = 1
+# Due from the third round on, until one is begun.
+must grep -q '^001.*10.*1' $0.1.looks
 "#)
 }

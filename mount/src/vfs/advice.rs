@@ -1,28 +1,30 @@
 //! `.scr/need_checkpoint` and `.scr/interval`: what [`scrfs::interval`] says of this mount.
 //!
-//! Each opening of `need_checkpoint` is a question, answered then: what is read of one handle does not change.
-//! Questions are counted on this node only, from the newest checkpoint on.
+//! Each opening of `need_checkpoint` is a question, which the leader answers: what is read of one handle does not
+//! change. Processes that ask in one round at the same time wait for one answer.
 //!
-//! Lock: the questions, a leaf.
+//! Lock: who asks, a leaf; answers run outside of it.
 
-use super::Vfs;
+use super::handle::Open;
 use super::namespace::Names;
-use scrfs::interval::{Situation, Times};
-use scrfs::layout::record::{Phase, UnixMillis};
-use std::sync::PoisonError;
+use super::{Caller, FsError, FsResult, Vfs};
+use scrfs::control::{FromDaemon, Refusal};
+use scrfs::interval::{Asked, Asker, Askers, Process, Situation, Times, Verdict};
+use scrfs::layout::record::Phase;
+use std::collections::BTreeMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Length of an answer: a digit and the end of the line.
 pub(super) const ANSWER_BYTES: usize = 2;
 
-/// What begins the count anew: the moment, and how many checkpoints were begun and committed, for
-/// several may be within one millisecond.
-type Mark = (UnixMillis, usize, usize);
+type Waiting = Box<dyn FnOnce(Result<bool, Refusal>) + Send>;
 
-/// How often programs of this node asked.
-#[derive(Debug, Default)]
+/// Who asks on this node.
+#[derive(Default)]
 pub(super) struct Questions {
-    since: Mark,
-    asked: u64,
+    askers: Askers,
+    /// Who waits for the answer of a round.
+    waiting: BTreeMap<u64, Vec<Waiting>>,
 }
 
 /// When what happened to the checkpoints of programs.
@@ -32,59 +34,169 @@ pub(crate) fn checkpoint_times(names: &Names) -> Vec<Times> {
         // What an earlier run left behind was never finished, and costs nobody anything now.
         record.class.is_checkpoint() && record.phase != Phase::Incomplete
     });
-    let times = of_programs.map(|record| Times {
-        created: record.created,
-        sealed: record.sealed,
-        protected: record.protected,
-        flushed: record.flushed,
-    });
-    times.collect()
+    of_programs.map(Times::of).collect()
+}
+
+/// The process that a thread belongs to.
+pub fn asker(thread: u32) -> Asker {
+    let seen = || {
+        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+        let pid = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Tgid:"))?
+            .trim()
+            .parse()
+            .ok()?;
+        let (process, parent) = process(pid)?;
+        let parent = self::process(parent).map(|(parent, _)| parent);
+        Some(Asker { process, parent })
+    };
+    match thread {
+        0 => None,
+        _ => seen(),
+    }
+    .unwrap_or(Asker::UNSEEN)
+}
+
+/// A process that has not ended, and its parent's number.
+fn process(pid: u32) -> Option<(Process, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // What stands in parentheses is the program's to choose.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let start = fields.nth(17)?.parse().ok()?;
+    let is_over = matches!(state, "Z" | "X");
+    (!is_over).then_some((Process { pid, start }, parent))
+}
+
+fn is_alive(of: Process) -> bool {
+    process(of.pid).is_some_and(|(process, _)| process == of)
 }
 
 impl Vfs {
-    fn with_situation<T>(&self, tell: impl FnOnce(&Situation<'_>) -> T) -> T {
+    fn questions(&self) -> MutexGuard<'_, Questions> {
+        self.questions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A program asks whether it shall checkpoint: `1` or `0`, and an end of line.
+    pub(super) fn ask_need_checkpoint(
+        self: &Arc<Self>,
+        caller: Caller,
+        answer: impl FnOnce(FsResult<u64>) + Send + 'static,
+    ) {
+        let asker = (self.settings().asker)(caller.pid);
+        let should_exit = self.signs().should_exit();
+        let vfs = Arc::clone(self);
+        let open = move |verdict: Result<bool, Refusal>| {
+            answer(verdict.map_err(FsError::Refused).map(|is_due| {
+                let content: [u8; ANSWER_BYTES] = if is_due { *b"1\n" } else { *b"0\n" };
+                vfs.handles.insert(Open::Content(content.to_vec())).0
+            }));
+        };
+        let now_ms = self.now_ms();
+        let mut questions = self.questions();
+        let asked = questions.askers.ask(now_ms, asker, is_alive, should_exit);
+        let question = match asked {
+            Asked::Known(is_due) => {
+                drop(questions);
+                return open(Ok(is_due));
+            }
+            Asked::Ask(question) => question,
+        };
+        let waiting = questions.waiting.entry(question.round).or_default();
+        waiting.push(Box::new(open));
+        let is_first = waiting.len() == 1;
+        drop(questions);
+        // Who begins anew must say so.
+        if is_first || question.after.is_some() {
+            let vfs = Arc::downgrade(self);
+            let answer = move |verdict| {
+                if let Some(vfs) = vfs.upgrade() {
+                    vfs.told(question.round, verdict);
+                }
+            };
+            self.requests.question(question, Box::new(answer));
+        }
+    }
+
+    fn told(&self, round: u64, verdict: Result<Verdict, Refusal>) {
+        let now_ms = self.now_ms();
+        let mut questions = self.questions();
+        if let Ok(verdict) = verdict {
+            questions.askers.told(now_ms, round, verdict);
+        }
+        let waiting = questions.waiting.remove(&round).unwrap_or_default();
+        drop(questions);
+        let is_due = verdict.map(|verdict| verdict.is_due);
+        waiting.into_iter().for_each(|answer| answer(is_due));
+    }
+
+    /// What a coordinator must know before it is asked, if there is anything.
+    pub(crate) fn verdicts(&self) -> Option<FromDaemon> {
+        let verdicts = self.questions().askers.verdicts().clone();
+        (verdicts.generation > 0).then_some(FromDaemon::Verdicts(verdicts))
+    }
+
+    /// Programs start anew.
+    pub(super) fn forget_askers(&self) {
+        self.questions().askers.begin_anew();
+    }
+
+    /// How often is best.
+    pub(super) fn interval_text(&self) -> String {
         let names = self.read_names();
         let checkpoints = checkpoint_times(&names);
         let nodes = u32::try_from(names.nodes.len()).unwrap_or(u32::MAX).max(1);
         let recovered = names.recovered;
         drop(names);
-        tell(&Situation {
+        let situation = Situation {
             rules: &self.settings().rules,
             checkpoints: &checkpoints,
             nodes,
             recovered,
-        })
+        };
+        situation.text()
     }
+}
 
-    /// A program asks whether it shall checkpoint: `1` or `0`, and an end of line.
-    pub(super) fn ask_need_checkpoint(&self) -> Vec<u8> {
-        let now = (self.settings().clock)();
-        let is_due = self.with_situation(|situation| {
-            let begun = situation.checkpoints.len();
-            let sealed = situation.checkpoints.iter();
-            let sealed = sealed.filter(|times| times.sealed.is_some()).count();
-            let since = (situation.since(), begun, sealed);
-            let asked = {
-                let mut questions = self
-                    .questions
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                if questions.since != since {
-                    *questions = Questions { since, asked: 0 };
-                }
-                questions.asked += 1;
-                questions.asked
-            };
-            situation.is_due(now, asked)
-        });
-        // A program that is to end has one chance to keep its work.
-        let is_due = is_due || self.signs().should_exit();
-        let answer: [u8; ANSWER_BYTES] = if is_due { *b"1\n" } else { *b"0\n" };
-        answer.to_vec()
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// How often is best.
-    pub(super) fn interval_text(&self) -> String {
-        self.with_situation(|situation| situation.text())
+    #[test]
+    fn a_thread_asks_for_its_process_and_who_ended_does_not_live() {
+        let thread = || asker(nix::unistd::gettid().as_raw() as u32);
+        let me = thread();
+        assert_eq!(me.process.pid, std::process::id());
+        assert!(me.parent.is_some());
+        assert_eq!(std::thread::spawn(thread).join().expect("a thread"), me);
+        assert!(is_alive(me.process));
+        let of_before = Process {
+            start: me.process.start - 1,
+            ..me.process
+        };
+        assert!(!is_alive(of_before), "the number came again");
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("cat");
+        let cat = asker(child.id());
+        assert_eq!(cat.parent, Some(me.process));
+        assert!(is_alive(cat.process));
+        drop(child.stdin.take());
+        // A zombie until it is waited for.
+        while is_alive(cat.process) {
+            std::thread::yield_now();
+        }
+        child.wait().expect("waited for");
+        assert!(!is_alive(cat.process));
+        assert_eq!(asker(0), Asker::UNSEEN);
     }
 }

@@ -343,7 +343,6 @@ impl Vfs {
             }
             ControlNode::Heartbeat => Ok(format!("{}\n", self.signs().beats()).into_bytes()),
             ControlNode::Events => Ok(self.read_names().events.text()),
-            ControlNode::NeedCheckpoint => Ok(self.ask_need_checkpoint()),
             ControlNode::Interval => Ok(self.interval_text().into_bytes()),
             ControlNode::DatasetFile(id) => {
                 let names = self.read_names();
@@ -360,6 +359,8 @@ impl Vfs {
             | ControlNode::Status
             | ControlNode::Nodes
             | ControlNode::Incomplete
+            // Asked of the leader, when it is opened.
+            | ControlNode::NeedCheckpoint
             | ControlNode::Restart => Err(FsError::Invalid),
         }
     }

@@ -98,6 +98,9 @@ impl Vfs {
             Ok(Node::Control(_)) if is_writable(flags) => {
                 return answer(Err(FsError::NotPermitted));
             }
+            Ok(Node::Control(ControlNode::NeedCheckpoint)) => {
+                return self.ask_need_checkpoint(caller, answer);
+            }
             Ok(Node::Control(control)) => {
                 let content = self.control_content(control);
                 return answer(content.map(|bytes| self.handles.insert(Open::Content(bytes)).0));

@@ -204,6 +204,8 @@ pub struct Settings {
     pub rules: scrfs::interval::Rules,
     /// Milliseconds since the Unix epoch.
     pub clock: fn() -> UnixMillis,
+    /// Whose thread it is: [`advice::asker`].
+    pub asker: fn(u32) -> scrfs::interval::Asker,
     /// Tells whether a thread is inside `rename`.
     pub is_renaming: fn(u32) -> Option<bool>,
     /// The same of removing a name: [`alias::is_removing`].

@@ -418,6 +418,9 @@ impl Vfs {
     pub fn ready(&self, restart: Option<DatasetId>, new_run: bool) {
         self.settings().space.set_ready();
         let recovered = (self.settings().clock)();
+        if new_run {
+            self.forget_askers();
+        }
         let mut names = self.write_names();
         names.restart = restart;
         names.recovered = recovered;

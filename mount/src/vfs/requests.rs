@@ -1,5 +1,5 @@
-//! What is asked of the coordinators: decisions for programs, and pieces of datasets that lie on
-//! other nodes; and who waits for the answer.
+//! What is asked of the coordinators: decisions for programs, pieces of datasets that lie on
+//! other nodes, whether to checkpoint; and who waits for the answer.
 //!
 //! A question is kept until it is answered, over any number of coordinators: one that was sent to a
 //! coordinator that died is sent again to the next; of a decision, after [`Requests::connect`]'s
@@ -11,6 +11,7 @@
 
 use scrfs::control::{FromDaemon, Piece, Refusal, Request};
 use scrfs::id::{DatasetId, Slot};
+use scrfs::interval::{Question, Verdict};
 use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,9 @@ use std::time::{Duration, Instant};
 pub type Answer = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
 /// Runs when the piece is there, or not to be had.
 pub type PieceAnswer = Box<dyn FnOnce(Result<Vec<u8>, Refusal>) + Send>;
+
+/// Runs when it is known whether to checkpoint.
+pub type VerdictAnswer = Box<dyn FnOnce(Result<Verdict, Refusal>) + Send>;
 
 /// A piece of a sealed dataset.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +39,7 @@ pub struct Wanted {
 enum What {
     Decision(Request, Answer),
     Piece(Wanted, PieceAnswer),
+    Question(Question, VerdictAnswer),
 }
 
 impl What {
@@ -50,6 +55,10 @@ impl What {
                 slot: wanted.slot,
                 piece: wanted.piece.clone(),
             },
+            Self::Question(question, _) => FromDaemon::Question {
+                request,
+                question: *question,
+            },
         }
     }
 
@@ -57,6 +66,7 @@ impl What {
         match self {
             Self::Decision(_, answer) => answer(Err(refusal)),
             Self::Piece(_, answer) => answer(Err(refusal)),
+            Self::Question(_, answer) => answer(Err(refusal)),
         }
     }
 
@@ -64,6 +74,7 @@ impl What {
         match self {
             Self::Decision(what, _) => format!("{what:?}"),
             Self::Piece(wanted, _) => format!("{wanted:?}"),
+            Self::Question(question, _) => format!("{question:?}"),
         }
     }
 }
@@ -124,6 +135,11 @@ impl Requests {
         self.put(What::Piece(wanted, answer));
     }
 
+    /// Asks whether to checkpoint, now or when there is a coordinator.
+    pub fn question(&self, question: Question, answer: VerdictAnswer) {
+        self.put(What::Question(question, answer));
+    }
+
     fn put(&self, what: What) {
         let mut state = self.lock();
         state.next += 1;
@@ -167,7 +183,7 @@ impl Requests {
             let sent = state.pending.iter().filter(|(_, pending)| pending.sent);
             sent.filter_map(|(request, pending)| match &pending.what {
                 What::Decision(what, _) => Some((*request, what.clone())),
-                What::Piece(..) => None,
+                What::Piece(..) | What::Question(..) => None,
             })
             .collect()
         };
@@ -221,7 +237,7 @@ impl Requests {
                 Err(refusal) if done_is == Some(refusal) => Ok(()),
                 _ => result,
             }),
-            Some(_) => tracing::error!(request, "a decision where a piece was asked for"),
+            Some(_) => tracing::error!(request, "a decision that was not asked for"),
             None => tracing::warn!(request, "answer to a request that is not pending"),
         }
     }
@@ -241,11 +257,30 @@ impl Requests {
         drop(state);
         match pending.map(|pending| pending.what) {
             Some(What::Piece(_, answer)) => answer(result),
-            Some(What::Decision(_, answer)) => {
-                tracing::error!(request, "a piece where a decision was asked for");
-                answer(Err(Refusal::Failed));
+            Some(what) => {
+                tracing::error!(request, "a piece where something else was asked for");
+                what.refuse(Refusal::Failed);
             }
             None => tracing::warn!(request, "a piece that nobody asked for"),
+        }
+    }
+
+    /// The coordinator says whether to checkpoint.
+    pub fn reply_verdict(&self, request: u64, verdict: Verdict) {
+        let mut state = self.lock();
+        if state.outbox.is_none() {
+            // Of one that went: the next is asked, and must not say otherwise.
+            return;
+        }
+        let pending = state.pending.remove(&request);
+        drop(state);
+        match pending.map(|pending| pending.what) {
+            Some(What::Question(_, answer)) => answer(Ok(verdict)),
+            Some(what) => {
+                tracing::error!(request, "a verdict where something else was asked for");
+                what.refuse(Refusal::Failed);
+            }
+            None => tracing::warn!(request, "a verdict that nobody asked for"),
         }
     }
 

@@ -8,6 +8,7 @@ use super::*;
 use scrfs::config::{Class, CommitWait, NameTemplate, Pattern, Tier, Trigger, When};
 use scrfs::control::{DirectoryChange, Refusal, Request};
 use scrfs::id::{Epoch, Slot};
+use scrfs::interval::Verdict;
 use scrfs::layout::record::{DatasetRecord, Phase};
 use scrfs::name::Name;
 use std::ffi::OsStr;
@@ -105,6 +106,7 @@ impl World {
             top: (0, 0, 0o755),
             rules: rules(),
             clock: || CLOCK.with(std::cell::Cell::get),
+            asker: |_| scrfs::interval::Asker::UNSEEN,
             is_renaming,
             is_removing: |_| None,
         });
@@ -692,64 +694,83 @@ fn a_pointer_file_proposes_the_dataset_it_names_until_it_is_sealed() {
 }
 
 #[test]
-fn a_question_is_an_opening_and_a_new_checkpoint_begins_the_count_again() {
+fn a_question_is_an_opening_and_all_of_a_round_are_told_the_same() {
     let world = World::new(|_| Some(false));
-    CLOCK.set(1_000);
     world.vfs.ready(None, true);
     let ino = world.ino(".scr/need_checkpoint");
-    let ask = || {
-        let opened =
-            wait(|answer| world.vfs.open(me(), ino, libc::O_RDONLY, answer)).expect("open");
-        let bytes = world.read(opened, 0, 16);
-        assert_eq!(
-            world.read(opened, 0, 16),
-            bytes,
-            "of one handle it does not change"
-        );
+    let open = || {
+        let (done, told) = mpsc::channel();
+        world.vfs.open(me(), ino, libc::O_RDONLY, move |opened| {
+            let _ = done.send(opened);
+        });
+        told
+    };
+    let asked = || match world.said.try_recv() {
+        Ok(FromDaemon::Question { request, question }) => (request, question),
+        other => panic!("no question but {other:?}"),
+    };
+    let tell = |request, is_due| {
+        let verdict = Verdict {
+            generation: 7,
+            is_due,
+        };
+        world.vfs.requests().reply_verdict(request, verdict);
+    };
+    let read = |told: &Receiver<FsResult<u64>>| {
+        let handle = told.recv().expect("answered").expect("open");
+        let bytes = world.read(handle, 0, 16);
+        assert_eq!(world.read(handle, 0, 16), bytes, "one handle, one answer");
         String::from_utf8(bytes).expect("text")
     };
-    // Every third question, or after a minute.
-    assert_eq!([ask(), ask()], ["0\n", "0\n"]);
-    assert_eq!(
-        world
-            .lookup(".scr/need_checkpoint")
-            .expect("there")
-            .attr
-            .size,
-        2
-    );
-    assert_eq!([ask(), ask()], ["1\n", "1\n"], "until one is begun");
-    CLOCK.set(2_000);
-    let begun = |id, name| DatasetRecord {
-        created: 2_000 * id,
-        ..record(id, name, Phase::Open, None)
-    };
-    world.put(begun(1, "a.tmp"));
-    assert_eq!([ask(), ask()], ["0\n", "0\n"]);
-    // Committed within the same millisecond.
-    world.put(DatasetRecord {
-        sealed: Some(2_000),
-        phase: Phase::Sealed,
-        ..begun(1, "a")
-    });
-    assert_eq!([ask(), ask(), ask()], ["0\n", "0\n", "1\n"]);
-    world.put(begun(2, "b.tmp"));
-    assert_eq!([ask(), ask()], ["0\n", "0\n"]);
-    CLOCK.set(64_000);
-    assert_eq!(ask(), "1\n");
-    // Output is no checkpoint.
-    world.put(DatasetRecord {
-        class: Class::Output,
-        ..begun(32, "out.tmp")
-    });
-    assert_eq!(ask(), "1\n");
-    world.vfs.ready(None, true);
-    assert_eq!(ask(), "0\n", "after a recovery it counts anew");
+    let size = |path| world.lookup(path).expect("there").attr.size;
+    assert_eq!(size(".scr/need_checkpoint"), 2);
+    assert!(world.said.try_recv().is_err(), "to look is not to ask");
+    let first = open();
+    let (request, question) = asked();
+    assert_eq!((question.round, question.after), (1, Some(0)));
+    assert!(first.try_recv().is_err(), "nobody knows yet");
+    tell(request, true);
+    assert_eq!(read(&first), "1\n");
+    // It is to end, and to keep its work before.
     world.vfs.signs().tell_exit(true);
-    assert_eq!(ask(), "1\n", "it is to end, and to keep its work before");
+    let second = open();
+    let (request, question) = asked();
+    assert_eq!((question.round, question.after), (2, None));
+    assert!(question.should_exit);
+    tell(request, false);
+    assert_eq!(read(&second), "0\n");
+    let Some(FromDaemon::Verdicts(verdicts)) = world.vfs.verdicts() else {
+        panic!("verdicts")
+    };
+    assert_eq!(verdicts.generation, 7);
+    assert_eq!(
+        [1, 2, 3].map(|it| verdicts.get(it)),
+        [Some(true), Some(false), None]
+    );
+    // Its coordinator is replaced while it waits: what the old one says late is not heard.
+    let third = open();
+    let (request, _) = asked();
+    world.vfs.requests().disconnect();
+    tell(request, true);
+    assert!(third.try_recv().is_err());
+    let (outbox, said) = mpsc::channel();
+    world.vfs.requests().connect(outbox, |_| Settled::Unknown);
+    let again = said.try_recv().expect("asked again");
+    assert!(matches!(again, FromDaemon::Question { request: same, .. } if same == request));
+    tell(request, false);
+    assert_eq!(read(&third), "0\n");
+    // Programs start anew.
+    world.vfs.ready(None, true);
+    let fourth = open();
+    let Ok(FromDaemon::Question { request, question }) = said.try_recv() else {
+        panic!("no question")
+    };
+    assert_eq!((question.round, question.after), (1, Some(0)));
+    tell(request, true);
+    assert_eq!(read(&fourth), "1\n");
     let text = world.ino(".scr/interval");
     let text = wait(|answer| world.vfs.open(me(), text, libc::O_RDONLY, answer)).expect("open");
     let text = world.read(text, 0, 4096);
     let text = String::from_utf8(text).expect("text");
-    assert!(text.starts_with("checkpoint every "), "{text}");
+    assert!(text.contains("no checkpoint was measured yet"), "{text}");
 }

@@ -1,9 +1,8 @@
 //! When a program that asks is told to checkpoint.
 //!
-//! The answer is computed on every node by itself, from what all nodes have in common: the configuration, and the times of
-//! datasets, which are in records that are the same everywhere. Nothing is sent. It is no while nothing is due; it becomes
-//! yes at one moment, which differs between nodes by as much as their clocks do; and it is no again when a
-//! checkpoint is begun, on every node before the `mkdir` that begins it has returned.
+//! From the configuration, and the times of datasets. It is no while nothing is due; it becomes yes at one moment; and it is
+//! no again when a checkpoint is begun. The leader decides ([`super::Rounds`]), for it must be the same for all who ask;
+//! how often is best is told by every node.
 //!
 //! Time is counted from the newest of: a checkpoint was begun, one was committed, recovery ended. So one that is begun and never
 //! committed puts the next off by one interval, not for ever.
@@ -51,7 +50,7 @@ impl Rules {
     }
 }
 
-/// What is known on every node.
+/// What is known.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation<'a> {
     /// What holds.

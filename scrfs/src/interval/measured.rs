@@ -4,7 +4,7 @@
 //! are those of the leader's clock, to the millisecond. A stall is from the making of the directory to the seal: a program
 //! that makes the directory long before it writes seems to wait longer than it does.
 
-use crate::layout::record::UnixMillis;
+use crate::layout::record::{DatasetRecord, UnixMillis};
 use serde::Serialize;
 
 /// When what happened to a checkpoint, in milliseconds since the Unix epoch.
@@ -18,6 +18,19 @@ pub struct Times {
     pub protected: Option<UnixMillis>,
     /// The prefix has it.
     pub flushed: Option<UnixMillis>,
+}
+
+impl Times {
+    /// Of the dataset of this record.
+    #[must_use]
+    pub fn of(record: &DatasetRecord) -> Self {
+        Self {
+            created: record.created,
+            sealed: record.sealed,
+            protected: record.protected,
+            flushed: record.flushed,
+        }
+    }
 }
 
 /// What was measured; `None` where nothing was there to measure.

@@ -13,6 +13,8 @@
 //! inputs    what is given, measured and assumed, put together
 //! advice    the best schedule in words and numbers
 //! due       when a program that asks is told to checkpoint
+//! rounds    all who ask for the n-th time are told the same
+//! askers    who asks on a node, and for the how-manieth time
 //! ```
 //!
 //! Everything is pure: no I/O, no clock; randomness is a seed. Times are seconds, rates are failures a
@@ -21,6 +23,7 @@
 //! (exponential) and independently, in every model here; none knows of failures in bursts.
 
 mod advice;
+mod askers;
 mod due;
 mod estimate;
 mod history;
@@ -29,11 +32,13 @@ mod job;
 mod markov;
 mod measured;
 mod pattern;
+mod rounds;
 mod search;
 mod simulate;
 mod single;
 
 pub use advice::{Advice, Present, duration_words};
+pub use askers::{Asked, Asker, Askers, FRESH_MS, Process};
 pub use due::{Rules, Situation};
 pub use estimate::{Exposure, Prior, RateEstimate};
 pub use history::{History, Recoveries};
@@ -42,6 +47,7 @@ pub use job::{FLUSH_EVERY_MAX, Job, Kind, Losses, Schedule};
 pub use markov::{Markov, MarkovLevel, Rhythm};
 pub use measured::{Measured, Times};
 pub use pattern::{Level, Levels, Pattern, TwoLevel};
+pub use rounds::{Question, ROUNDS_MAX, Rounds, Verdict, Verdicts};
 pub use simulate::{Account, EVENTS_MAX, Mean, Simulation};
 pub use single::Single;
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 mod due;
 mod history;
+mod rounds;
 mod simulated;
 
 const MINUTE: f64 = 60.0;

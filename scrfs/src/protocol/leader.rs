@@ -3,7 +3,8 @@
 //! It holds nothing that is not in the members' records: a dataset's life is a chain of orders,
 //! each begun when all members have answered the one before, and each resumable by the next epoch.
 //! Work on datasets (rebuild, encode, flush) is chosen in `work` and, before programs may start, in
-//! `restart`; what is due for the prefix, and what people did there, in `prefix`; the commit is in
+//! `restart`; what is due for the prefix, and what people did there, in `prefix`; when a program that asks is to
+//! checkpoint, in `question`; the commit is in
 //! `agree`, what else programs ask in `ask`, what goes to make room in `room`, what people have verified
 //! in `verify`.
 
@@ -12,6 +13,7 @@ mod ask;
 mod begin;
 mod point;
 mod prefix;
+mod question;
 mod restart;
 mod room;
 mod verify;
@@ -31,6 +33,7 @@ use crate::name::Name;
 use agree::Proposal;
 use point::Pointing;
 use prefix::Looking;
+use question::Questions;
 use room::Room;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use work::{Retry, Working};
@@ -211,6 +214,7 @@ pub struct Leader {
     last_dataset: u64,
     last_checkpoint: u64,
     pointing: Pointing,
+    questions: Questions,
 }
 
 impl Leader {
@@ -223,6 +227,7 @@ impl Leader {
         config: Config,
         prefix: Option<PrefixView>,
     ) -> Self {
+        let questions = Questions::of(&config);
         Self {
             epoch,
             tree,
@@ -243,6 +248,7 @@ impl Leader {
             last_dataset: 0,
             last_checkpoint: 0,
             pointing: Pointing::default(),
+            questions,
         }
     }
 
@@ -347,6 +353,10 @@ impl Leader {
             }
             Message::Begun => self.begun(now, from, step),
             Message::Asked { request, what } => self.asked(now, (from, request), what, step),
+            Message::Question { request, question } => {
+                self.questioned(now, (from, request), question, step);
+            }
+            Message::Verdicts(verdicts) => self.recall(&verdicts),
             Message::Done {
                 ticket,
                 result,
@@ -388,6 +398,7 @@ impl Leader {
             | Message::Up(_)
             | Message::Begin { .. }
             | Message::Reply { .. }
+            | Message::Verdict { .. }
             | Message::Order { .. }
             | Message::Collect { .. }
             | Message::Release { .. }

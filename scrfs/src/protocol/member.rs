@@ -190,6 +190,9 @@ impl Member {
             }
             Message::Abandon { ticket } => step.effect(Effect::Abandon { ticket }),
             Message::Reply { request, result } => step.daemon(ToDaemon::Reply { request, result }),
+            Message::Verdict { request, verdict } => {
+                step.daemon(ToDaemon::Verdict { request, verdict });
+            }
             Message::Order { ticket, order } => self.obey(ticket, order, step),
             Message::Collect {
                 dataset,
@@ -252,6 +255,8 @@ impl Member {
             Message::Hello(_)
             | Message::Begun
             | Message::Asked { .. }
+            | Message::Question { .. }
+            | Message::Verdicts(_)
             | Message::Done { .. }
             | Message::Vote { .. }
             | Message::Withdraw { .. }
@@ -372,6 +377,10 @@ impl Member {
             FromDaemon::Request { request, what } => {
                 step.send(LEADER, Message::Asked { request, what });
             }
+            FromDaemon::Question { request, question } => {
+                step.send(LEADER, Message::Question { request, question });
+            }
+            FromDaemon::Verdicts(verdicts) => step.send(LEADER, Message::Verdicts(verdicts)),
             FromDaemon::Done { sequence, result } => self.daemon_done(sequence, result, step),
             FromDaemon::Quiet {
                 dataset,

@@ -8,6 +8,7 @@ use crate::control::{
 };
 use crate::findings::Findings;
 use crate::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
+use crate::interval::{Question, Verdict, Verdicts};
 use crate::layout::envelope::{self, EnvelopeError, Kind};
 use crate::layout::pointer::{PointerRecord, Pointers};
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary, Seal};
@@ -268,6 +269,22 @@ pub enum Message {
         /// What to tell the program.
         result: Result<(), Refusal>,
     },
+    /// Member to leader: a program asks whether to checkpoint.
+    Question {
+        /// Of this member.
+        request: u64,
+        /// In which round.
+        question: Question,
+    },
+    /// Leader to member: the answer to `Question`.
+    Verdict {
+        /// Of which request.
+        request: u64,
+        /// What the program is told.
+        verdict: Verdict,
+    },
+    /// Member to leader: what programs here were told by leaders before.
+    Verdicts(Verdicts),
     /// Leader to member: do this.
     Order {
         /// To be answered with.

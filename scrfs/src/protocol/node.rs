@@ -274,6 +274,8 @@ fn is_to_leader(message: &Message) -> bool {
             | Message::Hellos(_)
             | Message::Begun
             | Message::Asked { .. }
+            | Message::Question { .. }
+            | Message::Verdicts(_)
             | Message::Done { .. }
             | Message::Vote { .. }
             | Message::Votes { .. }

@@ -407,6 +407,7 @@ impl Daemon {
             | ToDaemon::Verified { .. }
             | ToDaemon::Moved { .. }
             | ToDaemon::Missing { .. }
+            | ToDaemon::Verdict { .. }
             | ToDaemon::Nodes(_) => {}
         }
         None

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::{Config, Sources};
 
-fn rules(advice: &str) -> Rules {
+pub(super) fn rules(advice: &str) -> Rules {
     let env = |_: &str| None;
     let text = format!("prefix = \"/p\"\njob = \"j\"\n[flush]\nevery = 4\n[advice]\n{advice}\n");
     let sources = Sources {
@@ -30,7 +30,7 @@ fn checkpoints(count: u64) -> Vec<Times> {
         .collect()
 }
 
-fn situation<'a>(rules: &'a Rules, checkpoints: &'a [Times]) -> Situation<'a> {
+pub(super) fn situation<'a>(rules: &'a Rules, checkpoints: &'a [Times]) -> Situation<'a> {
     Situation {
         rules,
         checkpoints,

@@ -118,6 +118,7 @@ impl Leader {
         self.ready = true;
         let new_run = self.new_run;
         step.cast(Message::Ready { restart, new_run });
+        self.answer_questions(now, step);
         self.schedule(now, step);
     }
 
