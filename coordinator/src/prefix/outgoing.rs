@@ -50,6 +50,16 @@ fn refused(error: &StoreError) -> bool {
     )
 }
 
+/// Lets the kernel begin to write a range to the disk now: one that waits for the end of the file stands idle
+/// until then, and what is dirty meanwhile is in the way of programs.
+fn write_out(file: &File, offset: u64, len: u64) {
+    let range = i64::try_from(offset).ok().zip(i64::try_from(len).ok());
+    if let Some((offset, len)) = range {
+        // Advice: whoever cannot follow it loses nothing.
+        let _ = posix_fadvise(file, offset, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+}
+
 impl Outgoing {
     /// Makes everything below `tree` that has no data: directories, links, pipes, empty files; and
     /// takes over what is `taken`, from `earlier` trees where it is not here already. What was taken is noted
@@ -219,6 +229,7 @@ impl Outgoing {
                     self.part()
                         .io("write", &self.log.tree().path_of(piece.path)),
                 )?;
+            write_out(&file, piece.file_offset, piece.len);
             done += len;
             let before = self.missing[piece.entry].fetch_sub(piece.len, Ordering::AcqRel);
             if before == piece.len {

@@ -1,7 +1,9 @@
 //! Several streams of blocking copies at once, on tokio, at a bounded pace.
 //!
-//! The work is `0..total`, cut into pieces that are handed to the next free stream in ascending order;
-//! pieces may end in any order. Memory is bounded by streams times piece. The caller's thread waits,
+//! The work is `0..total`, cut into one lane a stream, and these into pieces. A free stream takes the next piece
+//! of the lane that has the fewest on their way, so that streams are in several files where there are several:
+//! one file is written by one at a time in most file systems. Pieces may end in any order. Memory is
+//! bounded by streams times piece. The caller's thread waits,
 //! tells progress, and looks at the cancel flag before each piece: what has begun is finished. The
 //! first error ends it.
 //!
@@ -12,6 +14,7 @@
 use super::error::PrefixError;
 use crate::part::lock;
 use scrfs::id::DatasetId;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -64,6 +67,59 @@ impl Width {
                 self.quick = 0;
                 self.now = self.max.min(self.now + 1);
             }
+        }
+    }
+}
+
+/// A stretch of the work, taken from its beginning on.
+#[derive(Debug)]
+struct Lane {
+    rest: Range<u64>,
+    /// Pieces on their way.
+    running: usize,
+}
+
+/// What is still to be handed out.
+#[derive(Debug)]
+struct Lanes {
+    lanes: Vec<Lane>,
+    piece: u64,
+}
+
+impl Lanes {
+    /// As many as there are streams, of whole pieces each.
+    fn new(total: u64, piece: u64, streams: usize) -> Self {
+        let piece = piece.max(1);
+        let pieces = total.div_ceil(piece);
+        let count = u64::try_from(streams).unwrap_or(1).clamp(1, pieces.max(1));
+        let start = |lane: u64| {
+            let before = u128::from(pieces) * u128::from(lane) / u128::from(count);
+            let before = u64::try_from(before).unwrap_or(u64::MAX);
+            before.saturating_mul(piece).min(total)
+        };
+        let lane = |at: u64| Lane {
+            rest: start(at)..start(at + 1),
+            running: 0,
+        };
+        let lanes = (0..count).map(lane).collect();
+        Self { lanes, piece }
+    }
+
+    /// The next piece, and its lane, which must be told when the piece has ended.
+    fn take(&mut self) -> Option<(usize, u64, u64)> {
+        let free = self.lanes.iter_mut().enumerate();
+        let free = free.filter(|(_, lane)| !lane.rest.is_empty());
+        let (at, lane) = free.min_by_key(|(_, lane)| lane.running)?;
+        let offset = lane.rest.start;
+        let len = self.piece.min(lane.rest.end - offset);
+        lane.rest.start += len;
+        lane.running += 1;
+        Some((at, offset, len))
+    }
+
+    fn ended(&mut self, lane: usize) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.running = lane.running.saturating_sub(1);
         }
     }
 }
@@ -133,16 +189,18 @@ async fn copy<W>(
 where
     W: Fn(u64, u64) -> Result<(), PrefixError> + Send + Sync + 'static,
 {
-    let mut running: JoinSet<(u64, Duration, Result<(), PrefixError>)> = JoinSet::new();
+    let mut running: JoinSet<(usize, u64, Duration, Result<(), PrefixError>)> = JoinSet::new();
     let mut width = Width::new(streams);
+    let mut lanes = Lanes::new(job.total, job.piece, streams);
     let mut outcome = Ok(());
-    let (mut next, mut done) = (0, 0);
-    let piece = job.piece.max(1);
+    let mut done = 0;
     loop {
-        while outcome.is_ok() && next < job.total && running.len() < width.now {
-            let len = piece.min(job.total - next);
-            if job.skip.is_some_and(|skip| skip(next, len)) {
-                next += len;
+        while outcome.is_ok() && running.len() < width.now {
+            let Some((lane, offset, len)) = lanes.take() else {
+                break;
+            };
+            if job.skip.is_some_and(|skip| skip(offset, len)) {
+                lanes.ended(lane);
                 done += len;
                 progress(done);
                 continue;
@@ -153,22 +211,22 @@ where
                 });
                 break;
             }
-            let (offset, work) = (next, Arc::clone(&work));
+            let work = Arc::clone(&work);
             running.spawn_blocking(move || {
                 let begun = Instant::now();
                 let result = work(offset, len);
-                (len, begun.elapsed(), result)
+                (lane, len, begun.elapsed(), result)
             });
-            next += len;
         }
         match running.join_next().await {
             None => return outcome,
-            Some(Ok((len, took, Ok(())))) => {
+            Some(Ok((lane, len, took, Ok(())))) => {
+                lanes.ended(lane);
                 width.learn(took);
                 done += len;
                 progress(done);
             }
-            Some(Ok((_, _, Err(error)))) => outcome = outcome.and(Err(error)),
+            Some(Ok((.., Err(error)))) => outcome = outcome.and(Err(error)),
             Some(Err(error)) => {
                 // A bug in the work: let it be seen as one.
                 std::panic::resume_unwind(error.into_panic());
@@ -234,6 +292,35 @@ mod tests {
         .unwrap();
         assert!(lock(&done).iter().all(|&count| count == 1));
         assert_eq!(told.get(), 1000);
+    }
+
+    #[test]
+    fn streams_are_apart_and_all_is_handed_out_once() {
+        for (total, piece, streams) in [
+            (1000, 64, 3),
+            (1, 64, 4),
+            (0, 64, 4),
+            (64, 64, 1),
+            (129, 64, 8),
+        ] {
+            let mut lanes = Lanes::new(total, piece, streams);
+            let mut taken = Vec::new();
+            let first: Vec<_> = std::iter::from_fn(|| lanes.take()).take(streams).collect();
+            let mut of: Vec<usize> = first.iter().map(|(lane, ..)| *lane).collect();
+            of.dedup();
+            assert_eq!(of.len(), streams.min(total.div_ceil(piece) as usize));
+            taken.extend(first);
+            while let Some(piece) = lanes.take() {
+                taken.push(piece);
+                lanes.ended(piece.0);
+            }
+            taken.sort_by_key(|(_, offset, _)| *offset);
+            let end = taken.iter().fold(0, |end, (_, offset, len)| {
+                assert_eq!((*offset, offset % piece), (end, 0));
+                offset + len
+            });
+            assert_eq!(end, total);
+        }
     }
 
     #[test]

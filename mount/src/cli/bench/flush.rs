@@ -53,7 +53,7 @@ struct Times {
 pub(super) fn figures(args: &BenchArgs, report: &mut Report) -> Result<()> {
     let target = args
         .prefix
-        .join(format!("scrfs-bench.{}", std::process::id()));
+        .join(format!("scrfs-bench-prefix.{}", std::process::id()));
     fs::create_dir(&target).with_context(|| format!("cannot make {}", target.display()))?;
     let target = Target(fs::canonicalize(&target).context("the target")?);
     let mut times = Times::default();
