@@ -337,6 +337,8 @@ impl Works {
                 );
                 let refusal = if full {
                     Refusal::NoSpace
+                } else if error.is_damage() {
+                    Refusal::Damaged
                 } else {
                     Refusal::Failed
                 };

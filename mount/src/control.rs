@@ -650,6 +650,7 @@ fn words(name: &dyn Display, refusal: Refusal) -> String {
         Refusal::ReadOnly => "is sealed already",
         Refusal::NoSpace => "does not fit: no space on some node",
         Refusal::Failed => "failed; the coordinator's log says why",
+        Refusal::Damaged => "is damaged; the coordinator's log says where",
         Refusal::Again => "has no coordinator; is scrfs-coordinator running? see daemon.log",
     };
     format!("{name} {why}")

@@ -98,6 +98,8 @@ pub enum Refusal {
     Failed,
     /// The coordinators went away before it was decided (`EAGAIN`).
     Again,
+    /// What is kept is not what was stored, by its checksum (`EIO`).
+    Damaged,
 }
 
 /// A change of directories in an open dataset, or of what is shown of a sealed one, carried out on every node.

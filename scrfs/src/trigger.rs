@@ -276,6 +276,7 @@ impl Triggers {
                 | Refusal::NotEmpty
                 | Refusal::NoSpace
                 | Refusal::Failed
+                | Refusal::Damaged
                 | Refusal::Again,
             ) => {
                 let pause = PAUSE_MIN_MS

@@ -1,5 +1,5 @@
 //! A node is lost with its memory; programs read what was on it at once, on every node, before any
-//! of it is rebuilt.
+//! of it is rebuilt. Also where a file that it is made of is damaged, as far as the scheme reaches.
 //!
 //! The rebuild is held back by a spare whose memory is full: there it fails, and is tried again, until
 //! the test makes room. Nothing else knows of it.
@@ -42,7 +42,7 @@ for host in $(echo "$1" | tr , ' '); do
     echo "first byte on $host"
 done
 for host in $(echo "$1" | tr , ' '); do
-    must RSH $host "cd /scr/ckpt.1/sub && md5sum --check --quiet SHARED/sums"
+    must RSH $host "cd /scr/ckpt.1/sub && md5sum --check --quiet SHARED/right"
     must RSH $host "test \"\$(find /scr/ckpt.1 | wc -l)\" = 30"
     must RSH $host "grep -q '\"slot 2\"' /scr/.scr/status/ckpt.1.*"
     echo "all read on $host"
@@ -94,6 +94,48 @@ fn on(cluster: &Cluster, node: usize, script: &str) {
 
 #[test]
 fn what_was_on_a_lost_node_is_read_at_once_on_every_node_and_rebuilt_behind_it() {
+    lose_and_read(&[], None);
+}
+
+/// One node lost and one bit flipped on another are two losses of that stripe: with two parities what is
+/// lost is read as it was, and both are mended before it is called protected again.
+#[test]
+fn reed_solomon_makes_it_without_a_source_that_is_damaged() {
+    let scheme = [("SCR_COPY_TYPE", "RS"), ("SCR_SET_FAILURES", "2")];
+    lose_and_read(
+        &scheme,
+        Some(Damage {
+            node: 1,
+            file: "of.1",
+            offset: 4_000_000,
+        }),
+    );
+}
+
+/// A bit that is flipped before a node is lost.
+struct Damage {
+    node: usize,
+    file: &'static str,
+    offset: u64,
+}
+
+impl Damage {
+    fn flip(&self, cluster: &Cluster) {
+        let Self { node, file, offset } = self;
+        // Its time stays: a file with another one is not taken for whole at all.
+        let script = format!(
+            "f=$(echo /dev/shm/scrfs.0/*/datasets/1/slot.{slot}/tree/sub/{file}) && \
+             touch -r $f /run/tmp/time && \
+             was=$(dd if=$f bs=1 skip={offset} count=1 status=none | od -An -tu1) && \
+             printf \"\\\\$(printf %o $((was ^ 4)))\" | \
+             dd of=$f bs=1 seek={offset} conv=notrunc status=none && touch -r /run/tmp/time $f",
+            slot = node - 1
+        );
+        on(cluster, *node, &script);
+    }
+}
+
+fn lose_and_read(settings: &[(&str, &str)], damage: Option<Damage>) {
     let cluster = Cluster::builder()
         .nodes(5)
         .shm_bytes(SHM_BYTES)
@@ -129,6 +171,7 @@ fn what_was_on_a_lost_node_is_read_at_once_on_every_node_and_rebuilt_behind_it()
         .args(["--", "sh", "-c", &program, "sh", "{hosts}"])
         // What is not in the prefix can come from the others alone.
         .env("SCR_FLUSH", "0")
+        .envs(settings.iter().copied())
         .stdin(Stdio::null())
         .stdout(file.try_clone().unwrap())
         .stderr(file)
@@ -136,6 +179,17 @@ fn what_was_on_a_lost_node_is_read_at_once_on_every_node_and_rebuilt_behind_it()
         .unwrap();
     let mut run = Run(child);
     wait_for(&mut run, &shared.join("written"), &output);
+    let sums = fs::read_to_string(shared.join("sums")).unwrap();
+    let is_right = |line: &&str| !damage.as_ref().is_some_and(|it| line.ends_with(it.file));
+    let right: Vec<&str> = sums.lines().filter(is_right).collect();
+    fs::write(shared.join("right"), right.join("\n") + "\n").unwrap();
+    if let Some(damage) = &damage {
+        let scrfs = binary("scrfs").unwrap();
+        let protected = ["wait", "ckpt.1", "--for", "protected", "--timeout", "60"];
+        let waited = cluster.command(1, scrfs).args(protected).output().unwrap();
+        assert!(waited.status.success(), "{waited:?}");
+        damage.flip(&cluster);
+    }
     // Room for records, not for the part that is to come here.
     let fill = "free=$(df --output=avail -k /dev/shm | tail -n 1); \
         head -c $((free - 16384))K /dev/zero > /dev/shm/filler";
@@ -160,7 +214,12 @@ fn what_was_on_a_lost_node_is_read_at_once_on_every_node_and_rebuilt_behind_it()
     assert_eq!(wait("1").status.code(), Some(4));
     on(&cluster, 5, "rm /dev/shm/filler");
     let waited = wait("80");
-    assert!(waited.status.success(), "{waited:?}\n{}", said());
+    assert!(
+        waited.status.success(),
+        "{waited:?}\n{}\n{}",
+        said(),
+        status_of(&cluster, 1)
+    );
     for node in [1, 2, 4, 5] {
         let status = status_of(&cluster, node);
         assert!(!status.contains("\"slot 2\""), "{status}");

@@ -73,6 +73,8 @@ struct Led {
     retry: BTreeMap<Activity, Retry>,
     /// Who wants it verified.
     verifiers: Vec<Asker>,
+    /// Something of it was found damaged, which keeps its protection from being restored.
+    is_damaged: bool,
     /// It is being removed: nothing more is begun on it.
     leaving: bool,
 }
@@ -98,6 +100,7 @@ impl Led {
             fetchers: Vec::new(),
             retry: BTreeMap::new(),
             verifiers: Vec::new(),
+            is_damaged: false,
             leaving: false,
         }
     }

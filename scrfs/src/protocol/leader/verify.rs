@@ -1,4 +1,6 @@
-//! What people want held against its checksums: one dataset at a time, behind what programs wait for.
+//! What people want held against its checksums: one dataset at a time, behind what programs wait for. Also
+//! one whose protection cannot be restored because something of it is damaged: what is repaired can be
+//! made parity of.
 //!
 //! Three rounds of all members: the files, with records and manifests; then the parity, which is made of
 //! the files; then the files in the prefix, where it has them. Members repair what they can, unit by
@@ -22,7 +24,7 @@ use std::collections::BTreeMap;
 
 impl Led {
     fn wants_verify(&self) -> bool {
-        !self.verifiers.is_empty() && self.has_reached(Level::Sealed)
+        (self.is_damaged || !self.verifiers.is_empty()) && self.has_reached(Level::Sealed)
     }
 
     /// Whether no set has lost more than the scheme tolerates.
@@ -190,6 +192,7 @@ impl Leader {
             done_bytes: total_bytes,
             total_bytes,
         };
+        led.is_damaged = false;
         let findings = Box::new(findings);
         for asker in std::mem::take(&mut led.verifiers) {
             let findings = findings.clone();

@@ -303,6 +303,7 @@ impl Leader {
             .iter()
             .min_by_key(|(_, failure)| failure.refusal == Refusal::Again);
         let full = failed.is_some_and(|(_, failure)| failure.refusal == Refusal::NoSpace);
+        let damaged = failed.is_some_and(|(_, failure)| failure.refusal == Refusal::Damaged);
         let error = failed.map(|(rank, failure)| format!("{rank}: {failure}"));
         let parts = self
             .datasets
@@ -316,6 +317,7 @@ impl Leader {
         if led.leaving {
             return;
         }
+        led.is_damaged |= damaged && matches!(working, Some(Working::Restore));
         match (working, error) {
             (Some(Working::Encode), None) => {
                 led.record.protected = Some(now.wall);
