@@ -627,11 +627,25 @@ impl<F: Fabric> Driver<F> {
         }
     }
 
+    /// On rank 0: reads what the runs before have written down of their failures. A prefix that hangs holds nothing up.
+    fn learn(&self) {
+        let paths = self.looker.as_ref().and_then(|_| self.prefix.paths());
+        if let Some(paths) = paths.cloned() {
+            self.tasks.spawn(move |_| {
+                let learnt = effects::learn(&paths);
+                Event::Outcome(Outcome::Learnt(learnt))
+            });
+        }
+    }
+
     fn run_effect(&mut self, effect: Effect) -> Result<()> {
         match effect {
             Effect::Send { to, message } => self.send(to, message),
             Effect::Daemon(message) => {
-                self.is_ready |= matches!(message, ToDaemon::Ready { .. });
+                if matches!(message, ToDaemon::Ready { .. }) {
+                    self.is_ready = true;
+                    self.learn();
+                }
                 self.link.tell(&message)
             }
             Effect::MakePart { ticket, record } => {

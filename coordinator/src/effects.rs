@@ -8,9 +8,10 @@ use nix::unistd::{Gid, Uid, chown};
 use scrfs::config::Config;
 use scrfs::control::Refusal;
 use scrfs::id::{DatasetId, DatasetKey, Epoch, Slot};
+use scrfs::interval::{History, Learnt};
 use scrfs::layout::envelope::{Kind, seal};
 use scrfs::layout::index::IndexEntry;
-use scrfs::layout::path::CachePaths;
+use scrfs::layout::path::{CachePaths, PrefixPaths};
 use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::{DatasetRecord, PartSummary};
 use scrfs::name::Name;
@@ -45,6 +46,22 @@ pub(crate) fn put(
         Write::Forget(dataset) => store.remove(&paths.record(*dataset)),
         Write::Epoch(record) => stores.put_epoch(store, record),
     }
+}
+
+/// Which failures and recoveries the events of a prefix tell of. What cannot be read tells of none.
+pub(crate) fn learn(paths: &PrefixPaths) -> Learnt {
+    let mut history = History::default();
+    for path in [paths.events_before(), paths.events()] {
+        let read = fs::File::open(&path).and_then(|file| history.read(io::BufReader::new(file)));
+        match read {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "nothing is learnt from it");
+            }
+        }
+    }
+    Learnt::of(&history.learnt())
 }
 
 /// Everything an error was caused by, in one line.

@@ -11,7 +11,7 @@ use scrfs::control::{
     read_frame, write_frame,
 };
 use scrfs::id::{DatasetId, Epoch, Rank, Slot};
-use scrfs::interval::{Question, Rounds, Rules, Situation, Times};
+use scrfs::interval::{Learnt, Question, Rounds, Rules, Situation, Times};
 use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::path::{CachePaths, Keep, parse_dataset_directory};
 use scrfs::layout::pointer::{PointerRecord, Pointers, Version};
@@ -277,6 +277,7 @@ impl Player {
             checkpoints: &checkpoints,
             nodes: 1,
             recovered: self.recovered,
+            learnt: Learnt::default(),
         };
         let verdict = self.rounds.answer(question, &situation, now());
         self.tell(&ToDaemon::Verdict { request, verdict })

@@ -17,7 +17,7 @@
 
 use crate::findings::Findings;
 use crate::id::{DatasetId, Epoch, Rank, Slot};
-use crate::interval::{Question, Verdict, Verdicts};
+use crate::interval::{Learnt, Question, Verdict, Verdicts};
 use crate::layout::pointer::{Pointer, PointerRecord};
 use crate::layout::record::{DatasetRecord, UnixMillis};
 use crate::name::{Name, RelPath};
@@ -28,7 +28,7 @@ use std::io::{self, Read, Write};
 /// Longest frame either side accepts.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;
 
 /// The first frame of every connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -409,6 +409,8 @@ pub enum ToDaemon {
     },
     /// What the prefix is to have and has not.
     Due(Vec<DatasetId>),
+    /// Which failures and recoveries this job has had; for the advice.
+    Learnt(Learnt),
     /// For the status files. Done bytes equal to all of them: it has ended.
     Progress(Progress),
     /// These slots of a sealed dataset are lost and not rebuilt yet; what is read of them is made of

@@ -12,7 +12,7 @@ use scrfs::interval::{
 use scrfs::layout::path::PrefixPaths;
 use serde::Deserialize;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -176,9 +176,7 @@ fn learn(prefix: &Path, is_named: bool) -> anyhow::Result<(Seen, Recoveries)> {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(error).with_context(words),
         };
-        for line in BufReader::new(file.take(FILE_BYTES_MAX)).split(b'\n') {
-            history.line(&line.with_context(words)?);
-        }
+        history.read(BufReader::new(file)).with_context(words)?;
     }
     Ok(history.learnt())
 }

@@ -154,13 +154,14 @@ impl Vfs {
         let names = self.read_names();
         let checkpoints = checkpoint_times(&names);
         let nodes = u32::try_from(names.nodes.len()).unwrap_or(u32::MAX).max(1);
-        let recovered = names.recovered;
+        let (recovered, learnt) = (names.recovered, names.learnt);
         drop(names);
         let situation = Situation {
             rules: &self.settings().rules,
             checkpoints: &checkpoints,
             nodes,
             recovered,
+            learnt,
         };
         situation.text()
     }

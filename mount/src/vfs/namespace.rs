@@ -17,6 +17,7 @@ use scrfs::control::{Activity, DirectoryChange, NodeStatus, Progress, Request};
 use scrfs::event::{Event, Recent, events};
 use scrfs::findings::Findings;
 use scrfs::id::{DatasetId, Slot};
+use scrfs::interval::Learnt;
 use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::path::{Keep, parse_dataset_directory, parse_slot_directory};
 use scrfs::layout::record::{DatasetRecord, EpochRecord, Phase, UnixMillis, millis};
@@ -75,6 +76,8 @@ pub struct Names {
     pub due: BTreeSet<DatasetId>,
     /// When recovery last ended.
     pub recovered: UnixMillis,
+    /// Which failures this job has had.
+    pub learnt: Learnt,
     slot: Option<Slot>,
     /// What happened since the daemon was started.
     pub events: Recent,
@@ -433,6 +436,11 @@ impl Vfs {
     pub fn set_nodes(&self, nodes: Vec<NodeStatus>) {
         self.settings().space.set_nodes(nodes.len());
         self.write_names().nodes = nodes;
+    }
+
+    /// Which failures this job has had.
+    pub fn set_learnt(&self, learnt: Learnt) {
+        self.write_names().learnt = learnt;
     }
 
     /// What the prefix is to have and has not.

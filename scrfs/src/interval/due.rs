@@ -7,8 +7,8 @@
 //! Time is counted from the newest of: a checkpoint was begun, one was committed, recovery ended. So one that is begun and never
 //! committed puts the next off by one interval, not for ever.
 
-use super::inputs::{Given, InputError, Inputs, Seen};
-use super::{Advice, Measured, Recoveries, Times};
+use super::inputs::{Given, InputError, Inputs};
+use super::{Advice, Learnt, Measured, Times};
 use crate::config::{AdviceConfig, CommitWait, Config, Mtbf};
 use crate::layout::record::UnixMillis;
 use std::fmt::Write as _;
@@ -61,6 +61,8 @@ pub struct Situation<'a> {
     pub nodes: u32,
     /// When recovery last ended.
     pub recovered: UnixMillis,
+    /// What failed before.
+    pub learnt: Learnt,
 }
 
 impl Situation<'_> {
@@ -81,8 +83,7 @@ impl Situation<'_> {
             mtbf_seconds,
             ..Given::default()
         };
-        // What failed is in the prefix, which not all nodes see alike: rates are believed or given.
-        let (seen, recoveries) = (Seen::default(), Recoveries::default());
+        let (seen, recoveries) = self.learnt.open();
         let mut inputs = Inputs::new(&given, measured, &seen, &recoveries, self.nodes)?;
         inputs.job = inputs.job.waiting_for(self.rules.wait);
         Ok(inputs)

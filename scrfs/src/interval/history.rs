@@ -20,9 +20,13 @@ use crate::event::EndCause;
 use crate::layout::record::UnixMillis;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::io::{self, BufRead};
 
 /// Longest time that is believed of one launch, or one recovery: a hundred years.
 const MILLIS_MAX: u64 = 100 * 366 * 86_400_000;
+
+/// Bytes of one file that are read.
+const FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// How long it took from failures until the next launch; `None` where there were none.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
@@ -99,6 +103,18 @@ pub struct History {
 }
 
 impl History {
+    /// All lines of a file; the older of two goes first.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn read(&mut self, from: impl BufRead) -> io::Result<()> {
+        for line in from.take(FILE_BYTES_MAX).split(b'\n') {
+            self.line(&line?);
+        }
+        Ok(())
+    }
+
     /// One more line.
     pub fn line(&mut self, line: &[u8]) {
         let Ok(line) = serde_json::from_slice::<Line>(line) else {

@@ -9,6 +9,7 @@
 //! simulate  the same, event by event, from a seed
 //! estimate  rates of failure from few failures
 //! history   failures and recoveries, from the events of a job
+//! learnt    what they tell, as it is told to all nodes
 //! measured  costs and present habits, from the times of datasets
 //! inputs    what is given, measured and assumed, put together
 //! advice    the best schedule in words and numbers
@@ -29,6 +30,7 @@ mod estimate;
 mod history;
 mod inputs;
 mod job;
+mod learnt;
 mod markov;
 mod measured;
 mod pattern;
@@ -44,6 +46,7 @@ pub use estimate::{Exposure, Prior, RateEstimate};
 pub use history::{History, Recoveries};
 pub use inputs::{From, Given, Input, InputError, Inputs, RECOVER_SECONDS, Seen};
 pub use job::{FLUSH_EVERY_MAX, Job, Kind, Losses, Schedule};
+pub use learnt::Learnt;
 pub use markov::{Markov, MarkovLevel, Rhythm};
 pub use measured::{Measured, Times};
 pub use pattern::{Level, Levels, Pattern, TwoLevel};

@@ -407,6 +407,7 @@ impl Leader {
             | Message::Release { .. }
             | Message::Progress(_)
             | Message::Due(_)
+            | Message::Learnt(_)
             | Message::Nodes(_)
             | Message::Verified { .. }
             | Message::Losses { .. }
@@ -437,6 +438,7 @@ impl Leader {
             Outcome::PointersWritten { due, result } => {
                 self.pointers_written(now, &due, &result, step);
             }
+            Outcome::Learnt(learnt) => self.learnt(learnt, step),
             Outcome::PrefixSeen { result } => self.prefix_seen(now, result, step),
             // The member's business.
             Outcome::Worked { .. }

@@ -227,6 +227,7 @@ impl Member {
             }
             Message::Progress(progress) => step.daemon(ToDaemon::Progress(progress)),
             Message::Due(datasets) => step.daemon(ToDaemon::Due(datasets)),
+            Message::Learnt(learnt) => step.daemon(ToDaemon::Learnt(learnt)),
             Message::Nodes(nodes) => step.daemon(ToDaemon::Nodes(nodes)),
             Message::Verified { dataset, findings } => {
                 step.daemon(ToDaemon::Verified { dataset, findings });
@@ -548,6 +549,7 @@ impl Member {
             // The leader's business.
             Outcome::FlushCompleted { .. }
             | Outcome::PointersWritten { .. }
+            | Outcome::Learnt(_)
             | Outcome::PrefixSeen { .. } => {}
         }
     }

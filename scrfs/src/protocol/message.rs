@@ -8,7 +8,7 @@ use crate::control::{
 };
 use crate::findings::Findings;
 use crate::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
-use crate::interval::{Question, Verdict, Verdicts};
+use crate::interval::{Learnt, Question, Verdict, Verdicts};
 use crate::layout::envelope::{self, EnvelopeError, Kind};
 use crate::layout::pointer::{PointerRecord, Pointers};
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary, Seal};
@@ -372,6 +372,8 @@ pub enum Message {
     Progress(Progress),
     /// Leader to member: what the prefix is to have and has not.
     Due(Vec<DatasetId>),
+    /// Leader to member: which failures and recoveries this job has had.
+    Learnt(Learnt),
     /// Leader to member: what a verify has found that was asked for there; the answer comes next.
     Verified {
         /// Of which dataset.

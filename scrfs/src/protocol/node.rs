@@ -215,6 +215,7 @@ impl Node {
                 Some(leader),
                 Outcome::FlushCompleted { .. }
                 | Outcome::PointersWritten { .. }
+                | Outcome::Learnt(_)
                 | Outcome::PrefixSeen { .. },
             ) => {
                 leader.handle_outcome(now, outcome, &mut step);

@@ -7,6 +7,7 @@ use super::message::{Failure, Message, Order, PrefixView};
 use crate::control::ToDaemon;
 use crate::findings::Findings;
 use crate::id::{DatasetId, Rank, Slot};
+use crate::interval::Learnt;
 use crate::layout::pointer::Pointers;
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
 
@@ -137,6 +138,8 @@ pub enum Outcome {
         /// How it went.
         result: Result<(), Failure>,
     },
+    /// Which failures and recoveries the events of the prefix tell of; said unasked.
+    Learnt(Learnt),
     /// Somebody looked at the prefix, also unasked.
     PrefixSeen {
         /// What it has; `None` when that has not changed since.

@@ -18,6 +18,7 @@ mod losses;
 mod mpich;
 mod resume;
 mod scavenge;
+mod shells;
 mod site;
 
 use site::{GATE, LAST, RANKS, Run, SOON, Site};
@@ -65,7 +66,13 @@ fn a_node_is_lost(victim: usize, loss: Loss) {
 }
 
 fn a_node_is_lost_from(site: &Site, job: &[&str], victim: usize, loss: Loss) {
-    let mut run = site.run(&["--spares", "1", "--runs", "2"], job);
+    let run = site.run(&["--spares", "1", "--runs", "2"], job);
+    let output = a_node_is_replaced(site, run, victim, loss);
+    site.nothing_is_left(&[victim], &output);
+}
+
+/// What the run said.
+fn a_node_is_replaced(site: &Site, mut run: Run, victim: usize, loss: Loss) -> String {
     wait_at_gate(site, &mut run, if victim == 1 { 2 } else { 1 });
     site.cluster.kill(victim, loss).unwrap();
     fs::write(site.shared().join("go"), "").unwrap();
@@ -85,7 +92,7 @@ fn a_node_is_lost_from(site: &Site, job: &[&str], victim: usize, loss: Loss) {
         );
     }
     check_prefix(&site.prefix());
-    site.nothing_is_left(&[victim], &output);
+    output
 }
 
 #[test]
@@ -590,4 +597,52 @@ fn wrong_usage_is_told_from_failure() {
         assert_eq!(output.status.code(), Some(2), "{options:?}: {output:?}");
         assert!(!output.stderr.is_empty());
     }
+}
+
+/// A thousand failures in three hours are in the events of the prefix when the job begins.
+#[test]
+fn all_nodes_advise_by_what_failed_before() {
+    let site = Site::start(2);
+    let events = site.prefix().join(".scrfs");
+    fs::create_dir(&events).unwrap();
+    let lines: String = (0..1000u64)
+        .map(|number| {
+            let at = |seconds: u64| {
+                let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+                format!("2026-03-04T{hour:02}:{minute:02}:{second:02}Z")
+            };
+            let (begin, end) = (at(number * 12), at(number * 12 + 10));
+            format!(
+                r#"{{"time":"{begin}","event":"launched","job":"j","launch":1}}
+{{"time":"{end}","event":"launch_ended","job":"j","duration_ms":10000,"cause":"failed"}}
+"#
+            )
+        })
+        .collect();
+    fs::write(events.join("events.jsonl"), lines).unwrap();
+    // By belief it would be minutes.
+    let script = r#"
+for number in 1 2; do
+    mkdir /scr/ckpt.$number.tmp && mv -T /scr/ckpt.$number.tmp /scr/ckpt.$number || exit 1
+done
+for host in node1 node2; do
+    while :; do
+        said=$($1 $host cat /scr/.scr/interval)
+        case $(echo "$said" | sed -n 's/^interval_seconds \([0-9]*\)[.].*/\1/p') in
+        ?|??) break;;
+        esac
+        sleep 0.05
+    done
+done
+a=$($1 node1 cat /scr/.scr/interval) b=$($1 node2 cat /scr/.scr/interval)
+echo "$a"
+# What is measured goes on: a flush may have ended in between.
+until [ "$a" = "$b" ]; do a=$($1 node1 cat /scr/.scr/interval) b=$($1 node2 cat /scr/.scr/interval); done
+"#;
+    let path = site.shared().join("app.sh");
+    fs::write(&path, script).unwrap();
+    let rsh = site.cluster.rsh().display().to_string();
+    let launcher = [&rsh, "node1", "sh", path.to_str().unwrap(), &rsh];
+    let output = site.run(&[], &launcher).expect(0);
+    assert!(output.contains("checkpoint every "), "{output}");
 }

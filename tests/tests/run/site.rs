@@ -132,10 +132,11 @@ impl Site {
         let logs = self.directory.path().join("logs");
         let mut command = self.cluster.command(node, binary("scrfs").unwrap());
         command
-            .args(["run", "--nodes", &hosts.join(","), "--rsh"])
-            .arg(self.cluster.rsh())
-            .arg("--prefix")
+            .args(["run", "--nodes", &hosts.join(","), "--prefix"])
             .arg(self.prefix());
+        if !options.contains(&"--rsh") {
+            command.arg("--rsh").arg(self.cluster.rsh());
+        }
         if !options.contains(&"--log-dir") {
             command.arg("--log-dir").arg(logs);
         }

@@ -36,6 +36,7 @@ pub(super) fn situation<'a>(rules: &'a Rules, checkpoints: &'a [Times]) -> Situa
         checkpoints,
         nodes: 4,
         recovered: 500_000,
+        learnt: Learnt::default(),
     }
 }
 
@@ -146,4 +147,52 @@ fn any_of_several_rules_is_enough() {
     assert!(!none.is_due(559_999, 4));
     assert!(none.is_due(559_999, 5));
     assert!(none.is_due(560_000, 1));
+}
+
+/// Failures in two hours of running: enough of them outweigh what is believed.
+#[test]
+fn what_failed_before_counts() {
+    let rules = rules("");
+    let made = checkpoints(3);
+    let believed = situation(&rules, &made);
+    let seen = |failures| Exposure {
+        seconds: 2.0 * HOUR,
+        failures,
+    };
+    let learnt = |failures| {
+        let seen = Seen {
+            process: seen(0),
+            node: seen(failures),
+            beyond: seen(0),
+        };
+        let recoveries = Recoveries {
+            parity_seconds: Some(0.0004),
+            ..Recoveries::default()
+        };
+        Learnt::of(&(seen, recoveries))
+    };
+    let best = |failures| {
+        let situation = Situation {
+            learnt: learnt(failures),
+            ..believed
+        };
+        situation.best_seconds().expect("measured")
+    };
+    assert!(best(100) < 0.5 * believed.best_seconds().expect("measured"));
+    assert!(best(400) < 0.7 * best(100));
+    // As it is told, it comes back.
+    let (seen, recoveries) = learnt(2).open();
+    assert_eq!(Learnt::of(&(seen, recoveries)), learnt(2));
+    assert_eq!((seen.node.failures, seen.node.seconds), (2, 2.0 * HOUR));
+    assert_eq!(recoveries.parity_seconds, Some(0.001), "a time must pass");
+    let nonsense = Exposure {
+        seconds: f64::NAN,
+        failures: 1,
+    };
+    let nonsense = Seen {
+        process: nonsense,
+        ..Seen::default()
+    };
+    let opened = Learnt::of(&(nonsense, Recoveries::default())).open();
+    assert_eq!(opened.0.process.seconds, 0.0);
 }

@@ -2,7 +2,7 @@
 
 use super::{Asker, Leader};
 use crate::config::Config;
-use crate::interval::{Question, Rounds, Rules, Situation, Times, Verdict, Verdicts};
+use crate::interval::{Learnt, Question, Rounds, Rules, Situation, Times, Verdict, Verdicts};
 use crate::layout::record::{Phase, UnixMillis};
 use crate::protocol::Now;
 use crate::protocol::message::Message;
@@ -15,6 +15,7 @@ pub(super) struct Questions {
     rounds: Rounds,
     /// When recovery ended.
     recovered: UnixMillis,
+    learnt: Learnt,
     /// Asked before that.
     early: Vec<(Asker, Question)>,
 }
@@ -25,6 +26,7 @@ impl Questions {
             rules: Rules::of(config),
             rounds: Rounds::default(),
             recovered: 0,
+            learnt: Learnt::default(),
             early: Vec::new(),
         }
     }
@@ -36,6 +38,12 @@ impl Leader {
         if !self.new_run && !self.ready {
             self.questions.rounds.recall(verdicts);
         }
+    }
+
+    /// What failed before; daemons tell how often is best by the same.
+    pub(super) fn learnt(&mut self, learnt: Learnt, step: &mut Step) {
+        self.questions.learnt = learnt;
+        step.cast(Message::Learnt(learnt));
     }
 
     pub(super) fn questioned(
@@ -72,6 +80,7 @@ impl Leader {
             rules,
             rounds,
             recovered,
+            learnt,
             ..
         } = &mut self.questions;
         let situation = Situation {
@@ -79,6 +88,7 @@ impl Leader {
             checkpoints: &checkpoints,
             nodes: self.size.max(1),
             recovered: *recovered,
+            learnt: *learnt,
         };
         let verdict = rounds.answer(question, &situation, now.wall);
         Self::tell(asker, verdict, step);
