@@ -21,7 +21,7 @@ use scrfs::layout::record::{DatasetRecord, Phase, Seal, UNIT_BYTES, millis};
 use scrfs::name::Name;
 use scrfs::redundancy::{Scheme, Stream};
 use scrfs::store::Store;
-use scrfs::store::posix::sync_directory;
+use scrfs::store::posix::{make_directories, sync_directory};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -206,7 +206,7 @@ impl Prefix {
     /// A key that nobody else has: who makes its directory has it.
     fn claim_key(&self) -> Result<DatasetKey, PrefixError> {
         let all = self.paths.all_manifests();
-        fs::create_dir_all(&all).map_err(PrefixError::io_at("make the directory", &all))?;
+        make_directories(&all)?;
         let mut key = DatasetKey {
             id: DatasetId(self.highest_number()?.saturating_add(1)),
             created: millis(SystemTime::now()),

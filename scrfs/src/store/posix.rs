@@ -67,7 +67,7 @@ impl PosixStore {
     }
 
     fn put_once(path: &Path, directory: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        fs::create_dir_all(directory).map_err(StoreError::of("make", directory))?;
+        make_directories(directory)?;
         let mut name = OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
         // Unlike that of any other writer, also one on another machine that has our process's number;
@@ -110,8 +110,32 @@ pub fn sync_directory(directory: &Path) -> Result<(), StoreError> {
         .map_err(StoreError::of("sync", directory))
 }
 
+/// Makes a directory and those above it that are missing, and the names of all that it made durable: a file
+/// that was synced is lost with the name of a directory above it.
+///
+/// # Errors
+///
+/// When one cannot be made or synced.
+pub fn make_directories(directory: &Path) -> Result<(), StoreError> {
+    match fs::create_dir(directory) {
+        Ok(()) => return sync_directory(parent(directory)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(_) if directory.is_dir() => return Ok(()),
+        Err(error) => return Err(StoreError::of("make", directory)(error)),
+    }
+    make_directories(parent(directory))?;
+    match fs::create_dir(directory) {
+        // Somebody else was quicker, and may not have synced it yet.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(StoreError::of("make", directory)(error))
+        }
+        _ => sync_directory(parent(directory)),
+    }
+}
+
 fn parent(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new("."))
+    let above = path.parent().filter(|path| !path.as_os_str().is_empty());
+    above.unwrap_or(Path::new("."))
 }
 
 impl Store for PosixStore {
@@ -162,7 +186,7 @@ impl Store for PosixStore {
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
         let directory = parent(to);
-        fs::create_dir_all(directory).map_err(StoreError::of("make", directory))?;
+        make_directories(directory)?;
         fs::rename(from, to).map_err(StoreError::of("rename", from))?;
         sync_directory(parent(from))?;
         sync_directory(directory)
@@ -172,6 +196,22 @@ impl Store for PosixStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_are_made_once_and_files_are_not_taken_for_them() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let deep = root.path().join("a/b/c");
+        for _ in 0..2 {
+            make_directories(&deep).expect("made, or there");
+            assert!(deep.is_dir());
+        }
+        let file = root.path().join("a/file");
+        File::create(&file).expect("a file");
+        for wrong in [file.clone(), file.join("below")] {
+            make_directories(&wrong).expect_err("no directory");
+        }
+        make_directories(Path::new("src")).expect("a relative one");
+    }
 
     #[test]
     fn a_record_is_replaced_whole_and_removed() {
