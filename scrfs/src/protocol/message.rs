@@ -459,6 +459,17 @@ pub struct Word {
     pub message: Message,
 }
 
+impl Word {
+    /// The ranks it speaks for: who says it, or all whose words it brings together.
+    pub(super) fn speakers(&self) -> Vec<Rank> {
+        match &self.message {
+            Message::Hellos(bundle) => bundle.hellos.iter().map(|it| it.rank).collect(),
+            Message::Votes { votes, .. } => votes.iter().map(|(rank, _)| *rank).collect(),
+            _ => vec![self.from],
+        }
+    }
+}
+
 /// An inventory whose records are told once for all.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Slim {

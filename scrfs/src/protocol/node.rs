@@ -5,7 +5,7 @@ use super::Now;
 use super::leader::Leader;
 use super::member::{LEADER, Member};
 use super::message::{Inventory, Message, Order, PrefixView, Word};
-use super::relay::Relay;
+use super::relay::{Relay, believed};
 use super::step::{EVERYONE, Outcome, Step};
 use super::tree::Tree;
 use crate::config::Config;
@@ -189,12 +189,8 @@ impl Node {
         let Some(leader) = &mut self.leader else {
             return self.relay.child(child, words);
         };
-        for Word { from, message } in words {
-            if tree.has(child, from) {
-                leader.handle_message(now, from, message, step);
-            } else {
-                tracing::warn!(%child, %from, "speaks for somebody else");
-            }
+        for Word { from, message } in believed(tree, child, words) {
+            leader.handle_message(now, from, message, step);
         }
         leader.handle_pressures(now, step);
     }

@@ -265,6 +265,7 @@ fn sealed(
             unguarded.clear();
         }
     }
+    let mut too_many = false;
     let tolerated = seal.sets.iter().all(|set| {
         let gone = || set.iter().filter(|slot| lost.contains(slot));
         // Without names and checksums there is nothing to hold what is recomputed against.
@@ -275,7 +276,8 @@ fn sealed(
                 found.is_some_and(|found| found.has_sums(&record, seal, *slot))
             })
         };
-        gone().count() <= seal.scheme.tolerates() as usize && gone().all(known)
+        too_many |= gone().count() > seal.scheme.tolerates() as usize;
+        !too_many && gone().all(known)
     });
     let rebuildable = record.protected.is_some() && tolerated;
     record.phase = match record.phase {
@@ -289,10 +291,10 @@ fn sealed(
     };
     if record.phase == Phase::Lost {
         let slots: Vec<String> = lost.iter().map(|slot| slot.0.to_string()).collect();
-        let why = if record.protected.is_some() {
-            "more than its scheme tolerates"
-        } else {
-            "unprotected"
+        let why = match record.protected {
+            None => "unprotected",
+            Some(_) if too_many => "more than its scheme tolerates",
+            Some(_) => "nobody has their checksums any more",
         };
         record.error = Some(format!("lost with slots {}: {why}", slots.join(", ")));
     }
@@ -336,7 +338,7 @@ mod tests {
     use super::*;
     use crate::config::Class;
     use crate::layout::record::PartSummary;
-    use crate::protocol::message::InventoryEntry;
+    use crate::protocol::message::{InventoryEntry, PartState};
     use crate::redundancy::Scheme;
 
     /// A dataset that was flushed, then evicted on its only node.
@@ -431,5 +433,48 @@ mod tests {
         prefix.failed.insert(evicted().key());
         let failed = begun_with(Some(&prefix));
         assert_eq!((failed.phase, failed.flushed), (Phase::Failed, Some(4)));
+    }
+
+    #[test]
+    fn what_nobody_has_the_checksums_of_is_lost_though_its_parity_is_there() {
+        let mut record = evicted();
+        (record.phase, record.flushed) = (Phase::Sealed, None);
+        record.protected = Some(3);
+        let part = record.seal.as_ref().expect("sealed").parts[0].clone();
+        let seal = Seal {
+            scheme: Scheme::Xor,
+            sets: vec![vec![Slot(0), Slot(1)]],
+            parts: vec![part.clone(), part],
+            ..record.seal.clone().expect("sealed")
+        };
+        record.seal = Some(seal);
+        let found = |copies: &[Slot]| {
+            let whole = PartState {
+                slot: Slot(0),
+                manifest_crc: 7,
+                intact: true,
+                sums: true,
+                parity: true,
+            };
+            let entry = InventoryEntry {
+                record: std::sync::Arc::new(record.clone()),
+                parts: vec![whole],
+                copies: copies.to_vec(),
+            };
+            let inventory = Inventory {
+                datasets: vec![entry],
+                ..Inventory::default()
+            };
+            let all = BTreeMap::from([(Rank(0), inventory)]);
+            let mut beginning = decide(&all, None, Epoch(2), false);
+            beginning.datasets.remove(&DatasetId(1)).expect("known")
+        };
+        let known = found(&[Slot(1)]);
+        assert_eq!(known.record.phase, Phase::Sealed);
+        assert_eq!(known.lost, BTreeSet::from([Slot(1)]));
+        let unknown = found(&[]).record;
+        assert_eq!(unknown.phase, Phase::Lost);
+        let error = unknown.error.unwrap_or_default();
+        assert!(error.contains("checksums"), "{error}");
     }
 }

@@ -82,12 +82,8 @@ impl Relay {
 
     /// A child hands on what its subtree says.
     pub(super) fn child(&mut self, child: Rank, words: Vec<Word>) {
-        for Word { from, message } in words {
-            if self.tree.has(child, from) {
-                self.take(child, from, message);
-            } else {
-                tracing::warn!(%child, %from, "speaks for somebody else");
-            }
+        for Word { from, message } in believed(self.tree, child, words) {
+            self.take(child, from, message);
         }
     }
 
@@ -268,6 +264,18 @@ impl Relay {
     }
 }
 
+/// Of the words that a child hands on, those of its own subtree: nobody speaks for others.
+pub(super) fn believed(tree: Tree, child: Rank, words: Vec<Word>) -> impl Iterator<Item = Word> {
+    words.into_iter().filter(move |word| {
+        let mut ranks = word.speakers().into_iter().chain([word.from]);
+        let stranger = ranks.find(|rank| !tree.has(child, *rank));
+        if let Some(stranger) = stranger {
+            tracing::error!(%child, from = %word.from, %stranger, "speaks for somebody else");
+        }
+        stranger.is_none()
+    })
+}
+
 /// Whether a node is short of something.
 fn wants(pressure: &Pressure) -> bool {
     pressure.stores.iter().any(|store| store.wanted_bytes > 0)
@@ -398,6 +406,13 @@ mod tests {
             bytes,
         };
         relay.child(Rank(2), vec![word(0, vote(1)), word(1, failed(2))]);
+        // Nor in words that bring several together.
+        relay.own(vote(1));
+        relay.child(Rank(2), vec![word(2, votes(&[(2, 2), (0, 3)]))]);
+        let hellos = [2, 0].map(|rank| (Rank(rank), Inventory::default()));
+        let bundle = Message::Hellos(Box::new(Hellos::of(hellos.into())));
+        relay.own(Message::Hello(Box::default()));
+        relay.child(Rank(2), vec![word(2, bundle)]);
         assert_eq!(relay.flush(true), None);
         relay.own(advanced(5));
         relay.child(Rank(2), vec![word(2, advanced(7))]);
