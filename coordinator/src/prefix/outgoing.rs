@@ -50,12 +50,13 @@ fn refused(error: &StoreError) -> bool {
     )
 }
 
-/// Lets the kernel begin to write a range to the disk now: one that waits for the end of the file stands idle
-/// until then, and what is dirty meanwhile is in the way of programs.
-fn write_out(file: &File, offset: u64, len: u64) {
+/// This node does not need a range any more, of length 0: all from `offset` on. What is dirty, the kernel begins to
+/// write to the disk: one that waits for the end of the file stands idle until then, and in the way of programs. What is
+/// clean it forgets, so that reading it back reads what the server has.
+fn let_go(file: &File, offset: u64, len: u64) {
     let range = i64::try_from(offset).ok().zip(i64::try_from(len).ok());
     if let Some((offset, len)) = range {
-        // Advice: whoever cannot follow it loses nothing.
+        // Advice: where it does nothing, what is read back is what this node has, which is better than nothing.
         let _ = posix_fadvise(file, offset, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
 }
@@ -229,7 +230,7 @@ impl Outgoing {
                     self.part()
                         .io("write", &self.log.tree().path_of(piece.path)),
                 )?;
-            write_out(&file, piece.file_offset, piece.len);
+            let_go(&file, piece.file_offset, piece.len);
             done += len;
             let before = self.missing[piece.entry].fetch_sub(piece.len, Ordering::AcqRel);
             if before == piece.len {
@@ -252,9 +253,7 @@ impl Outgoing {
         file.sync_all().map_err(self.part().io("sync", &path))?;
         let found = file.metadata().map_err(self.part().io("stat", &path))?;
         self.done.note(index, found.ino());
-        // So that reading it back reads what the server has. Where this does nothing, it reads
-        // what this node has, which is better than nothing.
-        let _ = posix_fadvise(&*file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        let_go(&file, 0, 0);
         self.log.forget(index);
         Ok(())
     }

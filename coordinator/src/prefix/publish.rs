@@ -44,6 +44,9 @@ impl Prefix {
         }
         step("sync the name")?;
         sync_directory(self.paths.root())?;
+        // Whoever made these may have been killed before their names were durable.
+        sync_directory(&self.paths.control())?;
+        sync_if_there(&self.paths.all_manifests())?;
         sync_if_there(&self.paths.inflight(entry.key()))?;
         step("finish the top directory")?;
         let tree = Tree::open(&name)?;
