@@ -237,7 +237,10 @@ impl Requests {
                 Err(refusal) if done_is == Some(refusal) => Ok(()),
                 _ => result,
             }),
-            Some(_) => tracing::error!(request, "a decision that was not asked for"),
+            Some(Pending { what, .. }) => {
+                tracing::error!(request, "a decision where something else was asked for");
+                what.refuse(Refusal::Failed);
+            }
             None => tracing::warn!(request, "answer to a request that is not pending"),
         }
     }
