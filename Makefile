@@ -15,7 +15,7 @@ FEATURES := --features scrfs-coordinator/mpi,scrfs-coordinator/objects
 PROGRAMS := scrfs scrfs-coordinator scrfs-coordinator-mpi
 COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
 
-.PHONY: all build demo test lint install uninstall soak bench clean deps deps-build
+.PHONY: all build demo test lint install uninstall soak bench clean deps deps-build deps-demo
 
 all: build
 
@@ -25,10 +25,13 @@ deps:
 deps-build:
 	@.ci/deps build
 
+deps-demo:
+	@.ci/deps demo
+
 build: deps-build
 	$(CARGO) build --release --workspace --bins $(FEATURES)
 
-demo: deps build
+demo: deps-demo build
 	SCRFS_BIN_DIR=$(TARGET)/release $(TARGET)/release/scrfs-demo
 
 bench: build
