@@ -709,6 +709,15 @@ impl<F: Fabric> Driver<F> {
                 });
                 Ok(())
             }
+            Effect::AskPrefix { record } => {
+                let prefix = self.prefix.clone();
+                self.tasks.spawn(move |_| {
+                    let result = effects::prefix_holds(&prefix, &record);
+                    let dataset = record.id;
+                    Event::Outcome(Outcome::PrefixHolds { dataset, result })
+                });
+                Ok(())
+            }
             Effect::LookAtPrefix => {
                 if let Some(looker) = &mut self.looker {
                     looker.hurry();

@@ -148,6 +148,15 @@ pub(crate) fn complete_flush(prefix: &Target, record: &DatasetRecord) -> Result<
         .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
 }
 
+/// Whether the prefix has a dataset that was flushed, or had it deleted on purpose.
+pub(crate) fn prefix_holds(prefix: &Target, record: &DatasetRecord) -> Result<bool, Failure> {
+    let holds = || -> Result<bool, PrefixError> {
+        prefix.check_usable()?;
+        Ok(prefix.published(record)? || prefix.gone()?.contains(&record.key()))
+    };
+    holds().map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
+}
+
 pub(crate) fn write_pointers(prefix: &Target, due: &Pointers) -> Result<(), Failure> {
     prefix
         .write_pointers(due)

@@ -197,6 +197,8 @@ fn stamp(prefix: &Target) -> Stamp {
         return Stamp::new();
     };
     let all = [
+        // Datasets that somebody has removed.
+        paths.root().to_owned(),
         paths.index(),
         paths.dropped(),
         paths.gone(),

@@ -285,6 +285,11 @@ impl Target {
         either!(self, prefix => prefix.complete_flush(record))
     }
 
+    /// Whether a dataset is complete and visible there.
+    pub fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
+        either!(self, prefix => prefix.published(record))
+    }
+
     /// Brings one slot's files back into the cache.
     pub fn fetch_part(
         &self,

@@ -2,12 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 use scrfs::config::{Class, Config, Sources};
-use scrfs::control::{FromDaemon, Refusal, Request, ToDaemon};
+use scrfs::control::{FromDaemon, Pressure, Refusal, Request, StorePressure, ToDaemon};
 use scrfs::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
 use scrfs::layout::record::{DatasetRecord, EpochRecord, PartSummary, Phase, Seal, State};
 use scrfs::name::Name;
 use scrfs::protocol::Now;
-use scrfs::protocol::message::{Inventory, InventoryEntry, Message, Order, PartState, PrefixView};
+use scrfs::protocol::message::{
+    Failure, Inventory, InventoryEntry, Message, Order, PartState, PrefixView,
+};
 use scrfs::protocol::node::{Node, Start};
 use scrfs::protocol::step::{Effect, Outcome, Step};
 use scrfs::redundancy::Scheme;
@@ -20,6 +22,8 @@ struct Nodes {
     /// Work that has begun: by whom, to be answered with, what.
     works: Vec<(Rank, u64, Order)>,
     completing: Vec<DatasetRecord>,
+    /// What the prefix is asked for.
+    asked: Vec<u64>,
     /// What the daemon of rank 0 was last told.
     shown: BTreeMap<DatasetId, DatasetRecord>,
     due: Vec<u64>,
@@ -107,6 +111,7 @@ impl Nodes {
             wires: VecDeque::new(),
             works: Vec::new(),
             completing: Vec::new(),
+            asked: Vec::new(),
             shown: BTreeMap::new(),
             due: Vec::new(),
             replies: Vec::new(),
@@ -170,6 +175,7 @@ impl Nodes {
                 Effect::Work { ticket, order } => self.works.push((at, ticket, order)),
                 Effect::CompleteFlush { record } => self.completing.push(*record),
                 Effect::LookAtPrefix => self.looks += 1,
+                Effect::AskPrefix { record } => self.asked.push(record.id.0),
                 _ => {}
             }
         }
@@ -238,6 +244,40 @@ impl Nodes {
     fn see(&mut self, view: PrefixView) {
         let result = Ok(Some(Box::new(view)));
         self.outcome(Rank(0), Outcome::PrefixSeen { result });
+    }
+
+    /// The prefix answers all that it was asked; gives what that was.
+    fn answer(&mut self, result: Result<bool, Failure>) -> Vec<u64> {
+        let asked = std::mem::take(&mut self.asked);
+        for &id in &asked {
+            let (dataset, result) = (DatasetId(id), result.clone());
+            self.outcome(Rank(0), Outcome::PrefixHolds { dataset, result });
+        }
+        asked
+    }
+
+    /// The node of rank 0 is short of so many bytes, each of the datasets being 100.
+    fn press(&mut self, wanted_bytes: u64) {
+        let store = StorePressure {
+            wanted_bytes,
+            urgent: false,
+            holds: self.shown.keys().copied().collect(),
+        };
+        let pressure = Pressure {
+            stores: vec![store],
+            in_use: Vec::new(),
+        };
+        let step = self.nodes[0].handle_daemon(FromDaemon::Pressure(pressure));
+        self.carry_out(Rank(0), step);
+        self.settle();
+    }
+
+    fn pass(&mut self, milliseconds: u64) {
+        self.tick += milliseconds;
+        let now = self.now();
+        let step = self.nodes[0].handle_tick(now);
+        self.carry_out(Rank(0), step);
+        self.settle();
     }
 
     fn end(&mut self) {
@@ -434,4 +474,88 @@ fn a_flush_that_makes_no_headway_is_shown_until_it_does() {
     nodes.outcome(Rank(0), stuck(""));
     assert_eq!(error(&nodes), None);
     assert_eq!(nodes.flush_all(), [1]);
+}
+
+/// Three flushed checkpoints, and what the prefix shows of them.
+fn three_flushed() -> (Nodes, PrefixView) {
+    let records: Vec<_> = (1..=3).map(|id| flushed(id, Phase::Sealed)).collect();
+    let view = PrefixView {
+        complete: records.clone(),
+        ..PrefixView::default()
+    };
+    let config = config(|config| config.store[0].count = 9);
+    (Nodes::start(1, &config, Some(view.clone()), &records), view)
+}
+
+#[test]
+fn caches_let_go_of_what_the_prefix_says_it_has_and_of_nothing_else() {
+    let (mut nodes, _) = three_flushed();
+    nodes.press(150);
+    let states = |nodes: &Nodes| [1, 2, 3].map(|id| nodes.state(id).unwrap());
+    assert_eq!(states(&nodes), [State::Flushed; 3], "nobody has asked");
+    // As many as are wanted, and not again before there is an answer.
+    assert_eq!(nodes.asked, [1, 2]);
+    nodes.press(150);
+    assert_eq!(nodes.asked, [1, 2]);
+    assert_eq!(nodes.answer(Ok(true)), [1, 2]);
+    let [evicted, flushed] = [State::Evicted, State::Flushed];
+    assert_eq!(states(&nodes), [evicted, evicted, flushed]);
+    // The newest stays whatever is wanted.
+    nodes.press(150);
+    assert!(nodes.answer(Ok(true)).is_empty());
+}
+
+#[test]
+fn an_answer_of_before_is_not_believed() {
+    let (mut nodes, view) = three_flushed();
+    let fewer = PrefixView {
+        complete: view.complete[1..].to_vec(),
+        ..PrefixView::default()
+    };
+    nodes.see(fewer);
+    assert_eq!(nodes.answer(Ok(true)), [1], "the look was wrong");
+    assert_eq!(nodes.state(1), Some(State::Flushed));
+    nodes.press(100);
+    assert_eq!(nodes.asked, [1], "somebody may have removed it since");
+}
+
+#[test]
+fn what_somebody_removed_from_the_prefix_is_flushed_again() {
+    let (mut nodes, view) = three_flushed();
+    let fewer = PrefixView {
+        complete: view.complete[2..].to_vec(),
+        // Deleted on purpose.
+        gone: BTreeSet::from([key(&view.complete[1])]),
+        ..PrefixView::default()
+    };
+    nodes.see(fewer);
+    assert_eq!(nodes.answer(Ok(false)), [1]);
+    assert_eq!(nodes.flush_all(), [1]);
+    assert_eq!(nodes.state(1), Some(State::Flushed));
+    // Before an eviction, too, and something else goes instead.
+    nodes.press(100);
+    assert_eq!(nodes.answer(Ok(false)), [1]);
+    assert_eq!(nodes.flushing(), Some((1, vec![0])));
+    assert_eq!(nodes.answer(Ok(true)), [2]);
+    assert_eq!(nodes.state(2), None, "it was deleted on purpose");
+}
+
+#[test]
+fn a_prefix_that_does_not_answer_is_asked_again_later_and_costs_nothing() {
+    let (mut nodes, _) = three_flushed();
+    nodes.press(100);
+    let failure = Failure::new(Refusal::Failed, "input/output error");
+    assert_eq!(nodes.answer(Err(failure.clone())), [1]);
+    assert_eq!(nodes.asked, [2], "another one will do");
+    assert_eq!(nodes.answer(Err(failure)), [2]);
+    for _ in 0..9 {
+        nodes.pass(10);
+    }
+    assert!(nodes.asked.is_empty());
+    assert_eq!(nodes.state(1), Some(State::Flushed));
+    nodes.pass(1_000);
+    nodes.asked.sort_unstable();
+    assert_eq!(nodes.answer(Ok(true)), [1, 2]);
+    assert_eq!(nodes.state(1), Some(State::Evicted));
+    assert_eq!(nodes.state(2), Some(State::Flushed), "one was enough");
 }

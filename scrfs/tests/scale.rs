@@ -232,6 +232,7 @@ impl World {
             }
             Effect::Abandon { .. } => panic!("nothing fails here"),
             Effect::LookAtPrefix
+            | Effect::AskPrefix { .. }
             | Effect::Losses { .. }
             | Effect::CompleteFlush { .. }
             | Effect::WritePointers { .. } => {}

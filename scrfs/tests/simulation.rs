@@ -8,6 +8,8 @@
 //! back stale; work that fails. What is not: bytes, which are versions of files here.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+#[path = "simulation/byhand.rs"]
+mod byhand;
 #[path = "simulation/checker.rs"]
 mod checker;
 #[path = "simulation/daemon.rs"]
@@ -107,6 +109,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
         "the only one to restart from was evicted for one that could not come back",
     ),
     (
+        3099,
+        "fetched by other nodes, then removed from the prefix: protected without parity",
+    ),
+    (
         24182,
         "taken for one that can be rebuilt, and nobody left had the checksums",
     ),
@@ -179,6 +185,7 @@ struct Told {
     returned: u64,
     reads: u64,
     degraded_reads: u64,
+    removed_by_hand: u64,
 }
 
 fn live(seed: u64, logging: bool) -> (Result<Told, String>, Vec<String>) {
@@ -200,6 +207,7 @@ fn live(seed: u64, logging: bool) -> (Result<Told, String>, Vec<String>) {
         returned: world.checker.promise.returned,
         reads: world.checker.reads,
         degraded_reads: world.checker.degraded_reads,
+        removed_by_hand: world.by_hand.removed,
     };
     (
         world.violation.take().map_or(Ok(told), Err),
@@ -276,12 +284,13 @@ fn random_lives_of_a_cluster() {
         all.returned += told.returned;
         all.reads += told.reads;
         all.degraded_reads += told.degraded_reads;
+        all.removed_by_hand += told.removed_by_hand;
     }
     assert!(failed.is_empty(), "{} failed", failed.len());
     // A simulation in which nothing succeeds proves nothing.
     eprintln!(
         "{} commits, {} evicted, {} of {} requests granted, {} fences lifted, {} came back, \
-         {} slots read, {} tried while lost",
+         {} slots read, {} tried while lost, {} removed by hand",
         all.commits,
         all.evicted,
         all.granted,
@@ -289,10 +298,12 @@ fn random_lives_of_a_cluster() {
         all.lifted,
         all.returned,
         all.reads,
-        all.degraded_reads
+        all.degraded_reads,
+        all.removed_by_hand
     );
     if all.commits > 1000 {
         assert!(all.degraded_reads > 100, "only {}", all.degraded_reads);
+        assert!(all.removed_by_hand > 100, "only {}", all.removed_by_hand);
     }
 }
 

@@ -62,7 +62,8 @@ impl Site {
             .arg(&path)
             .arg("{hosts}")
             .env("RSH", self.cluster.rsh())
-            .env("SHARED", self.directory.path().join("shared"));
+            .env("SHARED", self.directory.path().join("shared"))
+            .env("PREFIX", self.directory.path().join("prefix"));
         Ok(command)
     }
 }
@@ -203,4 +204,30 @@ echo ROTATED
     let _ = child.kill();
     let _ = child.wait();
     result.with_context(|| fs::read_to_string(&log).unwrap_or_default())
+}
+
+/// A record says that it was flushed; the caches have the last copy.
+#[test]
+fn what_somebody_removes_from_the_prefix_is_flushed_again_before_it_may_go() -> Result<()> {
+    let config = "[flush]\nevery = 1\n[[store]]\npath = \"tmpfs\"\ncount = 1\n";
+    let site = Site::start(3, config)?;
+    let script = r#"
+NODES="1 2 3"
+whole() { (cd "$PREFIX/$1" && md5sum --check --quiet "$SHARED/$1"); }
+commit a
+while ! has 1 a.flushed; do sleep 0.05; done
+must whole a
+# It is the newest: somebody has to notice.
+rm -r "$PREFIX/a"
+while ! test -e "$PREFIX/a"; do sleep 0.05; done
+must whole a
+while ! has 1 a.flushed; do sleep 0.05; done
+# It is beyond the count as soon as a newer one is as safe, which comes before anybody looks.
+rm -r "$PREFIX/a"
+commit b
+while ! has 1 a.evicted; do must_not has 1 a.lost; sleep 0.05; done
+must whole a
+must whole b
+"#;
+    succeeded(&site.job(&[], script)?.output()?)
 }

@@ -194,7 +194,8 @@ impl Outbox {
 }
 
 impl ObjectPrefix {
-    fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
+    /// As [`crate::prefix::Prefix::published`].
+    pub(crate) fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
         let entry = self.entry(record.key())?;
         Ok(entry.is_some_and(|entry| entry.is_complete() && entry.record.name == record.name))
     }

@@ -251,7 +251,7 @@ impl Prefix {
     }
 
     /// Whether the index has it complete and its directory is there.
-    fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
+    pub(crate) fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
         let entry = self.entry(record.key())?;
         Ok(entry.is_some_and(|entry| {
             entry.state == EntryState::Complete

@@ -3,7 +3,8 @@
 //! It holds nothing that is not in the members' records: a dataset's life is a chain of orders,
 //! each begun when all members have answered the one before, and each resumable by the next epoch.
 //! Work on datasets (rebuild, encode, flush) is chosen in `work` and, before programs may start, in
-//! `restart`; what is due for the prefix, and what people did there, in `prefix`; when a program that asks is to
+//! `restart`; what is due for the prefix, and what people did there, in `prefix`; whether it still has what was
+//! flushed, in `held`; when a program that asks is to
 //! checkpoint, in `question`; the commit is in
 //! `agree`, what else programs ask in `ask`, what goes to make room in `room`, what people have verified
 //! in `verify`.
@@ -11,6 +12,7 @@
 mod agree;
 mod ask;
 mod begin;
+mod held;
 mod point;
 mod prefix;
 mod question;
@@ -31,6 +33,7 @@ use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
 use agree::Proposal;
+use held::Held;
 use point::Pointing;
 use prefix::Looking;
 use question::Questions;
@@ -75,6 +78,8 @@ struct Led {
     verifiers: Vec<Asker>,
     /// Something of it was found damaged, which keeps its protection from being restored.
     is_damaged: bool,
+    /// It has no parity: that the prefix has it is all that its record calls protected.
+    is_by_prefix: bool,
     /// It is being removed: nothing more is begun on it.
     leaving: bool,
 }
@@ -101,6 +106,7 @@ impl Led {
             retry: BTreeMap::new(),
             verifiers: Vec::new(),
             is_damaged: false,
+            is_by_prefix: false,
             leaving: false,
         }
     }
@@ -121,8 +127,13 @@ impl Led {
     /// How far it has come as the record says, on this node at least. What is lost and not rebuilt
     /// yet survives no more losses than are left.
     fn level(&self) -> Option<Level> {
+        let flushed = self.record.flushed.map(|_| Level::Flushed);
+        flushed.max(self.level_in_caches())
+    }
+
+    /// The same, as if there were no prefix.
+    fn level_in_caches(&self) -> Option<Level> {
         match &self.record {
-            record if record.flushed.is_some() => Some(Level::Flushed),
             record if record.protected.is_some() && !self.is_weak() => Some(Level::Protected),
             record => record.seal.as_ref().map(|_| Level::Sealed),
         }
@@ -203,6 +214,7 @@ pub struct Leader {
     config: Config,
     prefix: Option<PrefixView>,
     looking: Looking,
+    held: Held,
     hellos: BTreeMap<Rank, Inventory>,
     /// Ranks that have yet to begin; `None` before the beginning is decided.
     beginning: Option<BTreeSet<Rank>>,
@@ -239,6 +251,7 @@ impl Leader {
             config,
             prefix,
             looking: Looking::default(),
+            held: Held::default(),
             hellos: BTreeMap::new(),
             beginning: None,
             ready: false,
@@ -440,6 +453,9 @@ impl Leader {
             }
             Outcome::Learnt(learnt) => self.learnt(learnt, step),
             Outcome::PrefixSeen { result } => self.prefix_seen(now, result, step),
+            Outcome::PrefixHolds { dataset, result } => {
+                self.prefix_answered(now, dataset, result, step);
+            }
             // The member's business.
             Outcome::Worked { .. }
             | Outcome::Found { .. }
@@ -466,6 +482,7 @@ impl Leader {
             .filter_map(Proposal::deadline)
             .chain(retries.filter_map(Retry::deadline))
             .chain(self.pointing.deadline())
+            .chain(self.held.deadline())
             .min()
     }
 
@@ -571,7 +588,12 @@ impl Leader {
                 self.resume(now, dataset, step);
             }
             Purpose::Reached { dataset, level } => {
+                let is_gone = self.held.is_gone(dataset);
                 if let Some(led) = self.datasets.get_mut(&dataset) {
+                    let level = match is_gone {
+                        true => level.min(led.level_in_caches()),
+                        false => level,
+                    };
                     led.everywhere = led.everywhere.max(level);
                 }
                 self.answer_waiters(dataset, step);

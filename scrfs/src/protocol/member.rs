@@ -550,7 +550,8 @@ impl Member {
             Outcome::FlushCompleted { .. }
             | Outcome::PointersWritten { .. }
             | Outcome::Learnt(_)
-            | Outcome::PrefixSeen { .. } => {}
+            | Outcome::PrefixSeen { .. }
+            | Outcome::PrefixHolds { .. } => {}
         }
     }
 }

@@ -212,7 +212,8 @@ impl Node {
                 Outcome::FlushCompleted { .. }
                 | Outcome::PointersWritten { .. }
                 | Outcome::Learnt(_)
-                | Outcome::PrefixSeen { .. },
+                | Outcome::PrefixSeen { .. }
+                | Outcome::PrefixHolds { .. },
             ) => {
                 leader.handle_outcome(now, outcome, &mut step);
             }

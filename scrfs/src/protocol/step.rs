@@ -89,6 +89,12 @@ pub enum Effect {
     },
     /// See what the prefix has now; answered by [`Outcome::PrefixSeen`].
     LookAtPrefix,
+    /// Ask whether the prefix has the dataset, or had it deleted by `scrfs`; answered by
+    /// [`Outcome::PrefixHolds`].
+    AskPrefix {
+        /// Which.
+        record: Box<DatasetRecord>,
+    },
     /// Remove the files of a dataset; its record may stay. Not answered.
     DropData {
         /// Of which dataset.
@@ -144,6 +150,13 @@ pub enum Outcome {
     PrefixSeen {
         /// What it has; `None` when that has not changed since.
         result: Result<Option<Box<PrefixView>>, Failure>,
+    },
+    /// Whether the prefix has the dataset.
+    PrefixHolds {
+        /// Which.
+        dataset: DatasetId,
+        /// Also when it was deleted there by `scrfs`; an error when that cannot be known now.
+        result: Result<bool, Failure>,
     },
     /// A flush makes no headway on this node, or does again.
     Stuck {

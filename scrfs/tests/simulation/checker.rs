@@ -150,9 +150,6 @@ impl World {
             Write::Forget(dataset) => {
                 if let Some(before) = before {
                     self.invariant_only_what_is_spare_is_forgotten(at, before);
-                    if at == 0 {
-                        self.invariant_what_is_promised_stays(before);
-                    }
                 }
                 self.checker.forgotten.insert(*dataset);
                 let kept = self
@@ -361,7 +358,9 @@ impl World {
             .prefix
             .as_ref()
             .and_then(|it| it.complete.get(&record.id));
-        if entry.is_none_or(|(it, _)| it.created != record.created) {
+        // What an epoch begins with is decided by what the prefix had before.
+        let decided = !self.ready && self.by_hand.has_removed(record.id);
+        if entry.is_none_or(|(it, _)| it.created != record.created) && !decided {
             return self.violate("invariant_what_goes_is_safe", format!("{record:?}"));
         }
         let newer = self.disk_of(0).records.range(DatasetId(record.id.0 + 1)..);
@@ -456,6 +455,11 @@ impl World {
                 order: Order::Forget(dataset),
                 ..
             } => {
+                // Programs may remove by the next moment what it is let go for.
+                let before = self.disk_of(0).records.get(dataset).cloned();
+                if let Some(before) = before.filter(|_| to == 0) {
+                    self.invariant_what_is_promised_stays(&before);
+                }
                 self.checker.leaving.insert(*dataset);
             }
             Message::Order {

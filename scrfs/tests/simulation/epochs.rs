@@ -5,7 +5,6 @@ use crate::world::{Coord, World};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use scrfs::id::{Epoch, Rank, Slot};
-use scrfs::protocol::message::PrefixView;
 use scrfs::protocol::node::{Node, Start};
 use std::collections::BTreeMap;
 
@@ -40,19 +39,7 @@ impl World {
             let slot = Slot(at as u32);
             machine.daemon.connect(slot, &machine.disk);
             let inventory = machine.disk.inventory(&machine.name);
-            let view = self
-                .prefix
-                .as_ref()
-                .filter(|_| at == 0)
-                .map(|prefix| PrefixView {
-                    complete: prefix
-                        .complete
-                        .values()
-                        .map(|(record, _)| record.clone())
-                        .collect(),
-                    pointers: prefix.pointers.clone(),
-                    ..PrefixView::default()
-                });
+            let view = self.view().filter(|_| at == 0);
             let start = Start {
                 epoch: self.epoch,
                 me: Rank(at as u32),

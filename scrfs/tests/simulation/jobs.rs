@@ -42,6 +42,10 @@ pub enum Kind {
     WritePointers {
         due: Box<Pointers>,
     },
+    AskPrefix {
+        record: Box<DatasetRecord>,
+    },
+    Look,
 }
 
 type Holders = [(Slot, scrfs::id::Rank)];
@@ -55,7 +59,11 @@ impl World {
     pub fn end_job(&mut self, job: Job) {
         let Job { at, kind } = job;
         self.note(|| format!("{at} ends {kind:?}"));
-        let unlucky = self.unlucky();
+        // Who looks, looks again.
+        let unlucky = match kind {
+            Kind::Look => None,
+            _ => self.unlucky(),
+        };
         // What fails may have done half of its work, or all.
         let half = unlucky.is_some() && self.percent(50);
         let result = match &unlucky {
@@ -95,6 +103,13 @@ impl World {
                 due,
                 result: result.map(drop),
             },
+            Kind::Look => Outcome::PrefixSeen {
+                result: result.map(|_| self.view().map(Box::new)),
+            },
+            Kind::AskPrefix { record } => Outcome::PrefixHolds {
+                dataset: record.id,
+                result: result.map(|_| self.is_published(&record)),
+            },
             Kind::CompleteFlush { record } => Outcome::FlushCompleted {
                 dataset: record.id,
                 result: result.map(drop),
@@ -126,6 +141,13 @@ impl World {
         };
         self.percent(failing)
             .then(|| Failure::new(refusal, "drawn"))
+    }
+
+    /// Whether the prefix has it now.
+    pub fn is_published(&self, record: &DatasetRecord) -> bool {
+        let prefix = self.prefix.as_ref();
+        let entry = prefix.and_then(|it| it.complete.get(&record.id));
+        entry.is_some_and(|(it, _)| it.created == record.created)
     }
 
     /// What the job leaves on disk. A scan also gives what it found.
@@ -173,6 +195,7 @@ impl World {
                 }
                 Ok(None)
             }
+            Kind::AskPrefix { .. } | Kind::Look => Ok(None),
             Kind::Work { order, .. } => self.work(at, order).map(|()| None),
             Kind::CompleteFlush { record } => {
                 let epoch = self.epoch;

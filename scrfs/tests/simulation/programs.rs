@@ -44,6 +44,7 @@ fn temporary(name: &Name) -> bool {
 impl World {
     /// One move of one program.
     pub fn play(&mut self) {
+        self.remove_by_hand();
         let rank = self.rng.random_range(0..self.coords.len());
         let machine = self.coords[rank].machine;
         match self.rng.random_range(0..100) {

@@ -55,6 +55,7 @@ impl World {
         }
         self.check_pointers_at_rest();
         self.invariant_all_is_safe_at_rest(&catalog);
+        self.invariant_flushed_is_there_at_rest(&catalog);
         self.invariant_fences_are_lifted_at_rest();
     }
 

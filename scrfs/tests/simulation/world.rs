@@ -4,6 +4,7 @@
 //! ranks (in order for each pair), a word between a daemon and its coordinator, the end of a job, a
 //! program's move, time passing. Everything follows from the seed.
 
+use crate::byhand::ByHand;
 use crate::checker::Checker;
 use crate::daemon::{Daemon, Seen};
 use crate::disk::{Disk, Prefix};
@@ -59,6 +60,7 @@ pub struct World {
     pub ready: bool,
     pub new_run: bool,
     pub prefix: Option<Prefix>,
+    pub by_hand: ByHand,
     pub programs: Programs,
     pub checker: Checker,
     /// How many of a hundred jobs fail.
@@ -94,6 +96,7 @@ impl World {
             ready: false,
             new_run: true,
             prefix: prefix.then(Prefix::default),
+            by_hand: ByHand::of(seed),
             programs: Programs::default(),
             checker: Checker::default(),
             failing: 0,
@@ -268,6 +271,12 @@ impl World {
                 self.jobs.push(Job {
                     at,
                     kind: Kind::WritePointers { due },
+                });
+            }
+            Effect::AskPrefix { record } => {
+                self.jobs.push(Job {
+                    at,
+                    kind: Kind::AskPrefix { record },
                 });
             }
             // No program here asks for a fetch.

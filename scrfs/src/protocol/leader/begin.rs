@@ -24,8 +24,9 @@ impl Leader {
             last_dataset,
             last_checkpoint,
         } = recover::decide(&self.hellos, self.prefix.as_ref(), self.epoch, self.new_run);
-        self.last_dataset = last_dataset;
-        self.last_checkpoint = last_checkpoint;
+        // The prefix may have had more in an earlier look.
+        self.last_dataset = self.last_dataset.max(last_dataset);
+        self.last_checkpoint = self.last_checkpoint.max(last_checkpoint);
         for (
             id,
             Found {
@@ -51,8 +52,8 @@ impl Leader {
         step.cast(Message::Begin {
             records,
             spare: self.ranks().flat_map(|rank| self.spare_of(rank)).collect(),
-            last_dataset,
-            last_checkpoint,
+            last_dataset: self.last_dataset,
+            last_checkpoint: self.last_checkpoint,
             pointers: self.pointing.known.clone(),
         });
         self.beginning = Some(self.ranks().collect());

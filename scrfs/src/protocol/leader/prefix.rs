@@ -6,8 +6,8 @@
 //! what it waits for.
 //!
 //! What people did: the driver looks at the prefix now and then, and at once when a fetch is asked for.
-//! Only marks count that say something: failed, gone. That a dataset is not seen there is not
-//! believed before the next epoch, for it may be the file system that does not show it.
+//! Only marks count that say something: failed, gone. That a dataset is not seen there may be the file
+//! system that does not show it: the prefix is asked for that one (`held`).
 
 use super::{Asker, Leader, Led, Purpose};
 use crate::config::Class;
@@ -135,9 +135,13 @@ impl Leader {
         step: &mut Step,
     ) {
         match result {
-            Ok(Some(view)) if self.beginning.is_none() => self.prefix = Some(*view),
+            Ok(Some(view)) if self.beginning.is_none() => {
+                if let Some(before) = self.prefix.replace(*view) {
+                    self.learn_numbers(&before);
+                }
+            }
             Ok(Some(view)) if !self.has_begun() => self.looking.early = Some(*view),
-            Ok(Some(view)) => self.learn_prefix(*view),
+            Ok(Some(view)) => self.learn_prefix(*view, step),
             Ok(None) => {}
             Err(failure) => {
                 tracing::error!(%failure, "the prefix cannot be looked at; it will be tried again");
@@ -152,7 +156,8 @@ impl Leader {
         self.schedule(now, step);
     }
 
-    fn learn_prefix(&mut self, view: PrefixView) {
+    /// Numbers that were given out, also of what is not there any more.
+    fn learn_numbers(&mut self, view: &PrefixView) {
         let records = view.complete.iter();
         let numbers = records.map(|record| (record.id.0, record.checkpoint.unwrap_or(0)));
         let marks = view.gone.iter().map(|key| (key.id.0, 0));
@@ -160,16 +165,21 @@ impl Leader {
             self.last_dataset = self.last_dataset.max(dataset);
             self.last_checkpoint = self.last_checkpoint.max(checkpoint);
         }
+    }
+
+    fn learn_prefix(&mut self, view: PrefixView, step: &mut Step) {
+        self.learn_numbers(&view);
         if self.prefix.is_none() {
             self.learn_written(&view.pointers);
         }
         self.prefix = Some(view);
+        self.ask_for_missing(step);
     }
 
     /// Does what people said of datasets in the prefix.
     pub(super) fn heed_prefix(&mut self, step: &mut Step) {
         if let Some(view) = self.looking.early.take() {
-            self.learn_prefix(view);
+            self.learn_prefix(view, step);
         }
         let Some(prefix) = &self.prefix else { return };
         let mut changed = Vec::new();

@@ -7,7 +7,7 @@
 //! free there.
 //!
 //! What may go:
-//! - what is complete in the prefix: it becomes evicted;
+//! - what is complete in the prefix, which is asked before (`held`): it becomes evicted;
 //! - not by pressure: a checkpoint that is not to be flushed, once a newer one is protected at least as
 //!   well. It is forgotten;
 //! - what was removed and is in the prefix is forgotten: by pressure at once, else when anything newer can
@@ -19,6 +19,7 @@
 //! What a node is short of is taken for settled as soon as enough was told to go: the node speaks up again when
 //! that was not so.
 
+use super::held::Holds;
 use super::{Leader, Led, Purpose};
 use crate::control::{Level, Pressure};
 use crate::id::{DatasetId, Rank};
@@ -228,7 +229,9 @@ impl Leader {
                 continue;
             }
             if led.record.flushed.is_some() {
-                self.drop_cached(dataset, step);
+                if self.prefix_holds(dataset, step) == Holds::Yes {
+                    self.drop_cached(dataset, step);
+                }
             } else if !led.record.class.is_output()
                 && (!self.is_due(led) || led.record.phase == Phase::Failed)
             {
@@ -243,7 +246,7 @@ impl Leader {
         let Some(pressure) = pressure.and_then(|pressure| pressure.stores.get(store)) else {
             return;
         };
-        let (mut wanted, urgent) = (pressure.wanted_bytes, pressure.urgent);
+        let (wanted, urgent) = (pressure.wanted_bytes, pressure.urgent);
         if wanted == 0 || self.prefix.is_none() {
             return;
         }
@@ -272,8 +275,10 @@ impl Leader {
             !found.is_some_and(|led| led.record.is_removed())
         };
         order.sort_by_key(removed);
+        // Bytes of what goes now, and of what goes when the prefix says that it has it.
+        let (mut freed, mut hoped) = (0u64, 0u64);
         for dataset in order {
-            if wanted == 0 {
+            if freed.saturating_add(hoped) >= wanted {
                 break;
             }
             let Some(led) = self.datasets.get(&dataset) else {
@@ -286,18 +291,26 @@ impl Leader {
                 && led.is_resting()
                 && !led.is_degraded()
                 && self.is_unused(dataset);
-            if may_go && bytes > 0 && (is_only || holds.contains(&dataset)) {
-                match led.record.is_removed() {
-                    true => self.forget(dataset, None, step),
-                    false => self.drop_cached(dataset, step),
+            if !may_go || bytes == 0 || !(is_only || holds.contains(&dataset)) {
+                continue;
+            }
+            let is_removed = led.record.is_removed();
+            match self.prefix_holds(dataset, step) {
+                Holds::Yes => {
+                    match is_removed {
+                        true => self.forget(dataset, None, step),
+                        false => self.drop_cached(dataset, step),
+                    }
+                    freed = freed.saturating_add(bytes);
                 }
-                wanted = wanted.saturating_sub(bytes);
+                Holds::Asked => hoped = hoped.saturating_add(bytes),
+                Holds::Unknown => {}
             }
         }
         // What is left could not be had now; it is tried again when something changes.
         let pressure = self.room.pressure.get_mut(&rank);
         if let Some(pressure) = pressure.and_then(|pressure| pressure.stores.get_mut(store)) {
-            pressure.wanted_bytes = wanted;
+            pressure.wanted_bytes = wanted.saturating_sub(freed);
         }
     }
 }

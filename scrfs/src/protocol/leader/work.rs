@@ -158,6 +158,7 @@ impl Leader {
         {
             retry.is_due(now);
         }
+        self.heed_answers(now, step);
         self.heed_prefix(step);
         self.leave_out();
         self.tell_due(step);
@@ -350,6 +351,7 @@ impl Leader {
                 // Protected again once its parity is back; on other nodes than it was made for, its
                 // sets would not hold, but the prefix does.
                 led.record.protected = resized.then_some(now.wall);
+                led.is_by_prefix = resized;
                 led.record.flushing = false;
                 self.update_reached(dataset, step);
                 self.fetched(dataset, Ok(()), step);
