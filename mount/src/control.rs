@@ -473,6 +473,7 @@ impl Server {
             ToDaemon::Moved { dataset } => vfs.moved(dataset),
             ToDaemon::Progress(progress) => vfs.set_progress(progress),
             ToDaemon::Due(datasets) => vfs.set_due(datasets),
+            ToDaemon::Shelf(shelf) => vfs.set_shelf(shelf),
             ToDaemon::Learnt(learnt) => vfs.set_learnt(learnt),
             ToDaemon::Missing {
                 dataset,

@@ -472,6 +472,7 @@ fn serve_inner(
         clock: crate::heartbeat::now_millis,
         is_renaming: alias::is_renaming,
         is_removing: alias::is_removing,
+        is_reaching: alias::is_reaching,
     });
     vfs.load()
         .with_context(|| format!("cannot read {}", cache.datasets().display()))?;

@@ -319,6 +319,23 @@ pub enum Piece {
 /// Longest piece of a part log that is asked for at once.
 pub const PIECE_BYTES_MAX: u32 = 4 << 20;
 
+/// A dataset that only the prefix has: what is shown of it to who opens something in it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Shelved {
+    /// Its number.
+    pub id: DatasetId,
+    /// Its name.
+    pub name: Name,
+    /// When it was committed.
+    pub sealed: UnixMillis,
+    /// Permissions of its top directory.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
 /// Coordinator to daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ToDaemon {
@@ -409,6 +426,8 @@ pub enum ToDaemon {
     },
     /// What the prefix is to have and has not.
     Due(Vec<DatasetId>),
+    /// What only the prefix has and this job never had; instead of what was said before.
+    Shelf(Vec<Shelved>),
     /// Which failures and recoveries this job has had; for the advice.
     Learnt(Learnt),
     /// For the status files. Done bytes equal to all of them: it has ended.

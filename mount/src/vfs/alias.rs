@@ -17,6 +17,13 @@
 //!
 //! *Removing what cannot be opened.* A name that two nodes gave to different things is EIO to whoever looks it
 //! up; a lookup from inside `unlink` finds a stand-in, so that all names of such a dataset can be removed.
+//!
+//! *Opening what only the prefix has.* See [`super::shelf`]. Opening counts, of the dataset or of anything
+//! below it; but not to make a file. Asking for attributes counts when it is of something below it, which the
+//! path says that the caller gave: whether a dataset itself is there is asked by who is about to write it.
+
+use scrfs::name::Name;
+use std::os::unix::fs::FileExt;
 
 /// Whether the thread is inside a rename system call; `None` when that cannot be found out.
 pub fn is_renaming(pid: u32) -> Option<bool> {
@@ -28,20 +35,116 @@ pub fn is_removing(pid: u32) -> Option<bool> {
     system_call(pid).map(is_unlink_number)
 }
 
+/// Whether the thread opens the dataset of that name, or wants something below it; `None` when that cannot be
+/// found out.
+pub fn is_reaching(pid: u32, dataset: &Name) -> Option<bool> {
+    let call = system_call_line(pid)?;
+    let mut words = call.split_whitespace();
+    let number = words.next()?.parse().unwrap_or(-1);
+    let arguments: Vec<u64> = words
+        .map_while(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok())
+        .collect();
+    let argument = |at: usize| arguments.get(at).copied().unwrap_or(0);
+    match reach_of(number) {
+        Reach::Opens { flags } => {
+            let flags = flags.map_or(0, argument);
+            Some(flags & libc::O_CREAT as u64 == 0)
+        }
+        Reach::Asks { path } => {
+            let path = string_of(pid, argument(path))?;
+            Some(is_below(&path, dataset.as_bytes()))
+        }
+        Reach::No => Some(false),
+    }
+}
+
+/// What a system call does with what it names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reach {
+    /// Opens or enters it; which argument has the flags that may say otherwise.
+    Opens { flags: Option<usize> },
+    /// Asks about it; which argument has the path.
+    Asks { path: usize },
+    /// Neither.
+    No,
+}
+
+fn reach_of(number: i64) -> Reach {
+    #[cfg(target_arch = "x86_64")]
+    match number {
+        libc::SYS_open => return Reach::Opens { flags: Some(1) },
+        libc::SYS_stat
+        | libc::SYS_lstat
+        | libc::SYS_access
+        | libc::SYS_readlink => return Reach::Asks { path: 0 },
+        _ => {}
+    }
+    match number {
+        libc::SYS_openat => Reach::Opens { flags: Some(2) },
+        libc::SYS_openat2 | libc::SYS_chdir | libc::SYS_execve | libc::SYS_execveat => {
+            Reach::Opens { flags: None }
+        }
+        libc::SYS_statfs
+        | libc::SYS_getxattr
+        | libc::SYS_lgetxattr
+        | libc::SYS_listxattr
+        | libc::SYS_llistxattr => Reach::Asks { path: 0 },
+        libc::SYS_newfstatat
+        | libc::SYS_statx
+        | libc::SYS_faccessat
+        | libc::SYS_faccessat2
+        | libc::SYS_readlinkat => Reach::Asks { path: 1 },
+        _ => Reach::No,
+    }
+}
+
+/// The string at an address of a thread; `None` when it cannot be read.
+fn string_of(pid: u32, address: u64) -> Option<Vec<u8>> {
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let mut string = Vec::new();
+    while string.len() < libc::PATH_MAX as usize {
+        let at = address.checked_add(string.len() as u64)?;
+        // What lies in the next page may not be there.
+        let mut bytes = [0; 256];
+        let len = (256 - at % 256) as usize;
+        memory.read_exact_at(&mut bytes[..len], at).ok()?;
+        match bytes[..len].iter().position(|byte| *byte == 0) {
+            Some(end) => {
+                string.extend_from_slice(&bytes[..end]);
+                return Some(string);
+            }
+            None => string.extend_from_slice(&bytes[..len]),
+        }
+    }
+    None
+}
+
+/// Whether a path goes on below a name in it.
+fn is_below(path: &[u8], name: &[u8]) -> bool {
+    let mut components = path.split(|byte| *byte == b'/').filter(|it| !it.is_empty());
+    components.any(|it| it == name) && components.next().is_some()
+}
+
 /// The number of the system call that the thread is in, -1 when it is in none.
+fn system_call(pid: u32) -> Option<i64> {
+    let line = system_call_line(pid)?;
+    let first = line.split_whitespace().next()?;
+    Some(first.parse().unwrap_or(-1))
+}
+
+/// What `/proc` says of the system call that the thread is in: its number and its arguments.
 ///
 /// A thread that waits for our answer is asleep; right after it sent the request it may still be seen
 /// running, for microseconds.
-fn system_call(pid: u32) -> Option<i64> {
+fn system_call_line(pid: u32) -> Option<String> {
     if pid == 0 {
         return None;
     }
     let path = format!("/proc/{pid}/syscall");
     for _ in 0..200 {
         let text = std::fs::read_to_string(&path).ok()?;
-        let first = text.split_whitespace().next()?;
-        if first != "running" {
-            return Some(first.parse().unwrap_or(-1));
+        if text.trim_end() != "running" {
+            return Some(text);
         }
         std::thread::yield_now();
     }
@@ -66,6 +169,58 @@ fn is_unlink_number(number: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use scrfs::name::Name;
+
+    #[test]
+    fn a_path_goes_below_a_name_or_ends_with_it() {
+        for path in ["/scr/ckpt.5/f", "ckpt.5/d/f", "//scr//ckpt.5//f", "../ckpt.5/."] {
+            assert!(super::is_below(path.as_bytes(), b"ckpt.5"), "{path}");
+        }
+        for path in ["/scr/ckpt.5", "/scr/ckpt.5/", "ckpt.5", "/scr/ckpt.55/f", "", "f"] {
+            assert!(!super::is_below(path.as_bytes(), b"ckpt.5"), "{path}");
+        }
+    }
+
+    #[test]
+    fn strings_are_read_wherever_they_lie() {
+        let long = std::ffi::CString::new(vec![b'x'; 4000]).expect("no NUL");
+        let pid = std::process::id();
+        let found = super::string_of(pid, long.as_ptr() as u64);
+        assert_eq!(found.as_deref(), Some(long.as_bytes()));
+        assert_eq!(super::string_of(pid, 8), None, "nothing is there");
+    }
+
+    /// To open a FIFO waits for who writes into it.
+    #[test]
+    fn who_opens_is_told_from_who_makes_a_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        let name = Name::new(b"ckpt.5").expect("a name");
+        for (create, reaches) in [(false, true), (true, false)] {
+            let (said, heard) = std::sync::mpsc::channel();
+            let path = path.clone();
+            let reading = path.clone();
+            let reader = std::thread::spawn(move || {
+                let _ = said.send(nix::unistd::gettid().as_raw() as u32);
+                let flags = if create { libc::O_CREAT } else { 0 };
+                let mut options = std::fs::OpenOptions::new();
+                std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags);
+                drop(options.read(true).open(reading));
+            });
+            let pid = heard.recv().expect("its number");
+            // Until it waits there.
+            let inside = || super::system_call(pid) == Some(libc::SYS_openat);
+            while !inside() {
+                std::thread::yield_now();
+            }
+            assert_eq!(super::is_reaching(pid, &name), Some(reaches));
+            drop(std::fs::OpenOptions::new().write(true).open(&path));
+            reader.join().expect("it ends");
+        }
+        assert_eq!(super::is_reaching(0, &name), None);
+    }
+
     #[test]
     fn a_thread_that_sleeps_is_not_renaming() {
         let (said, heard) = std::sync::mpsc::channel();

@@ -98,7 +98,10 @@ impl Vfs {
             }
             None => match self.pointers.find(&name) {
                 Some(file) => return Ok(self.pointer_entry(&file)),
-                None => self.late_rename(caller, &name).ok_or(FsError::Missing)?,
+                None => match self.late_rename(caller, &name) {
+                    Some(tree) => tree,
+                    None => return self.shelved_entry(caller, &name),
+                },
             },
         };
         self.entry_of_tree(tree)

@@ -509,6 +509,14 @@ impl Vfs {
         if offset != 0 {
             return answer(self.readdir_here(ino, &open, offset));
         }
+        if let Open::RemoteDirectory { remote, .. } = *open {
+            return self.with_remote(remote, answer, move |vfs, view, place| {
+                if let Open::RemoteDirectory { whole, .. } = &*open {
+                    vfs.begin_listing(whole, view, place, ino)?;
+                }
+                vfs.readdir_here(ino, &open, 0)
+            });
+        }
         // Only here: who began to read while the dataset was open goes on in this node's part.
         let vfs = Arc::clone(self);
         self.with_view(dataset, move |view| {
@@ -516,9 +524,6 @@ impl Vfs {
                 (Open::Directory { inode, whole, .. }, Some(view)) => {
                     let place = vfs.place_of(&view, inode)?;
                     vfs.begin_listing(whole, &view, place, ino)
-                }
-                (Open::RemoteDirectory { remote, whole }, Some(view)) => {
-                    vfs.begin_listing(whole, &view, view.place(*remote)?, ino)
                 }
                 _ => Ok(()),
             });

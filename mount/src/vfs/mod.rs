@@ -10,6 +10,7 @@
 //! - [`control_dir`] the virtual `.scr`, [`advice`] when it says to checkpoint; [`alias`] renames that come after the commit
 //! - [`hidden`] names that are removed where nothing may change
 //! - [`view`] sealed datasets of several nodes as a whole, and [`far`] the bytes of other nodes
+//! - `shelf` what only the prefix has, for who opens it
 //! - [`triggers`] commits that no program asks for
 //! - [`pointers`] plain files at the top; [`signs`] signs of life and the wish that programs end
 //! - `room` how much may be written; [`gates`] and [`writers`] who changes a dataset now; [`requests`] what the coordinator must decide
@@ -38,6 +39,7 @@ pub mod pointers;
 pub mod rename;
 pub mod requests;
 mod room;
+mod shelf;
 pub mod signs;
 pub mod triggers;
 pub mod view;
@@ -58,6 +60,7 @@ use requests::Requests;
 use scrfs::config::CommitConfig;
 use scrfs::control::{FromDaemon, Refusal};
 use scrfs::id::DatasetId;
+use scrfs::name::Name;
 use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::UnixMillis;
 use scrfs::stores::Stores;
@@ -210,6 +213,8 @@ pub struct Settings {
     pub is_renaming: fn(u32) -> Option<bool>,
     /// The same of removing a name: [`alias::is_removing`].
     pub is_removing: fn(u32) -> Option<bool>,
+    /// The same of opening something below a name: [`alias::is_reaching`].
+    pub is_reaching: fn(u32, &Name) -> Option<bool>,
 }
 
 /// A thing with an inode number.

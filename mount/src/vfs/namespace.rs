@@ -9,6 +9,7 @@ use super::gates::{GateCell, Herald};
 use super::hidden::Hidden;
 use super::inode::Inode;
 use super::requests::Settled;
+use super::shelf::Shelf;
 use super::view::ViewCell;
 use super::{FsError, FsResult, Vfs};
 use crate::gate::Gate;
@@ -74,6 +75,8 @@ pub struct Names {
     pub nodes: Vec<NodeStatus>,
     /// What the prefix is to have and has not.
     pub due: BTreeSet<DatasetId>,
+    /// What only the prefix has and this job never had.
+    pub(super) shelf: Shelf,
     /// When recovery last ended.
     pub recovered: UnixMillis,
     /// Which failures this job has had.
@@ -166,7 +169,7 @@ impl Vfs {
         self.names.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_names(&self) -> RwLockWriteGuard<'_, Names> {
+    pub(super) fn write_names(&self) -> RwLockWriteGuard<'_, Names> {
         self.names.write().unwrap_or_else(PoisonError::into_inner)
     }
 

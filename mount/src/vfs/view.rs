@@ -24,10 +24,11 @@ use super::handle::Listed;
 use super::inode::{Inode, ROOT, VIRTUAL_BIT};
 use super::namespace::Dataset;
 use super::requests::Wanted;
+use super::shelf::shelved;
 use super::{Caller, Entry, FsError, FsResult, TTL, Vfs};
 use crate::sys;
 use nix::errno::Errno;
-use scrfs::control::{FRAME_BYTES_MAX, Piece};
+use scrfs::control::{FRAME_BYTES_MAX, Piece, Shelved};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::manifest::{EntryKind, Manifest, Node};
 use scrfs::layout::merge::{self, Found, Merged, Source};
@@ -178,8 +179,13 @@ impl Dataset {
 
 /// Attributes of the top of a dataset of which nothing is here.
 pub(super) fn top_attr(record: &DatasetRecord) -> FsResult<Attr> {
-    let ino = Remote::top(record.id).ino().ok_or(FsError::Missing)?;
-    let time = super::control_dir::to_timespec(record.sealed.unwrap_or(record.created));
+    top_attr_of(&shelved(record))
+}
+
+/// The same of one that only the prefix has.
+pub(super) fn top_attr_of(top: &Shelved) -> FsResult<Attr> {
+    let ino = Remote::top(top.id).ino().ok_or(FsError::Missing)?;
+    let time = super::control_dir::to_timespec(top.sealed);
     Ok(Attr {
         ino,
         size: 0,
@@ -187,10 +193,10 @@ pub(super) fn top_attr(record: &DatasetRecord) -> FsResult<Attr> {
         atime: time,
         mtime: time,
         ctime: time,
-        mode: libc::S_IFDIR | (record.mode & 0o7777),
+        mode: libc::S_IFDIR | (top.mode & 0o7777),
         nlink: 1,
-        uid: record.uid,
-        gid: record.gid,
+        uid: top.uid,
+        gid: top.gid,
         blksize: 4096,
         rdev: 0,
     })
@@ -360,10 +366,19 @@ impl Vfs {
             let found = names.get(dataset).filter(|found| found.is_merged());
             found.map(|found| Arc::clone(&found.view))
         };
-        let Some(cell) = cell else {
-            return then(Ok(None));
-        };
-        let waiter: Waiter = Box::new(move |view| then(view.map(Some)));
+        match cell {
+            Some(cell) => self.with_cell(dataset, cell, move |view| then(view.map(Some))),
+            None => then(Ok(None)),
+        }
+    }
+
+    fn with_cell(
+        self: &Arc<Self>,
+        dataset: DatasetId,
+        cell: Arc<ViewCell>,
+        then: impl FnOnce(FsResult<Arc<View>>) + Send + 'static,
+    ) {
+        let waiter: Waiter = Box::new(then);
         let (ready, load) = cell.get_or_wait(waiter);
         if let Some((view, waiter)) = ready {
             return waiter(Ok(view));
@@ -378,7 +393,8 @@ impl Vfs {
         }
     }
 
-    /// As [`Self::with_view`], of a dataset that has remote inodes.
+    /// As [`Self::with_view`], of a dataset that has remote inodes. It may be in the prefix only, and is
+    /// fetched then.
     pub fn with_remote<T: 'static>(
         self: &Arc<Self>,
         remote: Remote,
@@ -386,9 +402,23 @@ impl Vfs {
         work: impl FnOnce(&Arc<Self>, &Arc<View>, usize) -> FsResult<T> + Send + 'static,
     ) {
         let vfs = Arc::clone(self);
-        self.with_view(remote.dataset, move |view| {
-            let view = view.and_then(|view| view.ok_or(FsError::Missing));
-            answer(view.and_then(|view| work(&vfs, &view, view.place(remote)?)));
+        self.with_fetched(remote, move |fetched| {
+            let cell = fetched.and_then(|()| {
+                let names = vfs.read_names();
+                let found = names.get(remote.dataset);
+                // Also when all of it lies here by now.
+                let found = found.filter(|found| found.record.is_cached());
+                let cell = found.map(|found| Arc::clone(&found.view));
+                cell.ok_or(FsError::Missing)
+            });
+            let cell = match cell {
+                Ok(cell) => cell,
+                Err(error) => return answer(Err(error)),
+            };
+            let of = Arc::clone(&vfs);
+            vfs.with_cell(remote.dataset, cell, move |view| {
+                answer(view.and_then(|view| work(&of, &view, view.place(remote)?)));
+            });
         });
     }
 
@@ -668,8 +698,11 @@ impl Vfs {
     pub(super) fn remote_attr(&self, remote: Remote) -> FsResult<(Attr, Duration)> {
         if remote.number == 0 {
             let names = self.read_names();
-            let found = names.get(remote.dataset).ok_or(FsError::Missing)?;
-            return Ok((top_attr(&found.record)?, Duration::ZERO));
+            let top = match names.get(remote.dataset) {
+                Some(found) => shelved(&found.record),
+                None => names.in_prefix(remote.dataset).ok_or(FsError::Missing)?,
+            };
+            return Ok((top_attr_of(&top)?, Duration::ZERO));
         }
         let view = self.ready_view(remote.dataset).ok_or(FsError::Missing)?;
         Ok((view.attr(view.place(remote)?)?, TTL))

@@ -73,6 +73,8 @@ struct Led {
     is_stuck: bool,
     /// Who wants it fetched.
     fetchers: Vec<Asker>,
+    /// Somebody wanted it fetched: it goes when its space is needed, and not by count.
+    is_fetched: bool,
     retry: BTreeMap<Activity, Retry>,
     /// Who wants it verified.
     verifiers: Vec<Asker>,
@@ -103,6 +105,7 @@ impl Led {
             left_out: false,
             is_stuck: false,
             fetchers: Vec::new(),
+            is_fetched: false,
             retry: BTreeMap::new(),
             verifiers: Vec::new(),
             is_damaged: false,
@@ -420,6 +423,7 @@ impl Leader {
             | Message::Release { .. }
             | Message::Progress(_)
             | Message::Due(_)
+            | Message::Shelf(_)
             | Message::Learnt(_)
             | Message::Nodes(_)
             | Message::Verified { .. }
@@ -573,6 +577,9 @@ impl Leader {
             }
             Purpose::Forget { dataset, asker } => {
                 if let Some(led) = self.datasets.remove(&dataset) {
+                    if led.record.is_removed() {
+                        self.looking.removed.insert(led.record.key());
+                    }
                     let waiting = led.waiters.into_iter().map(|(_, asker)| asker);
                     let waiting = waiting.chain(led.verifiers);
                     for asker in waiting.chain(led.deferred.into_iter().map(|(asker, _)| asker)) {

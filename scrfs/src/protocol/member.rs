@@ -227,6 +227,7 @@ impl Member {
             }
             Message::Progress(progress) => step.daemon(ToDaemon::Progress(progress)),
             Message::Due(datasets) => step.daemon(ToDaemon::Due(datasets)),
+            Message::Shelf(shelf) => step.daemon(ToDaemon::Shelf(shelf)),
             Message::Learnt(learnt) => step.daemon(ToDaemon::Learnt(learnt)),
             Message::Nodes(nodes) => step.daemon(ToDaemon::Nodes(nodes)),
             Message::Verified { dataset, findings } => {

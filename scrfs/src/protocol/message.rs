@@ -3,9 +3,7 @@
 //! Every message is an [`Packet`] in an envelope: versioned, checksummed, marked with its epoch. A
 //! packet of another epoch is refused by the receiver.
 
-use crate::control::{
-    Activity, DirectoryChange, NodeStatus, Piece, Pressure, Progress, Refusal, Request,
-};
+use crate::control::{Activity, DirectoryChange, NodeStatus, Piece, Pressure, Progress, Refusal, Request, Shelved};
 use crate::findings::Findings;
 use crate::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
 use crate::interval::{Learnt, Question, Verdict, Verdicts};
@@ -372,6 +370,8 @@ pub enum Message {
     Progress(Progress),
     /// Leader to member: what the prefix is to have and has not.
     Due(Vec<DatasetId>),
+    /// Leader to member: what only the prefix has and this job never had.
+    Shelf(Vec<Shelved>),
     /// Leader to member: which failures and recoveries this job has had.
     Learnt(Learnt),
     /// Leader to member: what a verify has found that was asked for there; the answer comes next.

@@ -404,6 +404,7 @@ impl Daemon {
             ToDaemon::Piece { .. }
             | ToDaemon::Progress(_)
             | ToDaemon::Due(_)
+            | ToDaemon::Shelf(_)
             | ToDaemon::Learnt(_)
             | ToDaemon::Verified { .. }
             | ToDaemon::Moved { .. }

@@ -11,14 +11,15 @@
 
 use super::{Asker, Leader, Led, Purpose};
 use crate::config::Class;
-use crate::control::{Level, Refusal};
-use crate::id::{DatasetId, Rank};
+use crate::control::{Level, Refusal, Shelved};
+use crate::id::{DatasetId, DatasetKey, Rank};
 use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
 use crate::protocol::Now;
 use crate::protocol::message::{Failure, Message, PrefixView};
 use crate::protocol::recover;
 use crate::protocol::step::{Effect, Step};
+use std::collections::BTreeSet;
 
 /// What the leader knows of its looks at the prefix.
 #[derive(Debug, Default)]
@@ -33,7 +34,14 @@ pub(super) struct Looking {
     told: Option<Vec<DatasetId>>,
     /// Programs have ended.
     pub(super) ending: bool,
+    /// Members have not been told of what the prefix was last seen to have.
+    pub(super) is_untold: bool,
+    /// What programs have removed in this epoch: nobody looks for it any more.
+    pub(super) removed: BTreeSet<DatasetKey>,
 }
+
+/// No more of what only the prefix has is told of, newest first.
+const SHELF_MAX: usize = 10_000;
 
 impl Leader {
     /// Whether the prefix is to have it. That it was removed meanwhile changes nothing: a flush would
@@ -173,7 +181,31 @@ impl Leader {
             self.learn_written(&view.pointers);
         }
         self.prefix = Some(view);
+        self.looking.is_untold = true;
         self.ask_for_missing(step);
+    }
+
+    /// Tells every member what only the prefix has, after a look. What this job has had, members know.
+    pub(super) fn tell_shelf(&mut self, step: &mut Step) {
+        if !std::mem::take(&mut self.looking.is_untold) {
+            return;
+        }
+        let Some(prefix) = &self.prefix else { return };
+        let strange = prefix.complete.iter().filter(|record| {
+            let key = record.key();
+            let known = self.datasets.contains_key(&record.id);
+            let unwanted = prefix.failed.contains(&key) || self.looking.removed.contains(&key);
+            !known && !unwanted && record.seal.is_some()
+        });
+        let shelf = strange.rev().take(SHELF_MAX).map(|record| Shelved {
+            id: record.id,
+            name: record.name.clone(),
+            sealed: record.sealed.unwrap_or(record.created),
+            mode: record.mode,
+            uid: record.uid,
+            gid: record.gid,
+        });
+        step.cast(Message::Shelf(shelf.collect()));
     }
 
     /// Does what people said of datasets in the prefix.

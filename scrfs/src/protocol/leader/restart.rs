@@ -116,6 +116,7 @@ impl Leader {
 
     fn be_ready(&mut self, now: Now, restart: Option<DatasetId>, step: &mut Step) {
         self.ready = true;
+        self.looking.is_untold = self.prefix.is_some();
         let new_run = self.new_run;
         step.cast(Message::Ready { restart, new_run });
         self.answer_questions(now, step);

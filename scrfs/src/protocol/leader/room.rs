@@ -12,6 +12,7 @@
 //!   well. It is forgotten;
 //! - what was removed and is in the prefix is forgotten: by pressure at once, else when anything newer can
 //!   be restarted from. What was removed and is to be flushed is flushed before;
+//! - by pressure alone: what somebody wanted to have fetched, however old it is;
 //! - never what is lost in part and about to be rebuilt, for programs may be reading it;
 //! - never what work is going on with, nor, but by count, what programs have open on any node; nor
 //!   the newest checkpoint, but when a node says that a dataset that is being written will not fit otherwise.
@@ -224,7 +225,8 @@ impl Leader {
                 continue;
             };
             // Somebody may have restarted from a degraded one, and the rest is what its lost files are made of.
-            let stays = led.record.is_removed() || led.is_degraded() || !led.is_resting();
+            let in_use = led.record.is_removed() || led.is_degraded() || led.is_fetched;
+            let stays = in_use || !led.is_resting();
             if stays || !self.is_spare(dataset) {
                 continue;
             }

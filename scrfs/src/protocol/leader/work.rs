@@ -165,6 +165,7 @@ impl Leader {
         if !self.ready {
             return self.recover(now, step);
         }
+        self.tell_shelf(step);
         self.schedule_pointers(now, step);
         self.make_room(step);
         let busy = |led: &Led| led.working.as_ref().is_some_and(Working::is_urgent);
@@ -316,7 +317,7 @@ impl Leader {
         };
         let working = led.working.take();
         if led.leaving {
-            return;
+            return self.fetched(dataset, Err(Refusal::Missing), step);
         }
         led.is_damaged |= damaged && matches!(working, Some(Working::Restore));
         match (working, error) {
@@ -352,6 +353,7 @@ impl Leader {
                 // sets would not hold, but the prefix does.
                 led.record.protected = resized.then_some(now.wall);
                 led.is_by_prefix = resized;
+                led.is_fetched = !led.fetchers.is_empty();
                 led.record.flushing = false;
                 self.update_reached(dataset, step);
                 self.fetched(dataset, Ok(()), step);

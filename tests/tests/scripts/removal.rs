@@ -1,79 +1,12 @@
 //! Removing sealed datasets on several nodes: gone everywhere at once, kept as long as they may be
-//! needed. The program is a shell script that reaches the nodes of its job by the remote shell.
+//! needed.
 
-#![allow(clippy::unwrap_used)]
-
+use crate::site::{Site, succeeded};
 use anyhow::{Context, Result, ensure};
-use scrfs_tests::{Cluster, Loss, binary, wait_until};
+use scrfs_tests::{Loss, wait_until};
 use std::fs;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
-
-/// `on N WORDS` runs WORDS on node N; `must` stops the script when a command fails; `commit NAME` makes
-/// a checkpoint with a file of each node and appends their sums to a file of that name.
-const PRELUDE: &str = r#"
-on() { node=$1; shift; "$RSH" "node$node" "$@"; }
-must() { "$@" || { echo "FAILED: $*"; exit 7; }; }
-must_not() { if "$@"; then echo "SUCCEEDED: $*"; exit 7; fi; }
-commit() {
-    must on 1 mkdir "/scr/$1.tmp"
-    for node in $NODES; do
-        must on $node "cd /scr/$1.tmp && mkdir -p in && head -c ${node}00001 /dev/urandom > in/of.$node"
-        must on $node "cd /scr/$1.tmp && md5sum in/of.$node" >> "$SHARED/$1"
-    done
-    must on 1 mv -T "/scr/$1.tmp" "/scr/$1"
-}
-has() { on $1 "ls /scr/.scr/status | grep -qx '$2'"; }
-"#;
-
-struct Site {
-    cluster: Cluster,
-    directory: tempfile::TempDir,
-}
-
-impl Site {
-    fn start(nodes: usize, config: &str) -> Result<Self> {
-        let cluster = Cluster::builder()
-            .nodes(nodes)
-            .shm_bytes(256 << 20)
-            .start()?;
-        let directory = tempfile::tempdir()?;
-        for name in ["prefix", "shared"] {
-            fs::create_dir(directory.path().join(name))?;
-        }
-        fs::write(directory.path().join("prefix/.scrfs.toml"), config)?;
-        Ok(Self { cluster, directory })
-    }
-
-    /// `scrfs run OPTIONS` of a script on three nodes.
-    fn job(&self, options: &[&str], script: &str) -> Result<Command> {
-        let path = self.directory.path().join("program");
-        fs::write(&path, format!("{PRELUDE}{script}"))?;
-        let mut command = self.cluster.command(0, binary("scrfs")?);
-        command
-            .args(["run", "--nodes"])
-            .arg(format!("node[1-{}]", self.cluster.nodes()))
-            .args(options)
-            .arg("--prefix")
-            .arg(self.directory.path().join("prefix"))
-            .arg("--rsh")
-            .arg(self.cluster.rsh())
-            .args(["--", "sh"])
-            .arg(&path)
-            .arg("{hosts}")
-            .env("RSH", self.cluster.rsh())
-            .env("SHARED", self.directory.path().join("shared"))
-            .env("PREFIX", self.directory.path().join("prefix"));
-        Ok(command)
-    }
-}
-
-fn succeeded(output: &Output) -> Result<()> {
-    let (out, err) = (&output.stdout, &output.stderr);
-    let (out, err) = (String::from_utf8_lossy(out), String::from_utf8_lossy(err));
-    ensure!(output.status.success(), "{}\n{out}{err}", output.status);
-    Ok(())
-}
 
 #[test]
 fn what_one_node_removes_is_gone_on_all_and_what_is_open_stays_readable() -> Result<()> {

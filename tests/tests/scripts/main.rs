@@ -1,0 +1,7 @@
+//! What programs do with datasets on several nodes, as shell scripts.
+
+#![allow(clippy::unwrap_used)]
+
+mod byneed;
+mod removal;
+mod site;
