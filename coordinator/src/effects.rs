@@ -16,7 +16,7 @@ use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::{DatasetRecord, PartSummary};
 use scrfs::name::Name;
 use scrfs::protocol::message::{Failure, PrefixView};
-use scrfs::protocol::step::Write;
+use scrfs::protocol::step::{Presence, Write};
 use scrfs::store::posix::{PosixStore, sync_directory};
 use scrfs::store::{Store, StoreError};
 use scrfs::stores::Stores;
@@ -148,13 +148,16 @@ pub(crate) fn complete_flush(prefix: &Target, record: &DatasetRecord) -> Result<
         .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
 }
 
-/// Whether the prefix has a dataset that was flushed, or had it deleted on purpose.
-pub(crate) fn prefix_holds(prefix: &Target, record: &DatasetRecord) -> Result<bool, Failure> {
-    let holds = || -> Result<bool, PrefixError> {
+/// Whether the prefix has a dataset that was flushed.
+pub(crate) fn prefix_holds(prefix: &Target, record: &DatasetRecord) -> Result<Presence, Failure> {
+    let presence = || -> Result<Presence, PrefixError> {
         prefix.check_usable()?;
-        Ok(prefix.published(record)? || prefix.gone()?.contains(&record.key()))
+        match prefix.presence(record)? {
+            Presence::Gone if prefix.gone()?.contains(&record.key()) => Ok(Presence::Settled),
+            presence => Ok(presence),
+        }
     };
-    holds().map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
+    presence().map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
 }
 
 pub(crate) fn write_pointers(prefix: &Target, due: &Pointers) -> Result<(), Failure> {

@@ -15,6 +15,7 @@ use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::DatasetRecord;
 use scrfs::layout::scr::ScrIndex;
 use scrfs::name::Name;
+use scrfs::protocol::step::Presence;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -285,9 +286,9 @@ impl Target {
         either!(self, prefix => prefix.complete_flush(record))
     }
 
-    /// Whether a dataset is complete and visible there.
-    pub fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
-        either!(self, prefix => prefix.published(record))
+    /// Whether what was flushed is there. That somebody had it deleted is not asked.
+    pub fn presence(&self, record: &DatasetRecord) -> Result<Presence, PrefixError> {
+        either!(self, prefix => prefix.presence(record))
     }
 
     /// Brings one slot's files back into the cache.

@@ -28,7 +28,7 @@ use std::io::{self, Read, Write};
 /// Longest frame either side accepts.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Both sides must speak the same.
-pub const PROTOCOL_VERSION: u32 = 8;
+pub const PROTOCOL_VERSION: u32 = 9;
 
 /// The first frame of every connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

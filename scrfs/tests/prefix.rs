@@ -11,7 +11,7 @@ use scrfs::protocol::message::{
     Failure, Inventory, InventoryEntry, Message, Order, PartState, PrefixView,
 };
 use scrfs::protocol::node::{Node, Start};
-use scrfs::protocol::step::{Effect, Outcome, Step};
+use scrfs::protocol::step::{Effect, Outcome, Presence, Step};
 use scrfs::redundancy::Scheme;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,6 +22,8 @@ struct Nodes {
     /// Work that has begun: by whom, to be answered with, what.
     works: Vec<(Rank, u64, Order)>,
     completing: Vec<DatasetRecord>,
+    /// What the daemon of rank 0 was last told that only the prefix has.
+    shelf: Vec<String>,
     /// What the prefix is asked for.
     asked: Vec<u64>,
     /// What the daemon of rank 0 was last told.
@@ -111,6 +113,7 @@ impl Nodes {
             wires: VecDeque::new(),
             works: Vec::new(),
             completing: Vec::new(),
+            shelf: Vec::new(),
             asked: Vec::new(),
             shown: BTreeMap::new(),
             due: Vec::new(),
@@ -198,6 +201,10 @@ impl Nodes {
                 self.due = due.iter().map(|id| id.0).collect();
                 None
             }
+            ToDaemon::Shelf(shelf) if at == Rank(0) => {
+                self.shelf = shelf.iter().map(|it| it.name.to_string()).collect();
+                None
+            }
             ToDaemon::Reply { request, result } => {
                 self.replies.push((request, result));
                 None
@@ -247,7 +254,7 @@ impl Nodes {
     }
 
     /// The prefix answers all that it was asked; gives what that was.
-    fn answer(&mut self, result: Result<bool, Failure>) -> Vec<u64> {
+    fn answer(&mut self, result: Result<Presence, Failure>) -> Vec<u64> {
         let asked = std::mem::take(&mut self.asked);
         for &id in &asked {
             let (dataset, result) = (DatasetId(id), result.clone());
@@ -476,6 +483,71 @@ fn a_flush_that_makes_no_headway_is_shown_until_it_does() {
     assert_eq!(nodes.flush_all(), [1]);
 }
 
+fn fetch(name: &[u8]) -> Request {
+    Request::Fetch {
+        name: Name::new(name).unwrap(),
+    }
+}
+
+#[test]
+fn what_somebody_wanted_is_not_evicted_by_count() {
+    let config = config(|config| config.store[0].count = 1);
+    let records = [flushed(3, Phase::Sealed)];
+    let view = PrefixView {
+        complete: vec![flushed(2, Phase::Sealed), flushed(3, Phase::Sealed)],
+        ..PrefixView::default()
+    };
+    let mut nodes = Nodes::start(1, &config, Some(view.clone()), &records);
+    assert_eq!(nodes.shelf, ["ckpt.2"]);
+    nodes.ask(1, fetch(b"ckpt.2"));
+    nodes.see(view);
+    nodes.finish();
+    assert_eq!(nodes.replies, [(1, Ok(()))]);
+    // Its parity.
+    nodes.finish();
+    nodes.pass(10);
+    assert!(nodes.asked.is_empty(), "{:?}", nodes.asked);
+    assert_eq!(nodes.state(2), Some(State::Flushed));
+    assert!(nodes.shelf.is_empty(), "the caches know it");
+    // Its space is another matter.
+    nodes.press(100);
+    assert_eq!(nodes.answer(Ok(Presence::Settled)), [2]);
+    assert_eq!(nodes.state(2), Some(State::Evicted));
+}
+
+#[test]
+fn a_name_that_a_removed_one_is_to_have_is_not_fetched() {
+    let mut removed = checkpoint(4);
+    removed.phase = Phase::Removed { overtaken: true };
+    removed.name = Name::new(b"ckpt.2").unwrap();
+    let view = PrefixView {
+        complete: vec![flushed(2, Phase::Sealed)],
+        ..PrefixView::default()
+    };
+    let records = [removed, checkpoint(5)];
+    let mut nodes = Nodes::start(1, &config(|_| {}), Some(view.clone()), &records);
+    nodes.ask(1, fetch(b"ckpt.2"));
+    nodes.see(view);
+    assert_eq!(nodes.replies, [(1, Err(Refusal::Busy))]);
+}
+
+#[test]
+fn what_another_job_has_replaced_is_not_flushed_again() {
+    let (mut nodes, view) = three_flushed();
+    let fewer = PrefixView {
+        complete: view.complete[1..].to_vec(),
+        ..PrefixView::default()
+    };
+    nodes.see(fewer);
+    assert_eq!(nodes.answer(Ok(Presence::Replaced)), [1]);
+    assert_eq!(nodes.state(1), Some(State::Protected), "the last copy");
+    assert_eq!((nodes.flushing(), nodes.due.len()), (None, 0));
+    nodes.press(300);
+    let asked = nodes.answer(Ok(Presence::Settled));
+    assert!(!asked.contains(&1), "{asked:?}");
+    assert_eq!(nodes.state(1), Some(State::Protected));
+}
+
 /// Three flushed checkpoints, and what the prefix shows of them.
 fn three_flushed() -> (Nodes, PrefixView) {
     let records: Vec<_> = (1..=3).map(|id| flushed(id, Phase::Sealed)).collect();
@@ -497,12 +569,12 @@ fn caches_let_go_of_what_the_prefix_says_it_has_and_of_nothing_else() {
     assert_eq!(nodes.asked, [1, 2]);
     nodes.press(150);
     assert_eq!(nodes.asked, [1, 2]);
-    assert_eq!(nodes.answer(Ok(true)), [1, 2]);
+    assert_eq!(nodes.answer(Ok(Presence::Settled)), [1, 2]);
     let [evicted, flushed] = [State::Evicted, State::Flushed];
     assert_eq!(states(&nodes), [evicted, evicted, flushed]);
     // The newest stays whatever is wanted.
     nodes.press(150);
-    assert!(nodes.answer(Ok(true)).is_empty());
+    assert!(nodes.answer(Ok(Presence::Settled)).is_empty());
 }
 
 #[test]
@@ -513,7 +585,11 @@ fn an_answer_of_before_is_not_believed() {
         ..PrefixView::default()
     };
     nodes.see(fewer);
-    assert_eq!(nodes.answer(Ok(true)), [1], "the look was wrong");
+    assert_eq!(
+        nodes.answer(Ok(Presence::Settled)),
+        [1],
+        "the look was wrong"
+    );
     assert_eq!(nodes.state(1), Some(State::Flushed));
     nodes.press(100);
     assert_eq!(nodes.asked, [1], "somebody may have removed it since");
@@ -529,14 +605,14 @@ fn what_somebody_removed_from_the_prefix_is_flushed_again() {
         ..PrefixView::default()
     };
     nodes.see(fewer);
-    assert_eq!(nodes.answer(Ok(false)), [1]);
+    assert_eq!(nodes.answer(Ok(Presence::Gone)), [1]);
     assert_eq!(nodes.flush_all(), [1]);
     assert_eq!(nodes.state(1), Some(State::Flushed));
     // Before an eviction, too, and something else goes instead.
     nodes.press(100);
-    assert_eq!(nodes.answer(Ok(false)), [1]);
+    assert_eq!(nodes.answer(Ok(Presence::Gone)), [1]);
     assert_eq!(nodes.flushing(), Some((1, vec![0])));
-    assert_eq!(nodes.answer(Ok(true)), [2]);
+    assert_eq!(nodes.answer(Ok(Presence::Settled)), [2]);
     assert_eq!(nodes.state(2), None, "it was deleted on purpose");
 }
 
@@ -555,7 +631,7 @@ fn a_prefix_that_does_not_answer_is_asked_again_later_and_costs_nothing() {
     assert_eq!(nodes.state(1), Some(State::Flushed));
     nodes.pass(1_000);
     nodes.asked.sort_unstable();
-    assert_eq!(nodes.answer(Ok(true)), [1, 2]);
+    assert_eq!(nodes.answer(Ok(Presence::Settled)), [1, 2]);
     assert_eq!(nodes.state(1), Some(State::Evicted));
     assert_eq!(nodes.state(2), Some(State::Flushed), "one was enough");
 }

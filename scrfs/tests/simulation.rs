@@ -8,8 +8,6 @@
 //! back stale; work that fails. What is not: bytes, which are versions of files here.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
-#[path = "simulation/byhand.rs"]
-mod byhand;
 #[path = "simulation/checker.rs"]
 mod checker;
 #[path = "simulation/daemon.rs"]
@@ -22,6 +20,8 @@ mod epochs;
 mod fence;
 #[path = "simulation/jobs.rs"]
 mod jobs;
+#[path = "simulation/people.rs"]
+mod people;
 #[path = "simulation/pointers.rs"]
 mod pointers;
 #[path = "simulation/programs.rs"]
@@ -186,6 +186,7 @@ struct Told {
     reads: u64,
     degraded_reads: u64,
     removed_by_hand: u64,
+    fetched: u64,
 }
 
 fn live(seed: u64, logging: bool) -> (Result<Told, String>, Vec<String>) {
@@ -207,7 +208,8 @@ fn live(seed: u64, logging: bool) -> (Result<Told, String>, Vec<String>) {
         returned: world.checker.promise.returned,
         reads: world.checker.reads,
         degraded_reads: world.checker.degraded_reads,
-        removed_by_hand: world.by_hand.removed,
+        removed_by_hand: world.people.removed,
+        fetched: world.people.granted,
     };
     (
         world.violation.take().map_or(Ok(told), Err),
@@ -285,12 +287,13 @@ fn random_lives_of_a_cluster() {
         all.reads += told.reads;
         all.degraded_reads += told.degraded_reads;
         all.removed_by_hand += told.removed_by_hand;
+        all.fetched += told.fetched;
     }
     assert!(failed.is_empty(), "{} failed", failed.len());
     // A simulation in which nothing succeeds proves nothing.
     eprintln!(
         "{} commits, {} evicted, {} of {} requests granted, {} fences lifted, {} came back, \
-         {} slots read, {} tried while lost, {} removed by hand",
+         {} slots read, {} tried while lost, {} removed by hand, {} fetched",
         all.commits,
         all.evicted,
         all.granted,
@@ -299,11 +302,13 @@ fn random_lives_of_a_cluster() {
         all.returned,
         all.reads,
         all.degraded_reads,
-        all.removed_by_hand
+        all.removed_by_hand,
+        all.fetched
     );
     if all.commits > 1000 {
         assert!(all.degraded_reads > 100, "only {}", all.degraded_reads);
         assert!(all.removed_by_hand > 100, "only {}", all.removed_by_hand);
+        assert!(all.fetched > 100, "only {}", all.fetched);
     }
 }
 

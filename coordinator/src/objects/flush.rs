@@ -17,6 +17,7 @@ use scrfs::layout::index::{EntryState, IndexEntry};
 use scrfs::layout::manifest::{DataExtent, EntryKind, Manifest};
 use scrfs::layout::record::{DatasetRecord, millis};
 use scrfs::name::RelPath;
+use scrfs::protocol::step::Presence;
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -194,8 +195,15 @@ impl Outbox {
 }
 
 impl ObjectPrefix {
-    /// As [`crate::prefix::Prefix::published`].
-    pub(crate) fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
+    /// As [`crate::prefix::Prefix::presence`]: each dataset has objects of its own, whatever its name.
+    pub(crate) fn presence(&self, record: &DatasetRecord) -> Result<Presence, PrefixError> {
+        Ok(match self.published(record)? {
+            true => Presence::Settled,
+            false => Presence::Gone,
+        })
+    }
+
+    fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
         let entry = self.entry(record.key())?;
         Ok(entry.is_some_and(|entry| entry.is_complete() && entry.record.name == record.name))
     }

@@ -42,6 +42,7 @@ use scrfs::id::{DatasetKey, Slot};
 use scrfs::layout::index::{EntryState, IndexEntry};
 use scrfs::layout::path::PrefixPaths;
 use scrfs::layout::record::DatasetRecord;
+use scrfs::protocol::step::Presence;
 use scrfs::store::Store;
 use scrfs::store::posix::PosixStore;
 use std::collections::HashSet;
@@ -251,13 +252,36 @@ impl Prefix {
     }
 
     /// Whether the index has it complete and its directory is there.
-    pub(crate) fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
+    fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
         let entry = self.entry(record.key())?;
         Ok(entry.is_some_and(|entry| {
             entry.state == EntryState::Complete
                 && entry.record.name == record.name
                 && inode(&self.paths.dataset(&record.name)).is_some()
         }))
+    }
+
+    /// Whether what was flushed is there still.
+    pub(crate) fn presence(&self, record: &DatasetRecord) -> Result<Presence, PrefixError> {
+        let entry = self.entry(record.key())?.filter(|entry| {
+            entry.state == EntryState::Complete && entry.record.name == record.name
+        });
+        let Some(found) = inode(&self.paths.dataset(&record.name)) else {
+            return Ok(Presence::Gone);
+        };
+        if entry.as_ref().is_some_and(|entry| entry.inode == found) {
+            return Ok(Presence::Settled);
+        }
+        // Another directory: of another dataset, or the prefix was copied to where it is now.
+        let others = self.all_entries()?;
+        let is_taken = others
+            .iter()
+            .any(|other| other.key() != record.key() && other.record.name == record.name);
+        Ok(match (is_taken, entry) {
+            (true, _) => Presence::Replaced,
+            (false, Some(_)) => Presence::Settled,
+            (false, None) => Presence::Gone,
+        })
     }
 
     /// Whether the directory under the entry's name is the one the entry was written for.

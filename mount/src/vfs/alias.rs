@@ -73,10 +73,9 @@ fn reach_of(number: i64) -> Reach {
     #[cfg(target_arch = "x86_64")]
     match number {
         libc::SYS_open => return Reach::Opens { flags: Some(1) },
-        libc::SYS_stat
-        | libc::SYS_lstat
-        | libc::SYS_access
-        | libc::SYS_readlink => return Reach::Asks { path: 0 },
+        libc::SYS_stat | libc::SYS_lstat | libc::SYS_access | libc::SYS_readlink => {
+            return Reach::Asks { path: 0 };
+        }
         _ => {}
     }
     match number {
@@ -173,10 +172,22 @@ mod tests {
 
     #[test]
     fn a_path_goes_below_a_name_or_ends_with_it() {
-        for path in ["/scr/ckpt.5/f", "ckpt.5/d/f", "//scr//ckpt.5//f", "../ckpt.5/."] {
+        for path in [
+            "/scr/ckpt.5/f",
+            "ckpt.5/d/f",
+            "//scr//ckpt.5//f",
+            "../ckpt.5/.",
+        ] {
             assert!(super::is_below(path.as_bytes(), b"ckpt.5"), "{path}");
         }
-        for path in ["/scr/ckpt.5", "/scr/ckpt.5/", "ckpt.5", "/scr/ckpt.55/f", "", "f"] {
+        for path in [
+            "/scr/ckpt.5",
+            "/scr/ckpt.5/",
+            "ckpt.5",
+            "/scr/ckpt.55/f",
+            "",
+            "f",
+        ] {
             assert!(!super::is_below(path.as_bytes(), b"ckpt.5"), "{path}");
         }
     }

@@ -71,6 +71,10 @@ struct Led {
     left_out: bool,
     /// The error in its record is that its flush makes no headway.
     is_stuck: bool,
+    /// Another dataset has taken its name in the prefix.
+    is_replaced: bool,
+    /// Its files are being dropped from the caches.
+    evicting: bool,
     /// Who wants it fetched.
     fetchers: Vec<Asker>,
     /// Somebody wanted it fetched: it goes when its space is needed, and not by count.
@@ -104,6 +108,8 @@ impl Led {
             flush_now: false,
             left_out: false,
             is_stuck: false,
+            is_replaced: false,
+            evicting: false,
             fetchers: Vec::new(),
             is_fetched: false,
             retry: BTreeMap::new(),
@@ -171,6 +177,8 @@ impl Led {
 enum Purpose {
     /// Nothing further.
     Noted,
+    /// The caches have let go of a dataset.
+    Evict { dataset: DatasetId },
     /// A dataset was made.
     Create { dataset: DatasetId, asker: Asker },
     /// Directories changed; the result of the asker's own node counts.
@@ -557,6 +565,12 @@ impl Leader {
         let first = failures.values().next().map(|failure| failure.refusal);
         match purpose {
             Purpose::Noted => {}
+            Purpose::Evict { dataset } => {
+                if let Some(led) = self.datasets.get_mut(&dataset) {
+                    led.evicting = false;
+                }
+                self.fetch_asked_before(step);
+            }
             Purpose::Create { dataset, asker } => {
                 self.created(dataset, asker, first, step);
                 self.resume(now, dataset, step);

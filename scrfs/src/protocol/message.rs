@@ -3,7 +3,9 @@
 //! Every message is an [`Packet`] in an envelope: versioned, checksummed, marked with its epoch. A
 //! packet of another epoch is refused by the receiver.
 
-use crate::control::{Activity, DirectoryChange, NodeStatus, Piece, Pressure, Progress, Refusal, Request, Shelved};
+use crate::control::{
+    Activity, DirectoryChange, NodeStatus, Piece, Pressure, Progress, Refusal, Request, Shelved,
+};
 use crate::findings::Findings;
 use crate::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
 use crate::interval::{Learnt, Question, Verdict, Verdicts};

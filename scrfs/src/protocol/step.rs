@@ -89,8 +89,7 @@ pub enum Effect {
     },
     /// See what the prefix has now; answered by [`Outcome::PrefixSeen`].
     LookAtPrefix,
-    /// Ask whether the prefix has the dataset, or had it deleted by `scrfs`; answered by
-    /// [`Outcome::PrefixHolds`].
+    /// Ask whether the prefix has the dataset; answered by [`Outcome::PrefixHolds`].
     AskPrefix {
         /// Which.
         record: Box<DatasetRecord>,
@@ -102,6 +101,17 @@ pub enum Effect {
         /// Only these slots; all of them when empty.
         slots: Vec<Slot>,
     },
+}
+
+/// Whether the prefix has what was flushed there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Presence {
+    /// It has, or somebody had it deleted by `scrfs`: nothing is to be done about it.
+    Settled,
+    /// Another dataset has taken its name.
+    Replaced,
+    /// It is gone, and nobody said that it should.
+    Gone,
 }
 
 /// How an effect ended.
@@ -155,8 +165,8 @@ pub enum Outcome {
     PrefixHolds {
         /// Which.
         dataset: DatasetId,
-        /// Also when it was deleted there by `scrfs`; an error when that cannot be known now.
-        result: Result<bool, Failure>,
+        /// An error when that cannot be known now.
+        result: Result<Presence, Failure>,
     },
     /// A flush makes no headway on this node, or does again.
     Stuck {

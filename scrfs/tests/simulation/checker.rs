@@ -13,6 +13,7 @@ use scrfs::control::{Level, Refusal, Request};
 use scrfs::id::{DatasetId, Epoch, Slot};
 use scrfs::layout::pointer::Version;
 use scrfs::layout::record::{DatasetRecord, Phase, Seal};
+use scrfs::name::Name;
 use scrfs::protocol::message::{Message, Order, Word};
 use scrfs::protocol::step::Write;
 use std::collections::{BTreeMap, BTreeSet};
@@ -359,7 +360,7 @@ impl World {
             .as_ref()
             .and_then(|it| it.complete.get(&record.id));
         // What an epoch begins with is decided by what the prefix had before.
-        let decided = !self.ready && self.by_hand.has_removed(record.id);
+        let decided = !self.ready && self.people.has_removed(record.id);
         if entry.is_none_or(|(it, _)| it.created != record.created) && !decided {
             return self.violate("invariant_what_goes_is_safe", format!("{record:?}"));
         }
@@ -491,6 +492,10 @@ impl World {
                     Some(Request::Point { changes, .. }) => {
                         self.invariant_pointers_are_everywhere(&changes);
                     }
+                    Some(Request::Fetch { name }) => {
+                        self.people.granted += 1;
+                        self.invariant_fetched_is_there(at, &name);
+                    }
                     Some(Request::Wait { dataset, level }) => {
                         self.invariant_answered_means_durable(dataset, level);
                     }
@@ -520,6 +525,14 @@ impl World {
         {
             let text = format!("{dataset} is not {level:?} everywhere");
             self.violate("invariant_answered_means_durable", text);
+        }
+    }
+
+    fn invariant_fetched_is_there(&mut self, at: usize, name: &Name) {
+        let disk = self.disk_of(at);
+        let sealed = |it: &&DatasetRecord| it.name == *name && it.phase == Phase::Sealed;
+        if !disk.records.values().any(|it| sealed(&it)) {
+            self.violate("invariant_fetched_is_there", format!("{name} on {at}"));
         }
     }
 

@@ -19,6 +19,7 @@ impl World {
         let epoch = self.epoch;
         self.note(|| format!("=== {epoch} on {members:?}, new run: {new_run}"));
         self.blown = None;
+        self.people.fetched.clear();
         if new_run {
             self.close_all();
             for &machine in members {

@@ -12,7 +12,7 @@ use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::DatasetRecord;
 use scrfs::protocol::message::{Failure, Order};
-use scrfs::protocol::step::Outcome;
+use scrfs::protocol::step::{Outcome, Presence};
 
 /// Something a coordinator has begun.
 #[derive(Debug)]
@@ -80,6 +80,9 @@ impl World {
         if let Err(failure) = &result {
             self.note(|| format!("  failed: {failure}"));
         }
+        if let (Kind::CompleteFlush { .. }, Ok(_)) = (&kind, &result) {
+            self.look_soon();
+        }
         let outcome = match kind {
             Kind::MakePart { ticket, .. } | Kind::Work { ticket, .. } => Outcome::Worked {
                 ticket,
@@ -108,7 +111,7 @@ impl World {
             },
             Kind::AskPrefix { record } => Outcome::PrefixHolds {
                 dataset: record.id,
-                result: result.map(|_| self.is_published(&record)),
+                result: result.map(|_| self.presence(&record)),
             },
             Kind::CompleteFlush { record } => Outcome::FlushCompleted {
                 dataset: record.id,
@@ -148,6 +151,16 @@ impl World {
         let prefix = self.prefix.as_ref();
         let entry = prefix.and_then(|it| it.complete.get(&record.id));
         entry.is_some_and(|(it, _)| it.created == record.created)
+    }
+
+    fn presence(&self, record: &DatasetRecord) -> Presence {
+        let prefix = self.prefix.as_ref();
+        let mut complete = prefix.iter().flat_map(|prefix| prefix.complete.values());
+        match self.is_published(record) {
+            true => Presence::Settled,
+            false if complete.any(|(it, _)| it.name == record.name) => Presence::Replaced,
+            false => Presence::Gone,
+        }
     }
 
     /// What the job leaves on disk. A scan also gives what it found.

@@ -44,9 +44,9 @@ fn temporary(name: &Name) -> bool {
 impl World {
     /// One move of one program.
     pub fn play(&mut self) {
-        self.remove_by_hand();
         let rank = self.rng.random_range(0..self.coords.len());
         let machine = self.coords[rank].machine;
+        self.meddle(machine);
         match self.rng.random_range(0..100) {
             0..=9 => self.make_dataset(machine),
             10..=32 => self.open_file(machine),
@@ -114,7 +114,7 @@ impl World {
         while self.blown.is_none() && self.violation.is_none() && self.event() {}
     }
 
-    fn ask(&mut self, machine: usize, what: Request) {
+    pub fn ask(&mut self, machine: usize, what: Request) {
         self.note(|| format!("a program on machine {machine} asks {what:?}"));
         self.machines[machine].daemon.ask(what);
     }

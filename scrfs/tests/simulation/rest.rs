@@ -101,7 +101,7 @@ impl World {
                 .take(place)
                 .any(|newer| newer.is_restartable() && !is_weaker(newer, record));
             let output = record.class != Class::Checkpoint && record.flushed.is_none();
-            if newer && !output {
+            if newer && !output && !self.people.fetched.contains(&record.name) {
                 return self.violate(name, format!("not evicted: {record:?}"));
             }
         }

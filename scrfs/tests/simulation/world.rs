@@ -4,11 +4,11 @@
 //! ranks (in order for each pair), a word between a daemon and its coordinator, the end of a job, a
 //! program's move, time passing. Everything follows from the seed.
 
-use crate::byhand::ByHand;
 use crate::checker::Checker;
 use crate::daemon::{Daemon, Seen};
 use crate::disk::{Disk, Prefix};
 use crate::jobs::{Job, Kind};
+use crate::people::People;
 use crate::pointers::setback;
 use crate::programs::Programs;
 use rand::rngs::StdRng;
@@ -60,7 +60,7 @@ pub struct World {
     pub ready: bool,
     pub new_run: bool,
     pub prefix: Option<Prefix>,
-    pub by_hand: ByHand,
+    pub people: People,
     pub programs: Programs,
     pub checker: Checker,
     /// How many of a hundred jobs fail.
@@ -96,7 +96,7 @@ impl World {
             ready: false,
             new_run: true,
             prefix: prefix.then(Prefix::default),
-            by_hand: ByHand::of(seed),
+            people: People::of(seed),
             programs: Programs::default(),
             checker: Checker::default(),
             failing: 0,
@@ -279,8 +279,7 @@ impl World {
                     kind: Kind::AskPrefix { record },
                 });
             }
-            // No program here asks for a fetch.
-            Effect::LookAtPrefix => {}
+            Effect::LookAtPrefix => self.look(),
             Effect::DropData { dataset, slots } => {
                 self.note(|| format!("  {at} drops {dataset} {slots:?}"));
                 self.machines[machine].disk.drop_data(dataset, &slots);

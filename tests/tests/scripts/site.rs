@@ -29,10 +29,7 @@ pub(crate) struct Site {
 
 impl Site {
     fn cluster(nodes: usize) -> Result<Cluster> {
-        Cluster::builder()
-            .nodes(nodes)
-            .shm_bytes(256 << 20)
-            .start()
+        Cluster::builder().nodes(nodes).shm_bytes(256 << 20).start()
     }
 
     pub(crate) fn start(nodes: usize, config: &str) -> Result<Self> {

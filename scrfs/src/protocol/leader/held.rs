@@ -3,8 +3,9 @@
 //! People own the prefix and may remove what they like with `rm -r`, which no record tells of. So `flushed`
 //! in a record is a memory, good enough to show; it is no reason to drop the last other copy. Before that the
 //! prefix is asked, and only its answer counts, and only for what is decided in the moment it comes. What it does
-//! not hold any more, and nobody deleted by `scrfs`, is not flushed: it stays and is flushed again. A prefix
-//! that gives no answer is asked again after a pause; one that hangs is asked once.
+//! not hold any more, and nobody deleted by `scrfs`, is not flushed: it stays and is flushed again, unless
+//! another dataset has taken its name: two jobs that write the same names would take them from each other for
+//! ever. A prefix that gives no answer is asked again after a pause; one that hangs is asked once.
 //!
 //! The prefix is also asked for what a newer look at it does not show, so that it is flushed again soon.
 
@@ -14,7 +15,7 @@ use crate::id::DatasetId;
 use crate::layout::record::Phase;
 use crate::protocol::Now;
 use crate::protocol::message::Failure;
-use crate::protocol::step::{Effect, Step};
+use crate::protocol::step::{Effect, Presence, Step};
 use std::collections::BTreeMap;
 
 /// What was asked of a dataset.
@@ -24,8 +25,8 @@ enum Asked {
     Waiting(Option<Retry>),
     /// It is there, just now.
     Holds,
-    /// It is not, which its record says as soon as nothing else is being said of it.
-    Gone,
+    /// It is not, which its record says as soon as nothing else is being said of it; or another has its name.
+    Gone { replaced: bool },
     /// Nobody knows.
     Unknown(Retry),
 }
@@ -48,16 +49,20 @@ pub(super) enum Holds {
 }
 
 impl Held {
+    fn gone(&mut self, dataset: DatasetId, replaced: bool) {
+        self.asked.insert(dataset, Asked::Gone { replaced });
+    }
+
     /// Whether the prefix has said that it is not there.
     pub(super) fn is_gone(&self, dataset: DatasetId) -> bool {
-        matches!(self.asked.get(&dataset), Some(Asked::Gone))
+        matches!(self.asked.get(&dataset), Some(Asked::Gone { .. }))
     }
 
     /// When a pause ends.
     pub(super) fn deadline(&self) -> Option<u64> {
         let pauses = self.asked.values().filter_map(|asked| match asked {
             Asked::Unknown(retry) => retry.deadline(),
-            Asked::Waiting(_) | Asked::Holds | Asked::Gone => None,
+            Asked::Waiting(_) | Asked::Holds | Asked::Gone { .. } => None,
         });
         pauses.min()
     }
@@ -75,7 +80,7 @@ impl Leader {
             Some(Asked::Holds) => return Holds::Yes,
             Some(Asked::Waiting(_)) => return Holds::Asked,
             Some(Asked::Unknown(retry)) if retry.deadline().is_some() => return Holds::Unknown,
-            Some(Asked::Gone) => return Holds::Unknown,
+            Some(Asked::Gone { .. }) => return Holds::Unknown,
             Some(Asked::Unknown(retry)) => Some(*retry),
             None => None,
         };
@@ -109,15 +114,16 @@ impl Leader {
         &mut self,
         now: Now,
         dataset: DatasetId,
-        result: Result<bool, Failure>,
+        result: Result<Presence, Failure>,
         step: &mut Step,
     ) {
         let Some(Asked::Waiting(before)) = self.held.asked.remove(&dataset) else {
             return;
         };
         match result {
-            Ok(true) => drop(self.held.asked.insert(dataset, Asked::Holds)),
-            Ok(false) => drop(self.held.asked.insert(dataset, Asked::Gone)),
+            Ok(Presence::Settled) => drop(self.held.asked.insert(dataset, Asked::Holds)),
+            Ok(Presence::Replaced) => self.held.gone(dataset, true),
+            Ok(Presence::Gone) => self.held.gone(dataset, false),
             Err(failure) => {
                 tracing::warn!(%dataset, %failure, "the prefix does not say whether it has it: it stays in the caches");
                 let retry = Retry::after(before.as_ref(), now);
@@ -135,7 +141,7 @@ impl Leader {
         for (&dataset, asked) in &mut self.held.asked {
             match asked {
                 Asked::Unknown(retry) => again.extend(retry.is_due(now).then_some(dataset)),
-                Asked::Gone => gone.push(dataset),
+                Asked::Gone { replaced } => gone.push((dataset, *replaced)),
                 Asked::Waiting(_) | Asked::Holds => {}
             }
         }
@@ -146,7 +152,7 @@ impl Leader {
                 false => drop(self.held.asked.remove(&dataset)),
             }
         }
-        for dataset in gone {
+        for (dataset, replaced) in gone {
             let is_being_said = self.tickets.values().any(|ticket| {
                 matches!(ticket.purpose, Purpose::Reached { dataset: of, .. } if of == dataset)
             });
@@ -155,13 +161,14 @@ impl Leader {
                 Some(led) if is_being_said || !led.is_resting() => continue,
                 Some(led) => {
                     tracing::warn!(%dataset, name = %led.record.name,
-                        "it was flushed, and is not in the prefix any more: it stays in the caches, to be flushed again");
+                        replaced, "it was flushed, and is not in the prefix any more: it stays in the caches, \
+                        and is flushed again unless another has taken its name");
                     led.record.flushed = None;
                     if std::mem::take(&mut led.is_by_prefix) {
                         led.record.protected = None;
                     }
                     led.everywhere = led.everywhere.min(led.level());
-                    led.left_out = false;
+                    led.is_replaced = replaced;
                     self.update(dataset, Purpose::Noted, step);
                 }
                 None => {}

@@ -64,7 +64,8 @@ impl Leader {
             }
             _ => false,
         };
-        led.flush_now || led.record.class.is_output() || (due && !led.left_out)
+        led.flush_now
+            || (!led.is_replaced && (led.record.class.is_output() || (due && !led.left_out)))
     }
 
     /// Whether it is the newest checkpoint that the caches have.
@@ -270,7 +271,19 @@ impl Leader {
         step.effect(Effect::LookAtPrefix);
     }
 
+    /// Looks again for who waits until what they want has been dropped.
+    pub(super) fn fetch_asked_before(&mut self, step: &mut Step) {
+        if !self.looking.asked.is_empty() {
+            step.effect(Effect::LookAtPrefix);
+        }
+    }
+
     fn fetch_named(&mut self, asker: Asker, name: Name, step: &mut Step) {
+        let named = |led: &&Led| led.record.name == name;
+        if self.datasets.values().filter(named).any(|led| led.evicting) {
+            // What is dropped late would be what was fetched.
+            return self.looking.asked.push((asker, name));
+        }
         if let Some(led) = self
             .live_by_name(&name)
             .and_then(|dataset| self.datasets.get_mut(&dataset))
@@ -306,6 +319,15 @@ impl Leader {
         let prefix = self.prefix.as_ref().ok_or(Refusal::Failed)?;
         if self.is_taken(name, DatasetId(0)) {
             return Err(Refusal::Exists);
+        }
+        // One that was removed here, and is to replace what the prefix has.
+        let mut named = self
+            .datasets
+            .values()
+            .filter(|led| led.record.name == *name);
+        let is_to_come = |led: &Led| led.record.flushed.is_none() && self.is_due(led);
+        if named.any(|led| led.record.is_removed() && is_to_come(led)) {
+            return Err(Refusal::Busy);
         }
         let named = prefix.complete.iter().filter(|it| it.name == *name);
         let record = named.max_by_key(|it| it.key()).ok_or(Refusal::Missing)?;

@@ -41,7 +41,10 @@ impl Leader {
             let Ticket { purpose, .. } = ticket;
             matches!(
                 purpose,
-                Purpose::Noted | Purpose::Record { .. } | Purpose::Reached { .. }
+                Purpose::Noted
+                    | Purpose::Evict { .. }
+                    | Purpose::Record { .. }
+                    | Purpose::Reached { .. }
             )
         };
         if self.tickets.values().any(telling) {
@@ -116,7 +119,9 @@ impl Leader {
 
     fn be_ready(&mut self, now: Now, restart: Option<DatasetId>, step: &mut Step) {
         self.ready = true;
-        self.looking.is_untold = self.prefix.is_some();
+        // Programs that start now may open what only the prefix has.
+        self.looking.is_untold = true;
+        self.tell_shelf(step);
         let new_run = self.new_run;
         step.cast(Message::Ready { restart, new_run });
         self.answer_questions(now, step);

@@ -357,6 +357,8 @@ impl Leader {
                 led.record.flushing = false;
                 self.update_reached(dataset, step);
                 self.fetched(dataset, Ok(()), step);
+                // It may have been removed from the prefix meanwhile.
+                self.ask_for_missing(step);
             }
             (Some(Working::Flush { rest }), None) if !rest.is_empty() => {
                 self.flush_turn(dataset, rest, step);
