@@ -586,3 +586,16 @@ fn only_the_newest_checkpoints_stay_in_the_prefix_and_none_is_missed() -> Result
     );
     node.sh("$SCRFS unmount /scr --now").map(drop)
 }
+
+#[test]
+fn a_job_on_this_machine_needs_no_ssh() -> Result<()> {
+    let alone = Alone::new(256 << 20)?;
+    // Fails once: the daemon is not ended with what is left of a launch.
+    let said = alone.sh(
+        "cd $P && $SCRFS run --nodes localhost --runs 2 --prefix $P -- sh -c \
+         'mkdir /scr/a.tmp && echo 1 > /scr/a.tmp/f && mv -T /scr/a.tmp /scr/a && (sleep 1000 & echo $! > $P/pid) && exit 7; \
+         cat /scr/a/f' && cat $P/a/f && ! kill -0 $(cat $P/pid)",
+    )?;
+    ensure!(said == "1\n1", "{said}");
+    Ok(())
+}

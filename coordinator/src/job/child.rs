@@ -4,6 +4,9 @@
 //! launcher is killed they become the supervisor's children, and can be found and killed without any
 //! doubt whose they are: a process id of our own unreaped child is never anybody else's.
 //!
+//! A daemon that was started on this machine without a remote shell is adopted like them. It is to outlive
+//! launches, and the supervisor: such processes have [`STAYS`] in their environment.
+//!
 //! Invariants: only our own children are signalled here, and processes held by a pidfd that was opened
 //! before they were looked at; children start with no signal blocked.
 
@@ -20,6 +23,9 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
+
+/// Who has this variable is left alone.
+pub(super) const STAYS: &str = "SCRFS_STAYS";
 
 /// Orphans of our children become ours from now on.
 pub(super) fn adopt_orphans() -> io::Result<()> {
@@ -103,7 +109,13 @@ fn children() -> Vec<i32> {
         let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
         rest.split(' ').nth(1) == Some(me.as_str())
     };
-    processes().filter(is_mine).collect()
+    let stays = |pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut entries = environment.split(|byte| *byte == 0);
+        entries.any(|entry| entry.starts_with(STAYS.as_bytes()) && entry[STAYS.len()..] == *b"=1")
+    };
+    let mine = processes().filter(is_mine);
+    mine.filter(|pid| !stays(pid)).collect()
 }
 
 fn processes() -> impl Iterator<Item = i32> {

@@ -51,6 +51,9 @@ const KINDS: [Kind; 2] = [
     },
 ];
 
+/// What this machine calls itself.
+const HERE: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
 /// How to run commands on hosts.
 #[derive(Clone, Debug)]
 pub struct Shell {
@@ -85,8 +88,15 @@ impl Shell {
         is_plain.then(|| self.words.join(" "))
     }
 
-    /// What runs `command` on `host`.
+    /// What runs `command` on `host`. This machine itself is not reached by ssh, which it may not serve; any
+    /// other words are taken to mean what they say.
     pub fn command(&self, host: &str, command: &str) -> Vec<String> {
+        if self.words == ["ssh"] && HERE.contains(&host) {
+            let stays = format!("{}=1", child::STAYS);
+            return ["env", &stays, "sh", "-c", command]
+                .map(str::to_owned)
+                .into();
+        }
         let fill = |word: &String| word.replace("{host}", host);
         let mut words: Vec<String> = self.words.iter().map(fill).collect();
         match self.kind() {
@@ -304,6 +314,14 @@ mod tests {
             logs: PathBuf::new(),
             patience: Duration::ZERO,
         };
+        let here = |host: &str| shell("ssh").command(host, "a && b").join("|");
+        assert_eq!(here("localhost"), "env|SCRFS_STAYS=1|sh|-c|a && b");
+        assert_eq!(
+            here("localhost.example.org"),
+            "ssh|localhost.example.org|a && b"
+        );
+        let elsewhere = shell("ssh -p 22").command("localhost", "a").join("|");
+        assert_eq!(elsewhere, "ssh|-p|22|localhost|a");
         let call = |text: &str| shell(text).command("n1", "a && b").join("|");
         assert_eq!(call("ssh -q"), "ssh|-q|n1|a && b");
         assert_eq!(

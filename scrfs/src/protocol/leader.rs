@@ -73,8 +73,6 @@ struct Led {
     is_stuck: bool,
     /// Another dataset has taken its name in the prefix.
     is_replaced: bool,
-    /// Its files are being dropped from the caches.
-    evicting: bool,
     /// Who wants it fetched.
     fetchers: Vec<Asker>,
     /// Somebody wanted it fetched: it goes when its space is needed, and not by count.
@@ -109,7 +107,6 @@ impl Led {
             left_out: false,
             is_stuck: false,
             is_replaced: false,
-            evicting: false,
             fetchers: Vec::new(),
             is_fetched: false,
             retry: BTreeMap::new(),
@@ -177,8 +174,6 @@ impl Led {
 enum Purpose {
     /// Nothing further.
     Noted,
-    /// The caches have let go of a dataset.
-    Evict { dataset: DatasetId },
     /// A dataset was made.
     Create { dataset: DatasetId, asker: Asker },
     /// Directories changed; the result of the asker's own node counts.
@@ -210,6 +205,8 @@ enum Purpose {
 #[derive(Debug)]
 struct Ticket {
     purpose: Purpose,
+    /// Members drop what they have of this one.
+    evicts: Option<DatasetId>,
     waiting: BTreeSet<Rank>,
     failures: BTreeMap<Rank, Failure>,
     findings: Findings,
@@ -295,10 +292,17 @@ impl Leader {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let waiting = self.ranks().collect();
+        let evicts = match &order {
+            Order::Amend(record) | Order::Update(record) => {
+                (record.phase == Phase::Evicted).then_some(record.id)
+            }
+            _ => None,
+        };
         self.tickets.insert(
             ticket,
             Ticket {
                 purpose,
+                evicts,
                 waiting,
                 failures: BTreeMap::new(),
                 findings: Findings::default(),
@@ -543,6 +547,7 @@ impl Leader {
         }
         let Some(Ticket {
             purpose,
+            evicts,
             failures,
             findings,
             ..
@@ -550,6 +555,9 @@ impl Leader {
         else {
             return;
         };
+        if evicts.is_some() {
+            self.fetch_asked_before(step);
+        }
         self.finish(now, purpose, (failures, findings), step);
         self.schedule(now, step);
     }
@@ -565,12 +573,6 @@ impl Leader {
         let first = failures.values().next().map(|failure| failure.refusal);
         match purpose {
             Purpose::Noted => {}
-            Purpose::Evict { dataset } => {
-                if let Some(led) = self.datasets.get_mut(&dataset) {
-                    led.evicting = false;
-                }
-                self.fetch_asked_before(step);
-            }
             Purpose::Create { dataset, asker } => {
                 self.created(dataset, asker, first, step);
                 self.resume(now, dataset, step);

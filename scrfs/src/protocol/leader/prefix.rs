@@ -279,8 +279,9 @@ impl Leader {
     }
 
     fn fetch_named(&mut self, asker: Asker, name: Name, step: &mut Step) {
-        let named = |led: &&Led| led.record.name == name;
-        if self.datasets.values().filter(named).any(|led| led.evicting) {
+        let evicted = self.tickets.values().filter_map(|ticket| ticket.evicts);
+        let mut evicted = evicted.filter_map(|dataset| self.datasets.get(&dataset));
+        if evicted.any(|led| led.record.name == name) {
             // What is dropped late would be what was fetched.
             return self.looking.asked.push((asker, name));
         }

@@ -41,10 +41,7 @@ impl Leader {
             let Ticket { purpose, .. } = ticket;
             matches!(
                 purpose,
-                Purpose::Noted
-                    | Purpose::Evict { .. }
-                    | Purpose::Record { .. }
-                    | Purpose::Reached { .. }
+                Purpose::Noted | Purpose::Record { .. } | Purpose::Reached { .. }
             )
         };
         if self.tickets.values().any(telling) {
@@ -122,6 +119,8 @@ impl Leader {
         // Programs that start now may open what only the prefix has.
         self.looking.is_untold = true;
         self.tell_shelf(step);
+        // What came back may have been removed from the prefix since it was looked at first.
+        self.ask_for_missing(step);
         let new_run = self.new_run;
         step.cast(Message::Ready { restart, new_run });
         self.answer_questions(now, step);

@@ -121,9 +121,8 @@ impl Leader {
         if let Some(led) = self.datasets.get_mut(&dataset) {
             led.record.phase = Phase::Evicted;
             led.holders.clear();
-            led.evicting = true;
         }
-        self.update(dataset, Purpose::Evict { dataset }, step);
+        self.update(dataset, Purpose::Noted, step);
     }
 
     /// Losses that the best scheme of the configuration survives on as many nodes as there are now.
