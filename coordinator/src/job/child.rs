@@ -14,7 +14,7 @@
 
 use super::launcher::{LAUNCH_VARIABLE, MARK_OPTION};
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::collections::HashSet;
@@ -49,6 +49,17 @@ pub(super) fn kill_child(child: &mut Child) {
     // Fails when it has ended already: as good.
     let _ = child.kill();
     let _ = child.wait();
+}
+
+/// Kills a child that leads a process group of its own, and all of that group.
+pub(super) fn kill_group(child: &mut Child) {
+    // While it is not reaped its number is nobody else's.
+    if matches!(child.try_wait(), Ok(None))
+        && let Ok(pid) = i32::try_from(child.id())
+    {
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    kill_child(child);
 }
 
 /// Passes a signal on. A child that was reaped is left alone.

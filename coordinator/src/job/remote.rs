@@ -237,7 +237,7 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         for running in &mut self.running {
-            child::kill_child(&mut running.child);
+            child::kill_group(&mut running.child);
         }
     }
 }
@@ -249,7 +249,7 @@ impl Running {
             Ok(Some(status)) => Some(Err(said(&self.log, &child::describe(status)))),
             Ok(None) if holds || Instant::now() < self.deadline => None,
             Ok(None) => {
-                child::kill_child(&mut self.child);
+                child::kill_group(&mut self.child);
                 let why = format!("no answer within {} s", patience.as_secs());
                 Some(Err(said(&self.log, &why)))
             }

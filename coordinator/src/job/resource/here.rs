@@ -5,6 +5,7 @@ use crate::job::child;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io::{self, Read, Seek};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,7 @@ impl World for Here {
         let mut command = Command::new(program);
         command
             .args(options)
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(errors.try_clone()?);
@@ -57,7 +59,7 @@ impl World for Here {
                 break status;
             }
             if Instant::now() >= deadline {
-                child::kill_child(&mut child);
+                child::kill_group(&mut child);
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
                     format!("no answer within {} s", self.patience.as_secs()),
