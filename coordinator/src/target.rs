@@ -8,7 +8,7 @@ use crate::objects::ObjectPrefix;
 use crate::part::Part;
 use crate::prefix::{Added, FlushLimits, FlushSummary, Prefix, PrefixError};
 use scrfs::config::{Class, is_object_url};
-use scrfs::id::{DatasetKey, Slot};
+use scrfs::id::{DatasetKey, Epoch, Slot};
 use scrfs::layout::index::{Choice, IndexEntry};
 use scrfs::layout::path::{CachePaths, PrefixPaths};
 use scrfs::layout::pointer::Pointers;
@@ -257,6 +257,17 @@ impl Target {
     /// Finishes or removes what earlier epochs left; attempts of the datasets in `keep` stay.
     pub fn reconcile(&self, keep: &BTreeSet<DatasetKey>) -> Result<(), PrefixError> {
         either!(self, prefix => prefix.reconcile(keep))
+    }
+
+    /// The job is over: removes what flushes of its epochs up to `last` have left that nobody will end. In
+    /// an object store that waits for the next start of the job.
+    pub fn end_job(&self, last: Epoch) -> Result<(), PrefixError> {
+        match self {
+            Self::Directory(prefix) => prefix.end_job(last),
+            #[cfg(feature = "objects")]
+            Self::Bucket(_) => Ok(()),
+            Self::Unusable { url, why } => unusable(url, why),
+        }
     }
 
     /// The pointer files that were written here.

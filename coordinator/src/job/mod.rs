@@ -16,8 +16,8 @@
 //! files       records of supervisors in the prefix   keeper   keeps ours
 //! ```
 //!
-//! No MPI in here, and two threads, `outside` and `keeper`. Everything that waits does so in `Supervisor::turn`, so that
-//! nodes are watched all the time.
+//! No MPI in here, and two threads, `outside` and `keeper`; a third tidies the prefix at the end. Everything
+//! that waits does so in `Supervisor::turn`, so that nodes are watched all the time.
 
 mod application;
 pub mod args;

@@ -19,12 +19,16 @@ use super::resume::{self, Begun};
 use super::supervisor::{Supervisor, milliseconds};
 use super::tally::Cause;
 use super::watchdog::Why;
+use crate::effects::chain;
 use crate::scavenge::{Hosts as Crew, Outcome, after_run};
+use crate::target::Target;
 use anyhow::{Context, Result, ensure};
 use scrfs::event::JobWhat;
 use scrfs::halt::Halt;
 use scrfs::id::Epoch;
 use scrfs::layout::run::RunRecord;
+use std::path::Path;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 /// It failed.
@@ -37,6 +41,8 @@ const NOTHING_DONE: u8 = 3;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// For the coordinators' launcher to end when they have.
 const LAUNCHER_PATIENCE: Duration = Duration::from_secs(5);
+/// For the prefix to let go of what nobody needs any more.
+const TIDY_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs a job to its end and gives the exit code: the application's, where it ended.
 pub fn run(args: &RunArgs) -> u8 {
@@ -100,6 +106,9 @@ fn supervise(
         && !supervisor.is_superseded
     {
         supervisor.scavenge(life);
+        if life.finished && ended.is_ok() {
+            supervisor.tidy(&config.prefix);
+        }
     }
     if supervisor.is_superseded {
         supervisor.stop_ours();
@@ -435,6 +444,35 @@ impl Supervisor<'_> {
                 "not scavenged: {error:#}; `scrfs scavenge` does it again while the nodes are there"
             )),
         }
+    }
+
+    /// Removes what flushes that nobody will end have left in the prefix, now that nothing of ours writes
+    /// there any more.
+    fn tidy(&mut self, prefix: &Path) {
+        let (target, last) = (Target::at(prefix).of_job(&self.job), self.epoch);
+        let (sender, tidied) = sync_channel(1);
+        let spawned = std::thread::Builder::new()
+            .name("tidy".into())
+            .spawn(move || sender.send(target.end_job(last)));
+        let begun = Instant::now();
+        let left = loop {
+            let why = match (&spawned, tidied.try_recv()) {
+                (Err(error), _) => error.to_string(),
+                (_, Ok(Ok(()))) => return,
+                (_, Ok(Err(error))) => chain(&error),
+                (_, Err(_)) if begun.elapsed() >= TIDY_PATIENCE => {
+                    "the prefix does not answer".to_owned()
+                }
+                (_, Err(_)) => match self.turn() {
+                    Ok(()) => continue,
+                    Err(error) => format!("{error:#}"),
+                },
+            };
+            break why;
+        };
+        self.report.say(&format!(
+            "what flushes that were cut off have left in the prefix stays: {left}"
+        ));
     }
 
     fn scavenged(&mut self, hosts: Vec<String>) -> Result<Outcome> {

@@ -9,7 +9,7 @@
 use super::error::{Cause, PrefixError};
 use super::{Prefix, inode};
 use crate::part::{Tree, report};
-use scrfs::id::DatasetKey;
+use scrfs::id::{DatasetKey, Epoch};
 use scrfs::layout::index::{EntryState, IndexEntry};
 use scrfs::layout::path::parse_deleted;
 use scrfs::store::Store;
@@ -108,6 +108,48 @@ impl Prefix {
         }
         self.remove_orphans(keep, abandoned)?;
         self.prune_gone()
+    }
+
+    /// The job is over, and nothing is left to be flushed: removes attempts that nobody will end. Those
+    /// are of datasets that were left out, lost or forgotten after their flush was cut off. What other
+    /// jobs have begun stays, and so does what later epochs than `last` have: they are of whoever has
+    /// the job now.
+    ///
+    /// # Errors
+    ///
+    /// Only when attempts cannot be listed; what is wrong with single ones is reported.
+    pub fn end_job(&self, last: Epoch) -> Result<(), PrefixError> {
+        for name in self.store.list(&self.paths.inflights())? {
+            let Some(key) = name.to_str().and_then(DatasetKey::parse) else {
+                continue;
+            };
+            let is_publishing = match self.entry(key) {
+                Ok(entry) => entry.is_some_and(|entry| entry.state == EntryState::Flushing),
+                Err(error) => {
+                    report("what a flush has left stays", &error);
+                    continue;
+                }
+            };
+            let path = self.paths.inflight(key);
+            let is_of_later = |name: &std::ffi::OsString| {
+                let number = name.to_str().and_then(|name| name.split('.').next());
+                let epoch = number.and_then(|number| number.parse().ok().map(Epoch));
+                epoch.is_some_and(|epoch| epoch > last)
+            };
+            let goes_on = self.store.list(&path)?.iter().any(is_of_later);
+            if is_publishing || goes_on || self.is_of_another_job(key) {
+                continue;
+            }
+            self.tidy(&path);
+            let owners = [self.paths.entry(key), self.paths.dropped_entry(key)];
+            if owners
+                .iter()
+                .all(|path| fs::symlink_metadata(path).is_err())
+            {
+                self.tidy(&self.paths.manifests(key));
+            }
+        }
+        Ok(())
     }
 
     /// Manifests that belong to nothing, and records that never came to their place.

@@ -128,3 +128,32 @@ fn what_has_ended_cannot_be_resumed() {
     let ended = wait_until(SOON, "its end", || Ok(run.child.try_wait()?));
     assert!(ended.is_ok(), "{}", run.output());
 }
+
+/// Its first flush is cut off, and then left out for two newer ones: nobody ends it any more.
+#[test]
+fn what_a_flush_that_was_cut_off_and_left_out_has_copied_goes_with_the_job() {
+    let site = Site::start(1);
+    let script = r#"
+RSH node1 "cd /scr && mkdir ckpt.1.tmp && yes all | head -c 24000000 > ckpt.1.tmp/f && mv -T ckpt.1.tmp ckpt.1"
+until ls PREFIX/.scrfs/inflight/*/*/f; do sleep 0.1; done
+RSH node1 "cd /scr && for n in 2 3 4; do mkdir ckpt.\$n.tmp && echo \$n > ckpt.\$n.tmp/f && mv -T ckpt.\$n.tmp ckpt.\$n; done"
+"#;
+    let script = script
+        .replace("PREFIX", site.prefix().to_str().unwrap())
+        .replace("RSH", site.cluster.rsh().to_str().unwrap());
+    let slow = [("SCRFS_FLUSH_BANDWIDTH", "2MiB".into())];
+    let mut lost = site.run_on(0, &slow, &["--runs", "-1"], &["sh", "-c", &script]);
+    lost.wait_for("the application has finished");
+    kill(pid(&lost), Signal::SIGKILL).unwrap();
+    lost.end();
+    let inflight = site.prefix().join(".scrfs/inflight");
+    let left = || fs::read_dir(&inflight).unwrap().count();
+    assert_eq!(left(), 1, "it was too fast");
+    let mut run = site.resume(1);
+    let output = run.expect(0);
+    assert!(output.contains("everything is flushed"), "{output}");
+    assert!(!site.prefix().join("ckpt.1").exists(), "{output}");
+    let kept = fs::read_to_string(site.prefix().join("ckpt.4/f")).unwrap();
+    assert_eq!((kept.as_str(), left()), ("4\n", 0), "{output}");
+    site.nothing_is_left(&[], &output);
+}

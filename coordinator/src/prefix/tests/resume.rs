@@ -186,3 +186,61 @@ fn a_prefix_that_was_removed_is_not_made_again() {
     world.flush(&record);
     assert!(world.has_all_of(&record));
 }
+
+#[test]
+fn what_was_cut_off_and_then_left_out_goes_when_the_job_ends() {
+    let mut world = World::new();
+    let root = world.prefix.paths().root().to_owned();
+    world.prefix = Prefix::open(&root).unwrap().of_job("one");
+    let older = world.files(47, "ckpt.47", &FILES);
+    let mut newer = world.files(48, "ckpt.48", &[("a", b"new")]);
+    world.flush_until(&older, 9_000_000);
+    // The next epoch still has both in its caches, and flushes one of them.
+    world
+        .prefix
+        .reconcile(&[older.key(), newer.key()].into())
+        .unwrap();
+    newer.epoch.0 += 1;
+    world.flush(&newer);
+    assert_eq!(world.leftovers(), [older.key().to_string()]);
+    world.prefix.end_job(newer.epoch).unwrap();
+    assert_eq!(world.leftovers(), [""; 0]);
+    assert!(!world.prefix.paths().manifests(older.key()).exists());
+    assert!(world.has_all_of(&newer));
+    world.fetches_all_of(&newer);
+}
+
+#[test]
+fn the_end_of_a_job_takes_nothing_from_others_nor_from_who_goes_on() {
+    let mut world = World::new();
+    let root = world.prefix.paths().root().to_owned();
+    world.prefix = Prefix::open(&root).unwrap().of_job("one");
+    let mut later = world.files(1, "later", &[("a", b"1")]);
+    let last = later.epoch;
+    // Of a supervisor that was taken for dead, beside that of the one that has the job now.
+    world.flush_slots(&later);
+    later.epoch.0 += 1000;
+    world.flush_slots(&later);
+    let publishing = world.files(2, "publishing", &[("a", b"2")]);
+    world.flush_slots(&publishing);
+    let stopped = world
+        .prefix
+        .complete_flush_with(&publishing, &|step| match step {
+            "take the name" => Err(io::Error::other("stopped")),
+            _ => Ok(()),
+        });
+    assert!(stopped.is_err());
+    let strange = world.prefix.paths().inflights().join("what is this");
+    fs::create_dir(&strange).unwrap();
+    world.prefix = Prefix::open(&root).unwrap().of_job("two");
+    let theirs = world.files(3, "theirs", &[("a", b"3")]);
+    world.flush_slots(&theirs);
+    let one = Prefix::open(&root).unwrap().of_job("one");
+    one.end_job(last).unwrap();
+    assert!(strange.exists());
+    for record in [&later, &publishing, &theirs] {
+        world.prefix.complete_flush(record).unwrap();
+        assert!(world.has_all_of(record));
+        world.fetches_all_of(record);
+    }
+}
