@@ -219,7 +219,7 @@ impl Target {
         &self,
         name: &Name,
         class: Class,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64, u64),
     ) -> Result<Added, PrefixError> {
         match self {
             Self::Directory(prefix) => prefix.add(name, class, progress),
@@ -234,7 +234,7 @@ impl Target {
         &self,
         name: &Name,
         class: Option<Class>,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64, u64),
     ) -> Result<Option<(Name, Added)>, PrefixError> {
         match self {
             Self::Directory(prefix) => prefix.add_scr(name, class, progress),

@@ -14,6 +14,8 @@
 //! - **I-4** Every decision about a dataset is taken by rank 0 of one epoch, and can be taken
 //!   again by the next epoch from what is on disk.
 
+#[cfg(feature = "bars")]
+pub mod bar;
 pub mod buffers;
 pub mod codec;
 pub mod config;

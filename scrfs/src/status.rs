@@ -48,6 +48,9 @@ pub struct DatasetStatus {
     /// Bytes that a verify that is going on has read.
     #[serde(default)]
     pub verifying_bytes: Option<u64>,
+    /// Bytes that a fetch that is going on has brought.
+    #[serde(default)]
+    pub fetching_bytes: Option<u64>,
     /// Scheme, once sealed.
     pub scheme: Option<String>,
     /// Members of its largest set.
@@ -87,6 +90,7 @@ impl DatasetStatus {
             remaining_seconds: None,
             protected_bytes: when(record.protected.is_some()),
             verifying_bytes: None,
+            fetching_bytes: None,
             scheme: seal.map(|seal| seal.scheme.to_string()),
             set_size: seal.and_then(|seal| seal.sets.iter().map(Vec::len).max()),
             failures: seal.map(|seal| seal.scheme.tolerates()),

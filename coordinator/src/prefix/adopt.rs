@@ -48,7 +48,7 @@ pub enum Added {
 
 impl Prefix {
     /// Puts a dropped dataset back, or takes in a directory that somebody else wrote, as `class`.
-    /// `progress` gets the bytes read. Blocks; not to be called from async code.
+    /// `progress` gets the bytes read, and all that are to be. Blocks; not to be called from async code.
     ///
     /// # Errors
     ///
@@ -57,7 +57,7 @@ impl Prefix {
         &self,
         name: &Name,
         class: Class,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64, u64),
     ) -> Result<Added, PrefixError> {
         self.add_with(name, class, progress, &|_| Ok(()))
     }
@@ -66,7 +66,7 @@ impl Prefix {
         &self,
         name: &Name,
         class: Class,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64, u64),
         step: StepHook<'_>,
     ) -> Result<Added, PrefixError> {
         for entry in self.all_entries()? {
@@ -89,7 +89,7 @@ impl Prefix {
         &self,
         name: &Name,
         class: Class,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64, u64),
         step: StepHook<'_>,
     ) -> Result<(), PrefixError> {
         let path = self.paths.dataset(name);
@@ -103,9 +103,9 @@ impl Prefix {
         let manifest = scan_part(&path, NONE, Slot(0), Epoch(0))?;
         step("read the files")?;
         let mut parts = Vec::new();
-        let mut read = 0;
+        let (mut read, all) = (0, manifest.log_bytes);
         for part in split(manifest.clone()) {
-            let sums = self.sum_up(&path, &part, &|bytes| progress(read + bytes))?;
+            let sums = self.sum_up(&path, &part, &|bytes| progress(read + bytes, all))?;
             read += part.log_bytes;
             parts.push((part, sums));
         }

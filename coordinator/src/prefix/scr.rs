@@ -44,7 +44,7 @@ impl Prefix {
         &self,
         name: &Name,
         class: Option<Class>,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64, u64),
     ) -> Result<Option<(Name, Added)>, PrefixError> {
         let Some(index) = self.scr_index()? else {
             return Ok(None);

@@ -6,6 +6,7 @@ use crate::job::remote::{Fleet, Shell, last_lines};
 use crate::job::words;
 use crate::prefix::Prefix;
 use anyhow::{Context, Result};
+use scrfs::bar::{Bar, Mark};
 use scrfs::config::Config;
 use scrfs::id::Epoch;
 use scrfs::status::size;
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Between two looks at what is under way.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Between two words about it, to a terminal and elsewhere.
-const TELL_EVERY: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(5)];
+/// Between two words about it, where no bar can be shown.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// What every node does at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +33,9 @@ pub(super) type Done = BTreeMap<String, Result<(), String>>;
 
 /// The nodes.
 pub(super) trait Crew {
+    /// Shows from now on how far they have come, where standard error is a terminal.
+    fn show_bars(&mut self) {}
+
     /// What they are called.
     fn names(&self) -> Vec<String>;
 
@@ -45,40 +49,47 @@ pub(super) trait Crew {
     ) -> Result<Done>;
 }
 
-/// Says now and then how far all nodes together have come.
-#[derive(Debug, Default)]
+/// Says how far all nodes together have come: to a terminal by a bar, elsewhere now and then.
+#[derive(Debug)]
 struct Teller {
-    told: Option<Instant>,
+    told: Instant,
+    bar: Bar,
 }
 
 impl Teller {
+    fn new(shows_bars: bool) -> Self {
+        Self {
+            told: Instant::now(),
+            bar: Bar::new(shows_bars),
+        }
+    }
+
     fn tell(&mut self, done: u64, total: u64) {
-        let is_terminal = io::stderr().is_terminal();
-        let pause = TELL_EVERY[usize::from(!is_terminal)];
-        let since = *self.told.get_or_insert_with(Instant::now);
-        if total == 0 || since.elapsed() < pause {
+        if total == 0 {
             return;
         }
-        self.told = Some(Instant::now());
+        if io::stderr().is_terminal() {
+            return self.bar.show(&Mark {
+                what: "copied".to_owned(),
+                done_bytes: done,
+                total_bytes: total,
+            });
+        }
+        if self.told.elapsed() < TELL_EVERY {
+            return;
+        }
+        self.told = Instant::now();
         let percent = done.saturating_mul(100) / total;
         let line = format!("copied {} of {}, {percent}%", size(done), size(total));
         // Nobody there to read it is no reason to stop.
-        let _ = match is_terminal {
-            true => write!(io::stderr(), "\r\x1b[Kscrfs scavenge: {line}"),
-            false => writeln!(io::stderr(), "scrfs scavenge: {line}"),
-        };
-    }
-
-    fn end(&self) {
-        if io::stderr().is_terminal() && self.told.is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
+        let _ = writeln!(io::stderr(), "scrfs scavenge: {line}");
     }
 }
 
 /// Nodes whose caches are at hand here.
 pub(super) struct Roots {
     nodes: BTreeMap<String, Node>,
+    shows_bars: bool,
 }
 
 impl Roots {
@@ -94,11 +105,18 @@ impl Roots {
             let name = format!("root{number}");
             nodes.insert(name.clone(), Node::at(root, &name, live));
         }
-        Self { nodes }
+        Self {
+            nodes,
+            shows_bars: false,
+        }
     }
 }
 
 impl Crew for Roots {
+    fn show_bars(&mut self) {
+        self.shows_bars = true;
+    }
+
     fn names(&self) -> Vec<String> {
         self.nodes.keys().cloned().collect()
     }
@@ -127,7 +145,7 @@ impl Crew for Roots {
             }
         };
         let act = &act;
-        let mut teller = Teller::default();
+        let mut teller = Teller::new(self.shows_bars);
         let done = std::thread::scope(|scope| {
             let running: Vec<_> = nodes
                 .iter()
@@ -150,7 +168,6 @@ impl Crew for Roots {
             });
             ended.collect()
         });
-        teller.end();
         Ok(done)
     }
 }
@@ -164,6 +181,7 @@ pub(crate) struct Hosts<'a> {
     program: String,
     names: Vec<String>,
     live: bool,
+    shows_bars: bool,
     turn: Option<&'a mut dyn FnMut() -> Result<()>>,
 }
 
@@ -213,6 +231,7 @@ impl<'a> Hosts<'a> {
             program: program.display().to_string(),
             names,
             live,
+            shows_bars: false,
             turn: None,
         })
     }
@@ -226,6 +245,7 @@ impl<'a> Hosts<'a> {
             program: std::mem::take(&mut self.program),
             names: std::mem::take(&mut self.names),
             live: self.live,
+            shows_bars: self.shows_bars,
             turn: Some(turn),
         }
     }
@@ -257,6 +277,10 @@ impl<'a> Hosts<'a> {
 }
 
 impl Crew for Hosts<'_> {
+    fn show_bars(&mut self) {
+        self.shows_bars = true;
+    }
+
     fn names(&self) -> Vec<String> {
         self.names.clone()
     }
@@ -272,7 +296,7 @@ impl Crew for Hosts<'_> {
         let lines = lines.collect::<Result<Vec<_>>>()?;
         let mut fleet = Fleet::new(&self.shell, name, lines);
         let mut done = Done::new();
-        let mut teller = Teller::default();
+        let mut teller = Teller::new(self.shows_bars);
         while !fleet.is_done() {
             for ended in fleet.poll() {
                 done.insert(ended.host, ended.result);
@@ -286,7 +310,6 @@ impl Crew for Hosts<'_> {
                 teller.tell(copied, total);
             }
         }
-        teller.end();
         Ok(done)
     }
 }

@@ -6,6 +6,7 @@ use crate::journal::{Journal, Places};
 use crate::part::report;
 use crate::prefix::{Cause, Prefix};
 use anyhow::{Context, Result, bail, ensure};
+use scrfs::bar::Bar;
 use scrfs::config::{Class, LogConfig};
 use scrfs::id::{DatasetKey, Epoch, Slot};
 use scrfs::layout::envelope::{Kind, open, seal};
@@ -109,6 +110,8 @@ pub(super) struct Scavenge<'a> {
     /// Its number, that of its attempts too: the time, which is above every epoch.
     pub(super) session: Epoch,
     pub(super) say: &'a dyn Fn(&str),
+    /// Where standard error is a terminal.
+    pub(super) shows_bars: bool,
 }
 
 impl Scavenge<'_> {
@@ -269,11 +272,16 @@ impl Scavenge<'_> {
     fn finish(&self, salvage: &Salvage, journal: &mut Journal) -> Result<Result<(), String>> {
         let record = &salvage.record;
         let never = AtomicBool::new(false);
+        let parts = record.seal.as_ref().map_or(&[][..], |seal| &seal.parts);
         let mut lost = salvage.lost.iter();
         let done = lost
             .try_for_each(|&slot| {
+                let bytes = parts.get(slot.0 as usize).map_or(0, |part| part.log_bytes);
+                let what = format!("{}, {slot}", record.name);
+                let bar = Bar::bytes(self.shows_bars, &what, bytes);
+                let progress = |done| bar.set(done);
                 self.prefix
-                    .rebuild_part(record, &salvage.lost, slot, &|_| {}, &never)
+                    .rebuild_part(record, &salvage.lost, slot, &progress, &never)
             })
             .and_then(|()| self.prefix.complete_flush(record));
         if let Err(error) = done {

@@ -115,6 +115,9 @@ impl ScavengeArgs {
             let timeout = Duration::from_secs(self.timeout);
             Box::new(Hosts::new(&rsh, &self.mount, hosts, timeout, self.live)?)
         };
+        if !self.json {
+            crew.show_bars();
+        }
         let say = |words: &str| eprintln!("scrfs scavenge: {words}");
         let session = Epoch(millis(SystemTime::now()));
         Scavenge {
@@ -122,6 +125,7 @@ impl ScavengeArgs {
             log: &config.log,
             session,
             say: &say,
+            shows_bars: !self.json,
         }
         .run(&mut *crew)
     }
@@ -154,18 +158,20 @@ impl ScavengeArgs {
 /// The same for `scrfs run`, whose hosts have a shell already. `turn` is called all the time, and ends it
 /// by an error.
 pub(crate) fn after_run(
-    crew: Hosts,
+    mut crew: Hosts,
     mount: &MountArgs,
     say: &dyn Fn(&str),
     turn: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Outcome> {
     let config = mount.load().context("the configuration")?;
+    crew.show_bars();
     let prefix = Prefix::open(&config.prefix)?.of_job(&config.job);
     Scavenge {
         prefix: &prefix,
         log: &config.log,
         session: Epoch(millis(SystemTime::now())),
         say,
+        shows_bars: true,
     }
     .run(&mut crew.watched(turn))
 }

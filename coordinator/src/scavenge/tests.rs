@@ -98,6 +98,7 @@ impl World {
             log: &log,
             session: Epoch(session),
             say: &|words| eprintln!("{words}"),
+            shows_bars: false,
         }
         .run(crew)
     }

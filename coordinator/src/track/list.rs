@@ -220,6 +220,7 @@ fn shown_scr(dataset: &ScrDataset) -> Shown {
         flushed_bytes: if complete { bytes } else { 0 },
         protected_bytes: 0,
         verifying_bytes: None,
+        fetching_bytes: None,
         scheme: None,
         set_size: None,
         failures: None,

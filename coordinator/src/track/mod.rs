@@ -15,15 +15,13 @@ use crate::target::Target;
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use list::Catalog;
+use scrfs::bar::{Bar, Mark};
 use scrfs::config::Class;
 use scrfs::name::Name;
-use scrfs::status::size;
-use std::cell::Cell;
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 /// Which directories.
 #[derive(Args, Clone, Debug)]
@@ -137,8 +135,6 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// Nothing to do it on.
 const NOTHING: u8 = 3;
-/// Between two words about work that goes on.
-const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Does it, and gives the exit code.
 pub fn run(track: &Track) -> u8 {
@@ -256,12 +252,13 @@ fn drop_entry(at: &Where, name: &Name) -> anyhow::Result<u8> {
 
 fn add(at: &Where, name: &Name, class: Option<Class>, default: Class) -> anyhow::Result<u8> {
     let prefix = Target::open(&at.prefix)?;
-    let told = Cell::new(Instant::now());
-    let progress = |bytes| {
-        if told.get().elapsed() >= TELL_EVERY && io::stderr().is_terminal() {
-            told.set(Instant::now());
-            eprintln!("scrfs: {} read", size(bytes));
-        }
+    let bar = Bar::new(true);
+    let progress = |done_bytes, total_bytes| {
+        bar.show(&Mark {
+            what: name.to_string(),
+            done_bytes,
+            total_bytes,
+        });
     };
     let (name, added) = match prefix.add_scr(name, class, &progress)? {
         Some(of_scr) => of_scr,
@@ -270,6 +267,7 @@ fn add(at: &Where, name: &Name, class: Option<Class>, default: Class) -> anyhow:
             (name.clone(), added)
         }
     };
+    drop(bar);
     eprintln!(
         "scrfs: {name} {}",
         match added {

@@ -4,12 +4,13 @@
 //! they can; what only the prefix has is read here. Without one it is all read here, and nothing is
 //! repaired but from a cache of this node.
 
-use super::{FAILED, NOTHING, TELL_EVERY, Where, name_of, print};
+use super::{FAILED, NOTHING, Where, name_of, print};
 use crate::link::Link;
 use crate::part::{Leisure, Part};
 use crate::prefix::{Prefix, PrefixError};
 use crate::target::Target;
 use anyhow::{Context, Result};
+use scrfs::bar::{Bar, Mark};
 use scrfs::findings::{Findings, Kept, Problem};
 use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::path::CachePaths;
@@ -18,14 +19,10 @@ use scrfs::name::Name;
 use scrfs::status::{DatasetStatus, size};
 use scrfs::store::posix::PosixStore;
 use serde::Serialize;
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Instant;
 
 /// Where it was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -120,7 +117,7 @@ pub(super) fn verify(
             );
             if is_cached && wanted(&status.name) {
                 let id = DatasetId(status.id);
-                let findings = in_cache(socket, &status)?;
+                let findings = in_cache(socket, &status, &Bar::new(!json))?;
                 seen.insert(id);
                 reports.push(Report::of((id, status.name), Place::Cache, findings));
             }
@@ -138,7 +135,9 @@ pub(super) fn verify(
                 let record = &entry.record;
                 let name = record.name.to_string();
                 if entry.is_complete() && wanted(&name) && !seen.contains(&record.id) {
-                    let findings = in_prefix(prefix, record, at)?;
+                    let bytes = record.seal.as_ref().map_or(0, |seal| seal.bytes());
+                    let bar = Bar::bytes(!json, &name, bytes);
+                    let findings = in_prefix(prefix, record, at, &bar);
                     reports.push(Report::of((record.id, name), Place::Prefix, findings));
                 }
             }
@@ -180,60 +179,29 @@ fn statuses(socket: &Path) -> Result<Vec<DatasetStatus>> {
         .context("the daemon speaks of datasets in another way")
 }
 
-/// Has the coordinators verify a dataset, and tells how far they are.
-fn in_cache(socket: &Path, status: &DatasetStatus) -> Result<Findings> {
-    let (done, outcome) = channel();
-    let (of, id) = (socket.to_owned(), DatasetId(status.id));
-    std::thread::spawn(move || {
-        let command = scrfs::control::Command::Verify { dataset: id };
-        let answer = Link::ask(&of, &command);
-        // Nobody listens any more only when this process ends.
-        let _ = done.send(answer);
-    });
-    let text = await_end(socket, status, &outcome)
+/// Has the coordinators verify a dataset.
+fn in_cache(socket: &Path, status: &DatasetStatus, bar: &Bar) -> Result<Findings> {
+    let look = || {
+        let now = statuses(socket).ok()?;
+        let found = now.into_iter().find(|it| it.id == status.id)?;
+        Some(Mark {
+            what: status.name.clone(),
+            done_bytes: found.verifying_bytes?,
+            total_bytes: status.bytes,
+        })
+    };
+    let command = scrfs::control::Command::Verify {
+        dataset: DatasetId(status.id),
+    };
+    let text = bar
+        .during(look, || Link::ask(socket, &command))
         .with_context(|| format!("{} cannot be verified", status.name))?;
     serde_json::from_str(&text).context("the daemon spoke nonsense")
 }
 
-fn await_end(
-    socket: &Path,
-    status: &DatasetStatus,
-    outcome: &Receiver<Result<String>>,
-) -> Result<String> {
-    loop {
-        match outcome.recv_timeout(TELL_EVERY) {
-            Ok(answer) => return answer,
-            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("no answer"),
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        if !io::stderr().is_terminal() {
-            continue;
-        }
-        let now = statuses(socket)?;
-        let found = now.into_iter().find(|it| it.id == status.id);
-        if let Some(bytes) = found.and_then(|it| it.verifying_bytes) {
-            tell(&status.name, bytes, status.bytes);
-        }
-    }
-}
-
-fn tell(name: &str, bytes: u64, of: u64) {
-    eprintln!("scrfs: {name}: {} of {} read", size(bytes), size(of));
-}
-
 /// Reads all that the prefix has of a dataset.
-fn in_prefix(prefix: &Prefix, record: &DatasetRecord, at: &Where) -> Result<Findings> {
-    let told = Cell::new(Instant::now());
-    let (name, total) = (
-        record.name.to_string(),
-        record.seal.as_ref().map_or(0, |seal| seal.bytes()),
-    );
-    let progress = |bytes| {
-        if told.get().elapsed() >= TELL_EVERY && io::stderr().is_terminal() {
-            told.set(Instant::now());
-            tell(&name, bytes, total);
-        }
-    };
+fn in_prefix(prefix: &Prefix, record: &DatasetRecord, at: &Where, bar: &Bar) -> Findings {
+    let progress = |bytes| bar.set(bytes);
     let leisure = Leisure::default();
     let mut findings = Findings::default();
     let slots = record.seal.as_ref().map_or(0, |seal| seal.parts.len());
@@ -245,7 +213,7 @@ fn in_prefix(prefix: &Prefix, record: &DatasetRecord, at: &Where) -> Result<Find
         let found = prefix.look_over(record, slot, part.as_ref(), &leisure, &progress);
         findings.add(found);
     }
-    Ok(findings)
+    findings
 }
 
 /// A slot as a cache of this node has it, where it does.

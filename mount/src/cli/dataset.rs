@@ -1,5 +1,6 @@
 //! `scrfs commit`, `wait`, `flush` and `fetch`: datasets, by name.
 
+use super::watch::{ask_watched, of_name};
 use super::{At, Failure, ask, daemon_at, name};
 use scrfs::control::{Command, Level};
 use std::ffi::OsString;
@@ -80,11 +81,15 @@ pub(super) fn wait(args: &WaitArgs) -> Result<(), Failure> {
             .map(|timeout| timeout.max(Duration::from_millis(1)))
             .map_err(|error| Failure::usage(format!("--timeout {seconds}: {error}")))
     });
-    let command = Command::Wait {
-        name: name(&args.name)?,
-        level,
-    };
-    ask(&daemon, &command, patience.transpose()?).map(drop)
+    let name = name(&args.name)?;
+    let figures = of_name(name.to_string(), move |dataset| match level {
+        Level::Sealed => None,
+        // What is left then is a rebuild, and that is not told.
+        Level::Protected => Some(dataset.protected_bytes).filter(|&done| done < dataset.bytes),
+        Level::Flushed => Some(dataset.flushed_bytes),
+    });
+    let command = Command::Wait { name, level };
+    ask_watched(&daemon, &command, patience.transpose()?, figures).map(drop)
 }
 
 pub(super) fn flush(args: &FlushArgs) -> Result<(), Failure> {
@@ -93,13 +98,9 @@ pub(super) fn flush(args: &FlushArgs) -> Result<(), Failure> {
         ask(&daemon, &Command::End, None)?;
     }
     for dataset in &args.names {
-        ask(
-            &daemon,
-            &Command::Flush {
-                name: name(dataset)?,
-            },
-            None,
-        )?;
+        let name = name(dataset)?;
+        let figures = of_name(name.to_string(), |dataset| Some(dataset.flushed_bytes));
+        ask_watched(&daemon, &Command::Flush { name }, None, figures)?;
     }
     Ok(())
 }
@@ -108,7 +109,8 @@ pub(super) fn fetch(args: &FetchArgs) -> Result<(), Failure> {
     let daemon = daemon_at(&args.at.mountpoint)?;
     for dataset in &args.names {
         let name = name(dataset)?;
-        ask(&daemon, &Command::Fetch { name }, None)?;
+        let figures = of_name(name.to_string(), |dataset| dataset.fetching_bytes);
+        ask_watched(&daemon, &Command::Fetch { name }, None, figures)?;
     }
     Ok(())
 }

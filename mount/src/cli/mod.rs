@@ -15,6 +15,7 @@ mod prefix;
 mod simulate;
 mod status;
 mod unmount;
+mod watch;
 
 use crate::daemon::DaemonFile;
 use clap::{Parser, Subcommand};

@@ -5,7 +5,7 @@ mod plot;
 use super::job::{self, JobOptions};
 use super::{Failure, print};
 use anyhow::{Context, anyhow};
-use indicatif::{ProgressBar, ProgressStyle};
+use scrfs::bar::Bar;
 use scrfs::interval::{Account, FLUSH_EVERY_MAX, Job, Mean, Schedule, Simulation, duration_words};
 use serde::Serialize;
 use serde_json::json;
@@ -151,7 +151,7 @@ pub(super) fn run(args: &SimulateArgs) -> Result<(), Failure> {
         .map(|&schedule| Simulation::new(job, schedule, room, seconds))
         .collect::<Result<Vec<_>, _>>()
         .map_err(Failure::usage)?;
-    let bar = progress((grid.len() * runs) as u64);
+    let bar = Bar::steps(!args.json, "simulating", (grid.len() * runs) as u64);
     let mut cells = Vec::with_capacity(grid.len());
     for (schedule, simulation) in grid.into_iter().zip(&simulations) {
         let mut account = Account::default();
@@ -160,7 +160,7 @@ pub(super) fn run(args: &SimulateArgs) -> Result<(), Failure> {
             let one = simulation.run(args.seed.wrapping_add(seed));
             efficiencies.push(one.efficiency());
             add(&mut account, &one);
-            bar.inc(1);
+            bar.step();
         }
         cells.push(Cell {
             schedule,
@@ -169,7 +169,7 @@ pub(super) fn run(args: &SimulateArgs) -> Result<(), Failure> {
             account,
         });
     }
-    bar.finish_and_clear();
+    drop(bar);
     if let Some(path) = &args.svg {
         let picture = plot::svg(&cells, best)?;
         std::fs::write(path, picture)
@@ -198,15 +198,6 @@ pub(super) fn run(args: &SimulateArgs) -> Result<(), Failure> {
         known.table()
     );
     print(&text)
-}
-
-/// On a terminal only.
-fn progress(length: u64) -> ProgressBar {
-    let bar = ProgressBar::new(length);
-    match ProgressStyle::with_template("simulating {wide_bar} {pos}/{len} {eta}") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 fn table(cells: &[Cell]) -> String {

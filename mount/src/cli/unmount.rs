@@ -1,6 +1,7 @@
 //! `scrfs unmount`.
 
-use super::{Failure, ask, daemon_at};
+use super::watch::{ask_watched, of_flushes};
+use super::{Failure, daemon_at};
 use crate::mountpoint::{self, Found};
 use scrfs::control::Command;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ pub(super) fn run(args: &UnmountArgs) -> Result<(), Failure> {
         purge: args.purge,
     };
     let asked = daemon_at(&path).and_then(|daemon| {
-        ask(&daemon, &unmount, None)?;
+        ask_watched(&daemon, &unmount, None, of_flushes())?;
         Ok(daemon)
     });
     let daemon = match asked {

@@ -151,6 +151,8 @@ pub(super) fn status_of(dataset: &Dataset, current: Option<DatasetId>) -> Datase
     }
     let verify = dataset.progress.get(&Activity::Verify);
     status.verifying_bytes = verify.map(|progress| progress.done_bytes);
+    let fetch = dataset.progress.get(&Activity::Fetch);
+    status.fetching_bytes = fetch.map(|progress| progress.done_bytes);
     status
 }
 

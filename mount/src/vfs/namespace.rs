@@ -343,6 +343,9 @@ impl Vfs {
                     .collect();
                 let first = trees.iter().find(|(slot, _)| !dataset.late.contains(slot));
                 dataset.tree = first.map(|(_, tree)| Arc::clone(tree));
+                if record.is_cached() {
+                    dataset.progress.remove(&Activity::Fetch);
+                }
                 dataset.record = record;
                 dataset.trees = trees;
             }

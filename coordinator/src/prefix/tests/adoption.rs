@@ -15,7 +15,7 @@ impl World {
     }
 
     fn adopt(&self, name: &Name) -> Result<Added, PrefixError> {
-        self.prefix.add(name, Class::Checkpoint, &|_| {})
+        self.prefix.add(name, Class::Checkpoint, &|_, _| {})
     }
 
     fn only(&self) -> DatasetRecord {
@@ -30,10 +30,10 @@ fn what_was_adopted_is_untouched_and_comes_back_as_it_is() {
     let world = World::new();
     let (name, path) = world.theirs();
     let before = describe(&path);
-    let told = Cell::new(0);
+    let told = Cell::new((0, 0));
     let added = world
         .prefix
-        .add(&name, Class::Both, &|bytes| told.set(bytes))
+        .add(&name, Class::Both, &|bytes, all| told.set((bytes, all)))
         .unwrap();
     assert_eq!(added, Added::Adopted);
     assert_eq!(describe(&path), before);
@@ -42,7 +42,8 @@ fn what_was_adopted_is_untouched_and_comes_back_as_it_is() {
         (record.name.clone(), record.class),
         (name.clone(), Class::Both)
     );
-    assert_eq!(told.get(), record.seal.as_ref().unwrap().bytes());
+    let bytes = record.seal.as_ref().unwrap().bytes();
+    assert_eq!(told.get(), (bytes, bytes));
     let cache = CachePaths::at(&world.root.path().join("other"));
     world
         .prefix
@@ -97,7 +98,7 @@ fn invariant_an_adoption_that_dies_leaves_no_dataset_or_a_whole_one() {
         let hook = std::cell::RefCell::new(hook);
         let died = world
             .prefix
-            .add_with(&name, Class::Checkpoint, &|_| {}, &|step| {
+            .add_with(&name, Class::Checkpoint, &|_, _| {}, &|step| {
                 (hook.borrow_mut())(step)
             })
             .is_err();
@@ -146,7 +147,7 @@ fn what_changes_while_it_is_read_is_not_adopted() {
     };
     let error = world
         .prefix
-        .add_with(&name, Class::Checkpoint, &|_| {}, &change)
+        .add_with(&name, Class::Checkpoint, &|_, _| {}, &change)
         .unwrap_err();
     assert!(matches!(error, PrefixError::Changed { .. }), "{error}");
     assert_eq!(world.ids(), []);
@@ -251,7 +252,11 @@ fn a_complete_dataset_of_scr_is_taken_in() {
         .collect();
     assert_eq!(all, [(6, true), (7, false)]);
     let six = Name::new(b"step 6").unwrap();
-    let (name, added) = world.prefix.add_scr(&six, None, &|_| {}).unwrap().unwrap();
+    let (name, added) = world
+        .prefix
+        .add_scr(&six, None, &|_, _| {})
+        .unwrap()
+        .unwrap();
     assert_eq!((name.as_bytes(), added), (&b"ckpt.6"[..], Added::Adopted));
     let record = world.only();
     assert_eq!(record.class, Class::Both);
@@ -265,10 +270,13 @@ fn a_complete_dataset_of_scr_is_taken_in() {
         describe(&root.join("ckpt.6"))
     );
     let seven = Name::new(b"step 7").unwrap();
-    let error = world.prefix.add_scr(&seven, None, &|_| {}).unwrap_err();
+    let error = world.prefix.add_scr(&seven, None, &|_, _| {}).unwrap_err();
     assert!(error.to_string().contains("not complete"), "{error}");
     let other = Name::new(b"step 8").unwrap();
-    assert_eq!(world.prefix.add_scr(&other, None, &|_| {}).unwrap(), None);
+    assert_eq!(
+        world.prefix.add_scr(&other, None, &|_, _| {}).unwrap(),
+        None
+    );
 }
 
 #[test]
@@ -312,7 +320,7 @@ fn what_is_not_as_scr_left_it_is_not_taken_in() {
         let root = of_scr(&world);
         harm(&root);
         let six = Name::new(b"step 6").unwrap();
-        let error = world.prefix.add_scr(&six, None, &|_| {}).unwrap_err();
+        let error = world.prefix.add_scr(&six, None, &|_, _| {}).unwrap_err();
         assert!(
             crate::effects::chain(&error).contains(what),
             "{what}: {error}"

@@ -80,7 +80,7 @@ fn work(prefix: &Prefix, cache: &CachePaths, record: &DatasetRecord) -> Result<(
     };
     missing_is_fine(prefix.delete(&name(b"ckpt.3"), false))?;
     missing_is_fine(prefix.drop_entry(&name(b"ckpt.2")))?;
-    prefix.add(&name(b"ckpt.2"), scrfs::config::Class::Output, &|_| {})?;
+    prefix.add(&name(b"ckpt.2"), scrfs::config::Class::Output, &|_, _| {})?;
     prefix.choose(&name(b"ckpt.5"), None).map(drop)
 }
 

@@ -217,11 +217,14 @@ fn invariant_dropped_and_put_back_the_files_stay_as_they_are() {
         let add = |step: StepHook<'_>| {
             world
                 .prefix
-                .add_with(&two, Class::Checkpoint, &|_| {}, step)
+                .add_with(&two, Class::Checkpoint, &|_, _| {}, step)
         };
         adds += usize::from(dies_at(at, add).is_some());
         world.restart();
-        let added = world.prefix.add(&two, Class::Checkpoint, &|_| {}).unwrap();
+        let added = world
+            .prefix
+            .add(&two, Class::Checkpoint, &|_, _| {})
+            .unwrap();
         assert!(
             matches!(added, Added::Already | Added::PutBack),
             "{added:?}"
@@ -246,7 +249,7 @@ fn what_was_dropped_and_is_not_all_there_is_not_put_back() {
     fs::write(world.published("ckpt.1/a"), b"longer than it was before").unwrap();
     let error = world
         .prefix
-        .add(&name("ckpt.1"), Class::Checkpoint, &|_| {})
+        .add(&name("ckpt.1"), Class::Checkpoint, &|_, _| {})
         .unwrap_err();
     assert_eq!(error.cause(), Cause::Damaged, "{error}");
     assert_eq!(world.complete(), [0; 0]);
@@ -330,7 +333,7 @@ fn with_no_limit_all_are_kept_and_what_was_adopted_always() {
     fs::write(world.published("theirs/a"), b"theirs").unwrap();
     world
         .prefix
-        .add(&name("theirs"), Class::Checkpoint, &|_| {})
+        .add(&name("theirs"), Class::Checkpoint, &|_, _| {})
         .unwrap();
     world.flushed(2..=4, &[]);
     assert_eq!(world.prefix.retain(0, &BTreeSet::new()).unwrap(), []);
@@ -348,7 +351,7 @@ fn numbers_of_deleted_datasets_are_not_given_again() {
     fs::create_dir(world.published("theirs")).unwrap();
     world
         .prefix
-        .add(&name("theirs"), Class::Checkpoint, &|_| {})
+        .add(&name("theirs"), Class::Checkpoint, &|_, _| {})
         .unwrap();
     assert_eq!(world.complete(), [1, 3]);
 }
@@ -438,7 +441,7 @@ fn what_is_adopted_is_restarted_from_only_when_somebody_says_so() {
         fs::create_dir(world.published(theirs)).unwrap();
         world
             .prefix
-            .add(&name(theirs), Class::Checkpoint, &|_| {})
+            .add(&name(theirs), Class::Checkpoint, &|_, _| {})
             .unwrap();
     }
     assert_eq!(
