@@ -44,7 +44,7 @@ impl Bar {
     /// One that [`Self::show`] and [`Self::during`] bring to light; never, unless `is_wanted`.
     pub fn new(is_wanted: bool) -> Self {
         Self(match is_wanted {
-            true => ProgressBar::no_length(),
+            true => ProgressBar::no_length().with_style(style(UNKNOWN)),
             false => ProgressBar::hidden(),
         })
     }
@@ -87,22 +87,23 @@ impl Bar {
         let name = shown(&mark.what);
         let total = Some(mark.total_bytes).filter(|&total| total > 0);
         let is_other = self.0.length() != total || self.0.message().is_empty();
-        match total {
-            Some(total) if is_other => {
-                self.0.set_length(total);
-                self.0.set_style(style(BYTES));
-            }
-            None if is_other => {
-                self.0.unset_length();
-                self.0.set_style(style(UNKNOWN));
-            }
-            _ => {}
-        }
+        // In this order no name is missing from what is drawn in between.
         match (total, mark.done_bytes) {
             (None, 1..) => self
                 .0
                 .set_message(format!("{name} {}", size(mark.done_bytes))),
             _ => self.0.set_message(name),
+        }
+        match total {
+            Some(total) if is_other => {
+                self.0.set_style(style(BYTES));
+                self.0.set_length(total);
+            }
+            None if is_other => {
+                self.0.set_style(style(UNKNOWN));
+                self.0.unset_length();
+            }
+            _ => {}
         }
         self.0
             .set_position(mark.done_bytes.min(total.unwrap_or(u64::MAX)));
