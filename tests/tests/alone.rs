@@ -599,3 +599,23 @@ fn a_job_on_this_machine_needs_no_ssh() -> Result<()> {
     ensure!(said == "1\n1", "{said}");
     Ok(())
 }
+
+/// `script` gives a command a terminal and prints what it draws there.
+#[test]
+fn bars_are_drawn_on_terminals_and_nowhere_else() -> Result<()> {
+    let alone = Alone::new(256 << 20)?;
+    alone.sh("SCRFS_FLUSH_BANDWIDTH=8MiB $MOUNT $P")?;
+    alone.commit("ckpt.1", 24 << 10)?;
+    let drawn = alone.sh(
+        "export TERM=xterm; $SCRFS wait ckpt.1 --for flushed 2> $P/said & \
+         script -qefc \"$SCRFS wait ckpt.1 --for flushed\" /dev/null; wait $! && test ! -s $P/said",
+    )?;
+    let has_bar = |drawn: &str| drawn.contains("ckpt.1") && drawn.contains("% ");
+    ensure!(has_bar(&drawn), "wait: {drawn:?}");
+    let drawn = alone.sh(
+        "export TERM=xterm; $SCRFS verify ckpt.1 --prefix $P 2> $P/said > $P/found && test ! -s $P/said && \
+         $SCRFS unmount /scr && script -qefc \"$SCRFS verify ckpt.1 --prefix $P\" /dev/null",
+    )?;
+    ensure!(has_bar(&drawn), "verify: {drawn:?}");
+    Ok(())
+}
