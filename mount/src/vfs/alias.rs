@@ -18,7 +18,7 @@
 //! *Removing what cannot be opened.* A name that two nodes gave to different things is EIO to whoever looks it
 //! up; a lookup from inside `unlink` finds a stand-in, so that all names of such a dataset can be removed.
 //!
-//! *Opening what only the prefix has.* See [`super::shelf`]. Opening counts, of the dataset or of anything
+//! *Opening what only the prefix has.* See `shelf`. Opening counts, of the dataset or of anything
 //! below it; but not to make a file. Asking for attributes counts when it is of something below it, which the
 //! path says that the caller gave: whether a dataset itself is there is asked by who is about to write it.
 
