@@ -9,7 +9,7 @@ use super::{ObjectPrefix, Objects, data, file_key, manifest_key, marker, sums_ke
 use crate::part::records::encode_manifest;
 use crate::part::{Part, PartId, SealedPart, Units, lock};
 use crate::prefix::streams::{Job, run};
-use crate::prefix::{FlushLimits, FlushSummary, PrefixError, Verify};
+use crate::prefix::{Cause, FlushLimits, FlushSummary, PrefixError, Verify};
 use object_store::multipart::PartId as UploadedPart;
 use scrfs::id::{Epoch, Slot};
 use scrfs::layout::envelope::{Kind, seal};
@@ -203,9 +203,21 @@ impl ObjectPrefix {
         })
     }
 
+    /// Whether the index has it complete, and its objects are all there: no directory would show that somebody
+    /// has removed them.
     fn published(&self, record: &DatasetRecord) -> Result<bool, PrefixError> {
-        let entry = self.entry(record.key())?;
-        Ok(entry.is_some_and(|entry| entry.is_complete() && entry.record.name == record.name))
+        let is_it = |entry: &IndexEntry| entry.is_complete() && entry.record.name == record.name;
+        let Some(entry) = self.entry(record.key())?.filter(is_it) else {
+            return Ok(false);
+        };
+        match self.check(record, entry.attempt) {
+            Ok(()) => Ok(true),
+            Err(error) if error.cause() == Cause::Damaged => {
+                tracing::error!(%error, "in the index, and not all there");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn entry_of(&self, record: &DatasetRecord, state: EntryState, flushed: u64) -> IndexEntry {

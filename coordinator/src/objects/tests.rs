@@ -17,6 +17,7 @@ use object_store::{
 use scrfs::config::Class;
 use scrfs::id::DatasetId;
 use scrfs::layout::path::CachePaths;
+use scrfs::protocol::step::Presence;
 use scrfs::store::posix::PosixStore;
 use std::collections::BTreeSet;
 use std::fs;
@@ -322,6 +323,28 @@ fn changed_objects_are_noticed() {
         .prefix
         .fetch_part(&record, Slot(0), &other, &|_| {}, &GO);
     assert!(fetched.is_err());
+}
+
+#[test]
+fn what_somebody_removed_from_the_store_is_gone_and_flushed_again() {
+    let world = World::new();
+    let record = world.dataset(1, "ckpt.1", 2);
+    world.flush(&record).unwrap();
+    let presence = || world.prefix.presence(&record).unwrap();
+    assert_eq!(presence(), Presence::Settled);
+    world.prefix.objects.remove("ckpt.1/1.1.3/data.1").unwrap();
+    assert_eq!(presence(), Presence::Gone);
+    world.flush(&record).unwrap();
+    assert_eq!(presence(), Presence::Settled);
+    world.fetches_all_of(&record);
+    for key in world.data() {
+        world.prefix.objects.remove(&key).unwrap();
+    }
+    assert_eq!(presence(), Presence::Gone);
+    world.flush(&record).unwrap();
+    world.fetches_all_of(&record);
+    world.prefix.delete(&record.name, true).unwrap();
+    assert_eq!(presence(), Presence::Gone);
 }
 
 #[test]
