@@ -263,20 +263,28 @@ impl Prefix {
 
     /// Whether what was flushed is there still.
     pub(crate) fn presence(&self, record: &DatasetRecord) -> Result<Presence, PrefixError> {
-        let entry = self.entry(record.key())?.filter(|entry| {
-            entry.state == EntryState::Complete && entry.record.name == record.name
-        });
-        let Some(found) = inode(&self.paths.dataset(&record.name)) else {
-            return Ok(Presence::Gone);
+        let path = self.paths.dataset(&record.name);
+        let found = match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_dir() => found.ino(),
+            Ok(_) => return Ok(Presence::Gone),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Presence::Gone);
+            }
+            // Not seen is not gone.
+            Err(error) => return Err(PrefixError::io_at("stat", &path)(error)),
         };
+        let is_it = |entry: &IndexEntry| entry.is_complete() && entry.record.name == record.name;
+        let entry = self.entry(record.key())?.filter(is_it);
         if entry.as_ref().is_some_and(|entry| entry.inode == found) {
             return Ok(Presence::Settled);
         }
-        // Another directory: of another dataset, or the prefix was copied to where it is now.
+        // Another directory: of another dataset, or the prefix was copied to where it is now. One that is
+        // still being flushed has taken the name once the directory is its own.
         let others = self.all_entries()?;
-        let is_taken = others
-            .iter()
-            .any(|other| other.key() != record.key() && other.record.name == record.name);
+        let is_taken = others.iter().any(|other| {
+            let of_another = other.key() != record.key() && other.record.name == record.name;
+            of_another && (other.is_complete() || other.inode == found)
+        });
         Ok(match (is_taken, entry) {
             (true, _) => Presence::Replaced,
             (false, Some(_)) => Presence::Settled,

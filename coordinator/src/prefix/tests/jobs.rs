@@ -1,6 +1,7 @@
 //! Several jobs that have one prefix, and do not know of each other.
 
 use super::*;
+use scrfs::protocol::step::Presence;
 use std::collections::BTreeSet;
 
 #[test]
@@ -81,4 +82,74 @@ fn what_another_job_has_abandoned_is_finished_or_removed() {
     assert_eq!(world.ids(), [(6, EntryState::Complete)]);
     assert_eq!(world.leftovers(), [""; 0]);
     world.fetches_all_of(&publishing);
+}
+
+/// A copy of a directory, as `cp -a` makes it: with inodes of its own.
+fn replace_by_a_copy(path: &Path) {
+    let copy = path.with_extension("copy");
+    let mut cp = std::process::Command::new("cp");
+    assert!(cp.arg("-a").args([path, &copy]).status().unwrap().success());
+    // What is removed last gives its inode number away.
+    let old = path.with_extension("old");
+    fs::rename(path, &old).unwrap();
+    fs::rename(&copy, path).unwrap();
+    fs::remove_dir_all(&old).unwrap();
+}
+
+#[test]
+fn what_was_flushed_is_there_or_gone_or_replaced_by_another() {
+    let mut world = World::new();
+    let root = world.prefix.paths().root().to_owned();
+    world.prefix = Prefix::open(&root).unwrap().of_job("one");
+    let ours = world.files(5, "name", &[("a", b"ours")]);
+    let presence = |of: &World| of.prefix.presence(&ours).unwrap();
+    assert_eq!(presence(&world), Presence::Gone);
+    world.flush(&ours);
+    assert_eq!(presence(&world), Presence::Settled);
+    let path = world.published("name");
+    // As in a prefix that somebody copied.
+    replace_by_a_copy(&path);
+    assert_eq!(presence(&world), Presence::Settled);
+
+    let mut theirs = World::new();
+    theirs.prefix = Prefix::open(&root).unwrap().of_job("two");
+    let mut record = theirs.files(7, "name", &[("a", b"theirs")]);
+    record.created += 1;
+    theirs.flush_slots(&record);
+    // What each step finds before it.
+    let steps = std::cell::RefCell::new(Vec::new());
+    theirs
+        .prefix
+        .complete_flush_with(&record, &|step| {
+            steps.borrow_mut().push((step, presence(&world)));
+            Ok(())
+        })
+        .unwrap();
+    let steps = steps.into_inner();
+    let taken = steps.iter().position(|(step, _)| *step == "sync the name");
+    let (before, after) = steps.split_at(taken.unwrap());
+    assert!(
+        before
+            .last()
+            .is_some_and(|(step, _)| *step == "take the name"),
+        "{steps:?}"
+    );
+    assert!(
+        before.iter().all(|(_, it)| *it == Presence::Settled),
+        "{steps:?}"
+    );
+    assert!(
+        after.iter().all(|(_, it)| *it == Presence::Replaced),
+        "{steps:?}"
+    );
+    assert_eq!(presence(&world), Presence::Replaced);
+
+    fs::remove_dir_all(&path).unwrap();
+    assert_eq!(presence(&world), Presence::Gone);
+    fs::write(&path, b"a file").unwrap();
+    assert_eq!(presence(&world), Presence::Gone);
+    // What cannot be seen is not gone.
+    fs::rename(&root, world.root.path().join("away")).unwrap();
+    fs::write(&root, b"not a directory").unwrap();
+    assert!(world.prefix.presence(&ours).is_err());
 }
