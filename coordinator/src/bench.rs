@@ -16,7 +16,7 @@
 //! measured here: a disk, a network, the prefix, records.
 
 pub mod launch;
-mod limits;
+pub(crate) mod limits;
 mod run;
 mod store;
 

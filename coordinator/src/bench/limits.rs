@@ -17,7 +17,7 @@ const NEAR_BYTES: usize = 128 << 10;
 const SOURCES: usize = 3;
 
 /// Processor time of this thread.
-pub(super) fn cpu_time() -> Duration {
+pub(crate) fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
