@@ -336,6 +336,20 @@ pub struct Shelved {
     pub gid: u32,
 }
 
+impl Shelved {
+    /// What is shown of a dataset.
+    pub fn of(record: &DatasetRecord) -> Self {
+        Self {
+            id: record.id,
+            name: record.name.clone(),
+            sealed: record.sealed.unwrap_or(record.created),
+            mode: record.mode,
+            uid: record.uid,
+            gid: record.gid,
+        }
+    }
+}
+
 /// Coordinator to daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ToDaemon {

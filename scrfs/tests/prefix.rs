@@ -24,6 +24,8 @@ struct Nodes {
     completing: Vec<DatasetRecord>,
     /// What the daemon of rank 0 was last told that only the prefix has.
     shelf: Vec<String>,
+    /// How often it was told.
+    shelves: usize,
     /// What the prefix is asked for.
     asked: Vec<u64>,
     /// What the daemon of rank 0 was last told.
@@ -114,6 +116,7 @@ impl Nodes {
             works: Vec::new(),
             completing: Vec::new(),
             shelf: Vec::new(),
+            shelves: 0,
             asked: Vec::new(),
             shown: BTreeMap::new(),
             due: Vec::new(),
@@ -203,6 +206,7 @@ impl Nodes {
             }
             ToDaemon::Shelf(shelf) if at == Rank(0) => {
                 self.shelf = shelf.iter().map(|it| it.name.to_string()).collect();
+                self.shelves += 1;
                 None
             }
             ToDaemon::Reply { request, result } => {
@@ -409,6 +413,9 @@ fn what_is_marked_failed_while_the_job_runs_is_not_offered_again() {
     nodes.see(marked);
     assert_eq!(nodes.state(2), Some(State::Failed));
     assert_eq!(nodes.state(1), Some(State::Flushed));
+    // Somebody chose it; what is not seen there is not dropped here.
+    nodes.see(PrefixView::default());
+    assert_eq!(nodes.state(2), Some(State::Failed));
     nodes.see(view);
     assert_eq!(nodes.state(2), Some(State::Evicted), "the prefix has it");
 }
@@ -487,6 +494,63 @@ fn fetch(name: &[u8]) -> Request {
     Request::Fetch {
         name: Name::new(name).unwrap(),
     }
+}
+
+#[test]
+fn what_only_the_prefix_has_is_told_when_it_changes() {
+    let view = |ids: &[u64]| PrefixView {
+        complete: ids.iter().map(|&id| flushed(id, Phase::Sealed)).collect(),
+        ..PrefixView::default()
+    };
+    let cached = [flushed(9, Phase::Sealed)];
+    let mut nodes = Nodes::start(1, &config(|_| {}), Some(view(&[2])), &cached);
+    assert_eq!(
+        (nodes.shelves, &nodes.shelf[..]),
+        (1, &["ckpt.2".into()][..])
+    );
+    for _ in 0..3 {
+        nodes.see(view(&[2]));
+    }
+    assert_eq!(nodes.shelves, 1);
+    nodes.see(view(&[2, 3]));
+    assert_eq!((nodes.shelves, nodes.shelf.len()), (2, 2));
+    nodes.see(view(&[]));
+    assert_eq!((nodes.shelves, nodes.shelf.len()), (3, 0));
+}
+
+#[test]
+fn a_fetch_that_is_asked_before_programs_may_start_waits() {
+    let wanted = config(|config| config.restart.fetch = true);
+    let view = PrefixView {
+        complete: vec![flushed(2, Phase::Sealed), flushed(5, Phase::Sealed)],
+        ..PrefixView::default()
+    };
+    let mut nodes = Nodes::start(1, &wanted, Some(view.clone()), &[]);
+    let fetches = |nodes: &Nodes| {
+        let orders = nodes.works.iter().map(|(_, _, order)| order);
+        let fetched = orders.filter_map(|order| match order {
+            Order::Fetch { record, .. } => Some(record.id.0),
+            _ => None,
+        });
+        fetched.collect::<Vec<_>>()
+    };
+    assert_eq!(fetches(&nodes), [5], "what to restart from");
+    nodes.ask(1, fetch(b"ckpt.2"));
+    nodes.see(view.clone());
+    assert_eq!((fetches(&nodes), nodes.replies.len()), (vec![5], 0));
+    let looks = nodes.looks;
+    while !nodes.works.is_empty() && fetches(&nodes) != [2] {
+        nodes.finish();
+    }
+    assert_eq!(
+        (nodes.looks, nodes.replies.len()),
+        (looks + 1, 0),
+        "now it may look"
+    );
+    nodes.see(view);
+    assert_eq!(fetches(&nodes), [2]);
+    nodes.finish();
+    assert_eq!(nodes.replies, [(1, Ok(()))]);
 }
 
 #[test]

@@ -40,27 +40,16 @@ impl Shelf {
     }
 }
 
-/// As it would lie on the shelf.
-pub(super) fn shelved(record: &DatasetRecord) -> Shelved {
-    Shelved {
-        id: record.id,
-        name: record.name.clone(),
-        sealed: record.sealed.unwrap_or(record.created),
-        mode: record.mode,
-        uid: record.uid,
-        gid: record.gid,
-    }
+fn is_evicted(record: &DatasetRecord) -> bool {
+    record.phase == Phase::Evicted && record.flushed.is_some()
 }
 
 impl Names {
     /// What only the prefix has under that name; the newest of several.
     fn find_in_prefix(&self, name: &Name) -> Option<Shelved> {
-        let is_it = |record: &&DatasetRecord| {
-            let evicted = record.phase == Phase::Evicted && record.flushed.is_some();
-            evicted && record.name == *name
-        };
+        let is_it = |record: &&DatasetRecord| is_evicted(record) && record.name == *name;
         let records = self.iter().map(|dataset| &dataset.record);
-        let evicted = records.filter(is_it).last().map(shelved);
+        let evicted = records.filter(is_it).last().map(Shelved::of);
         let strange = self.shelf.by_name.get(name).copied();
         let strange = strange.filter(|id| self.get(*id).is_none());
         let strange = strange.and_then(|id| self.shelf.all.get(&id).cloned());
@@ -70,10 +59,7 @@ impl Names {
     /// A dataset that only the prefix has.
     pub(super) fn in_prefix(&self, dataset: DatasetId) -> Option<Shelved> {
         match self.get(dataset).map(|found| &found.record) {
-            Some(record) => {
-                let evicted = record.phase == Phase::Evicted && record.flushed.is_some();
-                evicted.then(|| shelved(record))
-            }
+            Some(record) => is_evicted(record).then(|| Shelved::of(record)),
             None => self.shelf.all.get(&dataset).cloned(),
         }
     }

@@ -24,7 +24,6 @@ use super::handle::Listed;
 use super::inode::{Inode, ROOT, VIRTUAL_BIT};
 use super::namespace::Dataset;
 use super::requests::Wanted;
-use super::shelf::shelved;
 use super::{Caller, Entry, FsError, FsResult, TTL, Vfs};
 use crate::sys;
 use nix::errno::Errno;
@@ -179,7 +178,7 @@ impl Dataset {
 
 /// Attributes of the top of a dataset of which nothing is here.
 pub(super) fn top_attr(record: &DatasetRecord) -> FsResult<Attr> {
-    top_attr_of(&shelved(record))
+    top_attr_of(&Shelved::of(record))
 }
 
 /// The same of one that only the prefix has.
@@ -699,7 +698,7 @@ impl Vfs {
         if remote.number == 0 {
             let names = self.read_names();
             let top = match names.get(remote.dataset) {
-                Some(found) => shelved(&found.record),
+                Some(found) => Shelved::of(&found.record),
                 None => names.in_prefix(remote.dataset).ok_or(FsError::Missing)?,
             };
             return Ok((top_attr_of(&top)?, Duration::ZERO));

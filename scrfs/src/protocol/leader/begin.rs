@@ -73,8 +73,9 @@ impl Leader {
                 continue;
             };
             // What no restart works from is not worth the space, where it is safe elsewhere.
-            let useless = led.record.phase == Phase::Failed && led.record.flushed.is_some();
-            let useless = useless || led.record.phase == Phase::Evicted;
+            let is_failed = led.record.phase == Phase::Failed && led.record.flushed.is_some();
+            let useless =
+                (is_failed && self.prefix.is_some()) || led.record.phase == Phase::Evicted;
             for part in &entry.parts {
                 let held = led.record.seal.is_none() || led.holders.get(&part.slot) == Some(&rank);
                 // Whole but for its parity: nobody relies on it, but it may be where the only

@@ -28,14 +28,16 @@ pub(super) struct Looking {
     early: Option<PrefixView>,
     /// Checkpoints that a restart may fetch and has not tried, ascending.
     pub(super) candidates: Option<Vec<DatasetRecord>>,
-    /// Who wants what fetched, once the prefix was looked at.
+    /// Who wants what fetched, once programs may start and the prefix was looked at.
     asked: Vec<(Asker, Name)>,
     /// What members were told is due.
     told: Option<Vec<DatasetId>>,
     /// Programs have ended.
     pub(super) ending: bool,
-    /// Members have not been told of what the prefix was last seen to have.
+    /// Members may not know of what the prefix was last seen to have.
     pub(super) is_untold: bool,
+    /// What members were told that only the prefix has.
+    shelf: Option<Vec<Shelved>>,
     /// What programs have removed in this epoch: nobody looks for it any more.
     pub(super) removed: BTreeSet<DatasetKey>,
 }
@@ -154,12 +156,12 @@ impl Leader {
             Ok(None) => {}
             Err(failure) => {
                 tracing::error!(%failure, "the prefix cannot be looked at; it will be tried again");
-                for (asker, _) in std::mem::take(&mut self.looking.asked) {
+                for (asker, _) in self.take_asked() {
                     Self::reply(asker, Err(Refusal::Failed), step);
                 }
             }
         }
-        for (asker, name) in std::mem::take(&mut self.looking.asked) {
+        for (asker, name) in self.take_asked() {
             self.fetch_named(asker, name, step);
         }
         self.schedule(now, step);
@@ -186,7 +188,8 @@ impl Leader {
         self.ask_for_missing(step);
     }
 
-    /// Tells every member what only the prefix has, after a look. What this job has had, members know.
+    /// Tells every member what only the prefix has, when a look has shown that it changed. What this job has had,
+    /// members know.
     pub(super) fn tell_shelf(&mut self, step: &mut Step) {
         if !std::mem::take(&mut self.looking.is_untold) {
             return;
@@ -198,15 +201,11 @@ impl Leader {
             let unwanted = prefix.failed.contains(&key) || self.looking.removed.contains(&key);
             !known && !unwanted && record.seal.is_some()
         });
-        let shelf = strange.rev().take(SHELF_MAX).map(|record| Shelved {
-            id: record.id,
-            name: record.name.clone(),
-            sealed: record.sealed.unwrap_or(record.created),
-            mode: record.mode,
-            uid: record.uid,
-            gid: record.gid,
-        });
-        step.cast(Message::Shelf(shelf.collect()));
+        let shelf: Vec<Shelved> = strange.rev().take(SHELF_MAX).map(Shelved::of).collect();
+        if self.looking.shelf.as_ref() != Some(&shelf) {
+            step.cast(Message::Shelf(shelf.clone()));
+            self.looking.shelf = Some(shelf);
+        }
     }
 
     /// Does what people said of datasets in the prefix.
@@ -223,10 +222,13 @@ impl Leader {
             }
             let failed = prefix.failed.contains(&key);
             let gone = prefix.gone.contains(&key);
+            // Before it is dropped from the caches, for nobody was to restart from it and files may be gone.
+            let is_to_drop = led.record.flushed.is_some();
+            let is_there = || prefix.complete.iter().any(|seen| seen.key() == key);
             let differs = match led.record.phase {
                 Phase::Evicted => failed || gone,
                 Phase::Sealed => failed,
-                Phase::Failed => !failed,
+                Phase::Failed => !failed && (!is_to_drop || is_there()),
                 Phase::Open | Phase::Incomplete | Phase::Lost | Phase::Removed { .. } => false,
             };
             if differs {
@@ -244,7 +246,6 @@ impl Leader {
                     self.forget(dataset, None, step);
                 }
                 Phase::Failed if led.record.flushed.is_some() => {
-                    // Its files may be gone from the caches: nobody was to restart from it.
                     tracing::info!(%dataset, %name, "chosen, so not failed any more");
                     self.drop_cached(dataset, step);
                 }
@@ -264,14 +265,20 @@ impl Leader {
 
     /// A dataset of the prefix is wanted in the caches.
     pub(super) fn fetch_asked(&mut self, asker: Asker, name: Name, step: &mut Step) {
-        if !self.ready {
-            return Self::reply(asker, Err(Refusal::Again), step);
-        }
         self.looking.asked.push((asker, name));
-        step.effect(Effect::LookAtPrefix);
+        if self.ready {
+            step.effect(Effect::LookAtPrefix);
+        }
     }
 
-    /// Looks again for who waits until what they want has been dropped.
+    fn take_asked(&mut self) -> Vec<(Asker, Name)> {
+        match self.ready {
+            true => std::mem::take(&mut self.looking.asked),
+            false => Vec::new(),
+        }
+    }
+
+    /// Looks for who waits until programs may start, or until what they want has been dropped.
     pub(super) fn fetch_asked_before(&mut self, step: &mut Step) {
         if !self.looking.asked.is_empty() {
             step.effect(Effect::LookAtPrefix);

@@ -123,6 +123,7 @@ impl Leader {
         self.ask_for_missing(step);
         let new_run = self.new_run;
         step.cast(Message::Ready { restart, new_run });
+        self.fetch_asked_before(step);
         self.answer_questions(now, step);
         self.schedule(now, step);
     }
