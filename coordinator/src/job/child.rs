@@ -123,7 +123,7 @@ fn children() -> Vec<i32> {
     let stays = |pid: &i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let mut entries = environment.split(|byte| *byte == 0);
-        entries.any(|entry| entry.starts_with(STAYS.as_bytes()) && entry[STAYS.len()..] == *b"=1")
+        entries.any(|entry| entry.strip_prefix(STAYS.as_bytes()) == Some(b"=1"))
     };
     let mine = processes().filter(is_mine);
     mine.filter(|pid| !stays(pid)).collect()
