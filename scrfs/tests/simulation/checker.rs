@@ -57,6 +57,8 @@ pub struct Checker {
     pub expected: BTreeMap<DatasetId, Expected>,
     pub seals_found: BTreeMap<DatasetId, Seal>,
     pub failed_recovery: BTreeSet<DatasetId>,
+    /// Names of directories that could not be made in this epoch: nothing was fetched under them meanwhile.
+    pub not_made: BTreeSet<Name>,
     /// Where programs wrote, since a dataset was made.
     pub written: BTreeSet<(DatasetId, usize)>,
     pub promise: Promise,
@@ -100,6 +102,9 @@ impl Checker {
 
     /// A job was made to fail: recovery may do without what it was for.
     pub fn injected(&mut self, kind: &Kind) {
+        if let Kind::MakePart { record, .. } = kind {
+            self.not_made.insert(record.name.clone());
+        }
         if let Kind::Work { order, .. } = kind {
             match order {
                 Order::Rebuild { dataset, .. } | Order::Encode { dataset, .. } => {

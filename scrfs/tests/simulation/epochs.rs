@@ -19,13 +19,13 @@ impl World {
         let epoch = self.epoch;
         self.note(|| format!("=== {epoch} on {members:?}, new run: {new_run}"));
         self.blown = None;
-        self.people.fetched.clear();
         if new_run {
             self.close_all();
             for &machine in members {
                 self.machines[machine].daemon.pending.clear();
             }
         }
+        self.keep_wanted();
         self.coords = members
             .iter()
             .map(|&machine| Coord {

@@ -85,6 +85,17 @@ impl World {
         }
     }
 
+    /// What people wanted is forgotten with the epoch, but for what they still wait for.
+    pub fn keep_wanted(&mut self) {
+        let daemons = self.machines.iter().map(|machine| &machine.daemon);
+        let asked = daemons.flat_map(|daemon| daemon.pending.values());
+        let wanted = asked.filter_map(|pending| match &pending.what {
+            Request::Fetch { name } => Some(name.clone()),
+            _ => None,
+        });
+        self.people.fetched = wanted.collect();
+    }
+
     /// Somebody is to look at the prefix.
     pub fn look(&mut self) {
         let looks = |job: &Job| matches!(job.kind, Kind::Look);

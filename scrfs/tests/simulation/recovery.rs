@@ -48,20 +48,22 @@ impl World {
             let Some(seal) = records[0].seal.clone() else {
                 continue;
             };
-            let settled = records
-                .iter()
-                .any(|it| matches!(it.phase, Phase::Evicted | Phase::Failed));
+            let in_prefix = self.prefix.as_ref().is_some_and(|it| {
+                let complete = it.complete.get(&id);
+                complete.is_some_and(|(it, _)| it.created == records[0].created)
+            });
+            // What was dropped for the prefix, and is still here when that has it no more, counts again.
+            let settled = records.iter().any(|it| match it.phase {
+                Phase::Evicted => in_prefix,
+                phase => phase == Phase::Failed,
+            });
             let protected = records.iter().any(|it| it.protected.is_some());
             let removed = records.iter().any(DatasetRecord::is_removed);
             if !settled && self.is_recoverable(&records[0], &seal, protected) {
                 expected.insert(id, Expected::Cached);
             } else if removed && !settled {
                 // Nobody will miss it.
-            } else if self.prefix.as_ref().is_some_and(|it| {
-                it.complete
-                    .get(&id)
-                    .is_some_and(|(it, _)| it.created == records[0].created)
-            }) {
+            } else if in_prefix {
                 expected.insert(id, Expected::Prefix);
             }
             seals_found.insert(id, seal);
@@ -85,6 +87,7 @@ impl World {
         checker.brought = brought;
         (checker.term, checker.pointed) = (term, Version::default());
         checker.failed_recovery.clear();
+        checker.not_made.clear();
         checker.urgent = false;
         checker.in_use.clear();
         checker.born_now.clear();
@@ -239,6 +242,7 @@ impl World {
                 && usable(&record.id)
                 && !held(record)
                 && !wanted.contains(&record.name)
+                && !self.checker.not_made.contains(&record.name)
                 && !strange
         });
         let fetchable = fetchable.next().is_some();
