@@ -23,6 +23,8 @@ use nix::sys::signal::{SigSet, Signal};
 use scrfs::config::{Config, Provenance};
 use scrfs::control::{Answer, Refusal};
 use scrfs::layout::path::CachePaths;
+use scrfs::store::posix::PosixStore;
+use scrfs::stores::owner;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
@@ -294,6 +296,14 @@ pub fn start(plan: Plan) -> Result<Started, Failure> {
     let lock = match claim(&cache)? {
         Claim::Mine(lock) => lock,
         Claim::Theirs(found) if found.mountpoint == plan.mountpoint => {
+            if !owner::is_same(&found.prefix, &plan.config.prefix) {
+                return Err(Failure::failed(anyhow!(
+                    "{} is mounted with the prefix {}, not {}; `scrfs unmount {0}` ends that",
+                    found.mountpoint.display(),
+                    found.prefix.display(),
+                    plan.config.prefix.display()
+                )));
+            }
             return Ok(Started::Already(found));
         }
         Claim::Theirs(found) => {
@@ -308,6 +318,10 @@ pub fn start(plan: Plan) -> Result<Started, Failure> {
     let mut locks = vec![lock];
     for place in places.iter().skip(1) {
         locks.push(claim_further(&place.cache)?);
+    }
+    for place in &places {
+        owner::claim(&PosixStore::new(), &place.cache, &plan.config.prefix)
+            .map_err(|error| Failure::failed(error.into()))?;
     }
     check_mountpoint(&plan.mountpoint)?;
     if plan.foreground {

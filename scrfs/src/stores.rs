@@ -327,6 +327,7 @@ fn remove(path: &Path) -> Result<(), StoreError> {
     PosixStore::new().remove(path)
 }
 
+pub mod owner;
 mod survey;
 #[cfg(test)]
 mod tests;

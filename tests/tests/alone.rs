@@ -619,3 +619,38 @@ fn bars_are_drawn_on_terminals_and_nowhere_else() -> Result<()> {
     ensure!(has_bar(&drawn), "verify: {drawn:?}");
     Ok(())
 }
+
+#[test]
+fn a_cache_of_another_prefix_is_refused_and_left_alone() -> Result<()> {
+    let alone = Alone::new(256 << 20)?;
+    alone.sh("mkdir $P/../other")?;
+    alone.sh("export SCRFS_FLUSH_EVERY=0; $MOUNT $P")?;
+    alone.commit("ckpt.1", 100)?;
+    let sum = alone.sum("/scr/ckpt.1/data")?;
+    let said = alone.refused("$MOUNT $P/../other")?;
+    ensure!(said.contains("is mounted with the prefix"), "{said}");
+    alone.sh("$SCRFS unmount --now /scr")?;
+    let said = alone.refused("$MOUNT $P/../other")?;
+    ensure!(said.contains("has datasets of the prefix"), "{said}");
+    ensure!(said.contains("--job NAME"), "{said}");
+    let run = "$SCRFS run --nodes localhost --prefix $P/../other -- sh -c 'ls /scr; exit 3'";
+    let output = alone.try_sh(run)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(said.contains("has datasets of the prefix"), "{said}");
+    ensure!(output.status.code() != Some(3), "the program ran: {said}");
+    let said = alone.refused("$SCRFS scavenge --nodes localhost --prefix $P/../other")?;
+    ensure!(said.contains("has datasets of the prefix"), "{said}");
+    let listed = alone.sh("$SCRFS list --prefix $P/../other 2>&1")?;
+    ensure!(
+        !listed.contains("ckpt.1") && listed.contains("not looked at"),
+        "{listed}"
+    );
+    // Under another name the two do not meet.
+    alone.sh("$MOUNT $P/../other --job other && test ! -e /scr/ckpt.1 && $SCRFS unmount /scr")?;
+    ensure!(alone.sh("$SCRFS list --prefix $P")?.contains("ckpt.1"));
+    // The same directory by another path is the same prefix.
+    alone.sh("ln -s $P $P/../link && $MOUNT $P/../link")?;
+    ensure!(alone.sum("/scr/ckpt.1/data")? == sum, "changed");
+    alone.sh("$SCRFS unmount --now --purge /scr && $MOUNT $P/../other && $SCRFS unmount /scr")?;
+    Ok(())
+}

@@ -267,7 +267,7 @@ impl Prefix {
         let found = match fs::symlink_metadata(&path) {
             Ok(found) if found.is_dir() => found.ino(),
             Ok(_) => return Ok(Presence::Gone),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Presence::Gone);
             }
             // Not seen is not gone.

@@ -68,9 +68,10 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Whether all that should be in the prefix is.
+    /// Whether all that should be in the prefix is. Where nobody told of any dataset, those who took no part may
+    /// have some.
     pub(crate) fn is_all_safe(&self) -> bool {
-        self.lost.is_empty()
+        self.lost.is_empty() && (self.known > 0 || self.absent.is_empty())
     }
 
     /// For people.

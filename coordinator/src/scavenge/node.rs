@@ -21,7 +21,7 @@ use scrfs::protocol::scavenge::{Plan, Problem, Report, Salvage};
 use scrfs::redundancy::Stream;
 use scrfs::store::Store;
 use scrfs::store::posix::PosixStore;
-use scrfs::stores::Stores;
+use scrfs::stores::{Stores, owner};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -176,6 +176,9 @@ impl Node {
     pub(super) fn look(&self, prefix: &Prefix, session: Epoch) -> Result<()> {
         let _locks = self.lock()?;
         let store = PosixStore::new();
+        for cache in self.stores.iter() {
+            owner::check(&store, cache, prefix.paths().root())?;
+        }
         let (found, _) = part::look(&store, &self.stores)?;
         let pointers = match store.get(&self.stores.home().pointers())? {
             None => Pointers::default(),

@@ -8,6 +8,8 @@ use super::config::ConfigOptions;
 use super::{Failure, daemon_at, exec_program, name};
 use scrfs::config::{Class, Config};
 use scrfs::layout::path::CachePaths;
+use scrfs::store::posix::PosixStore;
+use scrfs::stores::owner::{self, OwnerError};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -111,7 +113,16 @@ impl PrefixOptions {
         caches.sort();
         caches.dedup();
         for cache in caches {
-            args.extend(["--cache".into(), cache.into()]);
+            let owned = owner::check(&PosixStore::new(), &CachePaths::at(&cache), &config.prefix);
+            match owned {
+                Ok(()) => args.extend(["--cache".into(), cache.into()]),
+                Err(OwnerError::Other { cache, theirs, .. }) => eprintln!(
+                    "scrfs: not looked at: the cache {}, which is of the prefix {}",
+                    cache.display(),
+                    theirs.display()
+                ),
+                Err(error) => return Err(Failure::failed(error.into())),
+            }
         }
         Ok((config, args))
     }

@@ -125,6 +125,7 @@ fn the_page_on_the_layout_tells_the_truth() {
         cache.daemon(),
         cache.log(),
         cache.socket(),
+        cache.owner(),
         cache.epoch(),
         cache.boot(),
         cache.pointers(),

@@ -5,6 +5,7 @@
 //!   daemon.lock                     held by the daemon while it lives
 //!   daemon.json                     its pid, node name, mount point
 //!   control.sock                    where it answers
+//!   prefix                          the path of the prefix that its datasets are of, and a newline
 //!   epoch                           EpochRecord
 //!   pointers                        Pointers
 //!   reserve                         space that records may use when the cache is full
@@ -20,6 +21,7 @@
 //!
 //! <other store>/scrfs.<uid>/<job>/  the same job's further stores (see `crate::stores`)
 //!   daemon.lock                     held by the daemon while it lives
+//!   prefix                          as above
 //!   seen                            EpochRecord: the newest epoch that this store took part in
 //!   trash/                          as above
 //!   moving/datasets/<id>/           a dataset on its way in
@@ -91,6 +93,11 @@ impl CachePaths {
     /// Facts about the daemon, for people and for `scrfs` commands.
     pub fn daemon(&self) -> PathBuf {
         self.root.join("daemon.json")
+    }
+
+    /// The prefix that its datasets are of.
+    pub fn owner(&self) -> PathBuf {
+        self.root.join("prefix")
     }
 
     /// All pointer files.
