@@ -110,6 +110,17 @@ impl Nodes {
         view: Option<PrefixView>,
         records: &[DatasetRecord],
     ) -> Self {
+        Self::start_with(size, config, view, records, &|_| true)
+    }
+
+    /// The same, with the parity of some.
+    fn start_with(
+        size: u32,
+        config: &Config,
+        view: Option<PrefixView>,
+        records: &[DatasetRecord],
+        has_parity: &dyn Fn(&DatasetRecord) -> bool,
+    ) -> Self {
         let mut all = Self {
             nodes: Vec::new(),
             wires: VecDeque::new(),
@@ -126,16 +137,16 @@ impl Nodes {
         };
         let mut steps = Vec::new();
         for rank in (0..size).map(Rank) {
-            let part = PartState {
+            let part = |record: &DatasetRecord| PartState {
                 slot: Slot(rank.0),
                 manifest_crc: 7,
                 intact: true,
                 sums: true,
-                parity: true,
+                parity: has_parity(record),
             };
             let datasets = records.iter().map(|record| InventoryEntry {
                 record: record.clone().into(),
-                parts: vec![part.clone()],
+                parts: vec![part(record)],
                 copies: Vec::new(),
             });
             let inventory = Inventory {
@@ -269,9 +280,14 @@ impl Nodes {
 
     /// The node of rank 0 is short of so many bytes, each of the datasets being 100.
     fn press(&mut self, wanted_bytes: u64) {
+        self.press_for(wanted_bytes, false);
+    }
+
+    /// The same; `urgent`: for one that is being written.
+    fn press_for(&mut self, wanted_bytes: u64, urgent: bool) {
         let store = StorePressure {
             wanted_bytes,
-            urgent: false,
+            urgent,
             holds: self.shown.keys().copied().collect(),
         };
         let pressure = Pressure {
@@ -639,6 +655,70 @@ fn caches_let_go_of_what_the_prefix_says_it_has_and_of_nothing_else() {
     // The newest stays whatever is wanted.
     nodes.press(150);
     assert!(nodes.answer(Ok(Presence::Settled)).is_empty());
+}
+
+#[test]
+fn what_nobody_can_restart_from_makes_room_before_anything_else() {
+    let mut records: Vec<_> = (1..=4).map(|id| flushed(id, Phase::Sealed)).collect();
+    records[0].phase = Phase::Incomplete;
+    (records[0].seal, records[0].flushed) = (None, None);
+    let view = PrefixView {
+        complete: records[1..].to_vec(),
+        ..PrefixView::default()
+    };
+    let config = config(|config| config.store[0].count = 9);
+    for view in [Some(view), None] {
+        let mut nodes = Nodes::start(1, &config, view, &records);
+        assert_eq!(nodes.state(1), Some(State::Incomplete));
+        nodes.press(150);
+        assert_eq!(nodes.state(1), None);
+        assert!(nodes.asked.is_empty(), "it may be enough");
+    }
+}
+
+#[test]
+fn what_only_the_prefix_makes_safe_succeeds_nothing_before_that_is_asked() {
+    let removed = DatasetRecord {
+        phase: Phase::Removed { overtaken: true },
+        ..checkpoint(2)
+    };
+    let records = [removed, flushed(3, Phase::Sealed)];
+    let view = PrefixView {
+        complete: records[1..].to_vec(),
+        ..PrefixView::default()
+    };
+    let config = config(|config| config.flush.every = 0);
+    for (has_parity, answer, left) in [
+        (true, None, vec![3]),
+        (false, Some(Presence::Settled), vec![3]),
+        (false, Some(Presence::Gone), vec![2, 3]),
+    ] {
+        let view = Some(view.clone());
+        let parity = |record: &DatasetRecord| has_parity || record.flushed.is_none();
+        let mut nodes = Nodes::start_with(1, &config, view, &records, &parity);
+        nodes.press(0);
+        if let Some(answer) = answer {
+            assert!(nodes.shown.contains_key(&DatasetId(2)), "nobody has asked");
+            assert_eq!(nodes.answer(Ok(answer)), [3]);
+        }
+        let known: Vec<_> = nodes.shown.keys().map(|id| id.0).collect();
+        assert_eq!((known, nodes.asked.len()), (left, 0));
+    }
+}
+
+#[test]
+fn fewer_than_the_count_are_kept_when_one_that_is_being_written_would_not_fit() {
+    let records: Vec<_> = (1..=5).map(checkpoint).collect();
+    let config = config(|config| {
+        config.store[0].count = 9;
+        config.flush.every = 2;
+    });
+    let mut nodes = Nodes::start(1, &config, nothing(), &records);
+    nodes.press(150);
+    assert_eq!(nodes.shown.len(), 5, "nothing is being written");
+    nodes.press_for(250, true);
+    let left: Vec<_> = nodes.shown.keys().map(|id| id.0).collect();
+    assert_eq!(left, [2, 4, 5], "two are to be flushed, one is the newest");
 }
 
 #[test]

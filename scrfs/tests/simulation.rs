@@ -112,6 +112,11 @@ const REGRESSIONS: &[(u64, &str)] = &[
         3099,
         "fetched by other nodes, then removed from the prefix: protected without parity",
     ),
+    (28989, "the same, in the epoch after"),
+    (
+        27396,
+        "waiting for the flush of a removed one, when a newer of its name was faster",
+    ),
     (
         24182,
         "taken for one that can be rebuilt, and nobody left had the checksums",

@@ -40,6 +40,8 @@ pub struct Found {
     pub lost: BTreeSet<Slot>,
     /// Slots that are whole, but whose parity is not, though the dataset was protected.
     pub unguarded: BTreeSet<Slot>,
+    /// It has no parity and needs none: the prefix has it.
+    pub is_by_prefix: bool,
 }
 
 /// What an epoch begins with.
@@ -217,6 +219,7 @@ fn unsealed(mut record: DatasetRecord, torn: bool) -> Found {
         holders: BTreeMap::new(),
         lost: BTreeSet::new(),
         unguarded: BTreeSet::new(),
+        is_by_prefix: false,
     }
 }
 
@@ -255,6 +258,7 @@ fn sealed(
     let slots = (0..seal.parts.len()).map(|slot| Slot(u32::try_from(slot).unwrap_or(u32::MAX)));
     let mut lost: BTreeSet<Slot> = slots.filter(|slot| !holders.contains_key(slot)).collect();
     let mut unguarded: BTreeSet<Slot> = BTreeSet::new();
+    let mut is_by_prefix = false;
     if record.protected.is_some() {
         unguarded.extend(holders.keys().filter(|slot| !guarded.contains(slot)));
         if !lost.is_empty() {
@@ -262,7 +266,7 @@ fn sealed(
             lost.append(&mut unguarded);
         } else if record.flushed.is_some() {
             // One that was fetched onto fewer nodes has none, and needs none.
-            unguarded.clear();
+            is_by_prefix = !std::mem::take(&mut unguarded).is_empty();
         }
     }
     let mut too_many = false;
@@ -303,6 +307,7 @@ fn sealed(
         holders,
         lost,
         unguarded,
+        is_by_prefix,
     }
 }
 

@@ -411,7 +411,9 @@ impl World {
             disk.records.range(DatasetId(id.0 + 1)..).any(|(_, newer)| {
                 let kept = newer.is_removed() && newer.class != Class::Output;
                 let evicted = newer.phase == Phase::Evicted && newer.class != Class::Output;
-                ((newer.is_restartable() || kept) && newer.protected.is_some())
+                // Or the prefix had it when it was asked, just before somebody removed it there.
+                let was_flushed = self.people.ever.contains(&newer.id);
+                ((newer.is_restartable() || kept) && (newer.protected.is_some() || was_flushed))
                     || ((newer.is_restartable() || evicted) && newer.flushed.is_some())
             })
         });

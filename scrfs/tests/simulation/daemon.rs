@@ -238,6 +238,11 @@ impl Daemon {
     /// Long enough has passed.
     pub fn settled(&mut self, dataset: DatasetId) {
         self.quiet(dataset);
+        let gate = self.gates.get_mut(&dataset);
+        // It may have been sealed meanwhile by a vote of before.
+        if let Some(gate) = gate.filter(|gate| gate.door == Door::Sealed) {
+            gate.settling = false;
+        }
     }
 
     fn changed(&mut self, dataset: DatasetId) {

@@ -30,7 +30,7 @@ pub struct People {
     /// Datasets that were removed, for statistics.
     pub removed: u64,
     /// All of them.
-    ever: BTreeSet<DatasetId>,
+    pub ever: BTreeSet<DatasetId>,
     /// Fetches that were asked for in this epoch.
     pub fetched: BTreeSet<Name>,
     /// Fetches that were granted, for statistics.

@@ -34,11 +34,13 @@ impl Leader {
                 holders,
                 lost,
                 unguarded,
+                is_by_prefix,
             },
         ) in datasets
         {
             let mut led = Led::new(record);
             (led.holders, led.lost, led.unguarded) = (holders, lost, unguarded);
+            led.is_by_prefix = is_by_prefix;
             self.datasets.insert(id, led);
         }
         let written = self.prefix.as_ref().map(|prefix| prefix.pointers.clone());

@@ -119,9 +119,16 @@ impl Leader {
                 && !self.is_succeeded(led)
         });
         let due: Vec<DatasetId> = due.map(|(id, _)| *id).collect();
-        if self.looking.told.as_ref() != Some(&due) {
-            step.cast(Message::Due(due.clone()));
-            self.looking.told = Some(due);
+        if self.looking.told.as_ref() == Some(&due) {
+            return;
+        }
+        step.cast(Message::Due(due.clone()));
+        let before = self.looking.told.replace(due.clone());
+        for dataset in before.into_iter().flatten() {
+            // Left out, or another of its name was faster: nothing comes of what somebody may wait for.
+            if !due.contains(&dataset) {
+                self.answer_waiters(dataset, step);
+            }
         }
     }
 

@@ -7,9 +7,10 @@
 //! free there.
 //!
 //! What may go:
+//! - by pressure, before anything else: what was not committed or is lost, and no program has open;
 //! - what is complete in the prefix, which is asked before (`held`): it becomes evicted;
-//! - not by pressure: a checkpoint that is not to be flushed, once a newer one is protected at least as
-//!   well. It is forgotten;
+//! - a checkpoint that is not to be flushed, once a newer one is protected at least as well; by pressure only when a
+//!   dataset that is being written will not fit otherwise. It is forgotten;
 //! - what was removed and is in the prefix is forgotten: by pressure at once, else when anything newer can
 //!   be restarted from. What was removed and is to be flushed is flushed before;
 //! - by pressure alone: what somebody wanted to have fetched, however old it is;
@@ -22,7 +23,7 @@
 
 use super::held::Holds;
 use super::{Leader, Led, Purpose};
-use crate::control::{Level, Pressure};
+use crate::control::{Level, Pressure, StorePressure};
 use crate::id::{DatasetId, Rank};
 use crate::layout::record::Phase;
 use crate::protocol::step::Step;
@@ -58,6 +59,12 @@ impl Room {
     /// Whether something was said since this was last asked.
     pub(super) fn take_pressed(&mut self) -> bool {
         std::mem::take(&mut self.pressed)
+    }
+
+    /// What the stores of all nodes have said.
+    fn stores_mut(&mut self) -> impl Iterator<Item = &mut StorePressure> {
+        let nodes = self.pressure.values_mut();
+        nodes.flat_map(|pressure| &mut pressure.stores)
     }
 
     fn is_open(&self, dataset: DatasetId) -> bool {
@@ -109,6 +116,7 @@ impl Leader {
     pub(super) fn make_room(&mut self, step: &mut Step) {
         self.lift_fences(step);
         self.hold_the_count(step);
+        self.drop_useless(step);
         for rank in self.ranks() {
             let stores = self.room.pressure.get(&rank);
             for store in 0..stores.map_or(0, |pressure| pressure.stores.len()) {
@@ -135,8 +143,9 @@ impl Leader {
             .unwrap_or(0)
     }
 
-    /// Whether a newer checkpoint is as safe as this one, so that nobody will need it.
-    fn is_spare(&self, dataset: DatasetId) -> bool {
+    /// Whether a newer checkpoint is as safe as this one, so that nobody will need it: by its parity, or because the
+    /// prefix, which is asked, has it.
+    fn is_spare(&mut self, dataset: DatasetId, step: &mut Step) -> bool {
         let Some(led) = self.datasets.get(&dataset) else {
             return false;
         };
@@ -152,14 +161,20 @@ impl Leader {
             }
             _ => newer.record.is_restartable(),
         };
-        let is_safe = |newer: &Led| {
-            can_return(newer)
-                && newer.lost.is_empty()
-                && newer.has_reached(Level::Protected)
-                && (newer.tolerates() >= survives || newer.record.flushed.is_some())
+        let newer = self.datasets.range(dataset..).skip(1);
+        let newer = newer.filter(|(_, newer)| {
+            can_return(newer) && newer.lost.is_empty() && newer.has_reached(Level::Protected)
+        });
+        let is_guarded = |(_, newer): (_, &Led)| {
+            let has_parity = newer.level_in_caches() == Some(Level::Protected);
+            has_parity && !newer.is_by_prefix && newer.tolerates() >= survives
         };
-        let mut newer = self.datasets.range(dataset..).skip(1);
-        newer.any(|(_, newer)| is_safe(newer))
+        if newer.clone().any(is_guarded) {
+            return true;
+        }
+        let flushed = newer.filter(|(_, newer)| newer.record.flushed.is_some());
+        let flushed = flushed.map(|(id, _)| *id).last();
+        flushed.is_some_and(|newer| self.prefix_holds(newer, step) == Holds::Yes)
     }
 
     /// Forgets what was removed and may go.
@@ -175,13 +190,16 @@ impl Leader {
         });
         let removed: Vec<DatasetId> = removed.map(|(id, _)| *id).collect();
         for dataset in removed {
-            let may_go = self.datasets.get(&dataset).is_some_and(|led| {
-                let class = led.record.class;
-                let arrived = led.record.flushed.is_some() || self.is_succeeded(led);
-                let to_come = class.is_output() || self.is_due(led);
-                (arrived || !to_come) && (!class.is_checkpoint() || self.is_spare(dataset))
-            });
-            if may_go && self.is_unused(dataset) {
+            let Some(led) = self.datasets.get(&dataset) else {
+                continue;
+            };
+            let class = led.record.class;
+            let arrived = led.record.flushed.is_some() || self.is_succeeded(led);
+            let to_come = class.is_output() || self.is_due(led);
+            if (arrived || !to_come)
+                && self.is_unused(dataset)
+                && (!class.is_checkpoint() || self.is_spare(dataset, step))
+            {
                 self.forget(dataset, None, step);
             }
         }
@@ -227,19 +245,70 @@ impl Leader {
             // Somebody may have restarted from a degraded one, and the rest is what its lost files are made of.
             let in_use = led.record.is_removed() || led.is_degraded() || led.is_fetched;
             let stays = in_use || !led.is_resting();
-            if stays || !self.is_spare(dataset) {
+            let is_flushed = led.record.flushed.is_some();
+            let is_to_come = led.record.class.is_output()
+                || (self.is_due(led) && led.record.phase != Phase::Failed);
+            if stays || (is_to_come && !is_flushed) || !self.is_spare(dataset, step) {
                 continue;
             }
-            if led.record.flushed.is_some() {
-                if self.prefix_holds(dataset, step) == Holds::Yes {
-                    self.drop_cached(dataset, step);
-                }
-            } else if !led.record.class.is_output()
-                && (!self.is_due(led) || led.record.phase == Phase::Failed)
-            {
+            if !is_flushed {
                 self.forget(dataset, None, step);
+            } else if self.prefix_holds(dataset, step) == Holds::Yes {
+                self.drop_cached(dataset, step);
             }
         }
+    }
+
+    /// Forgets what nobody can restart from and nobody has open, where anything is short. How much that gives only
+    /// the nodes know: what they are short of then, they say again.
+    fn drop_useless(&mut self, step: &mut Step) {
+        let useless = self.datasets.iter().filter(|(id, led)| {
+            let is_useless = matches!(led.record.phase, Phase::Incomplete | Phase::Lost);
+            is_useless && led.is_resting() && !self.room.is_open(**id)
+        });
+        let useless: Vec<DatasetId> = useless.map(|(id, _)| *id).collect();
+        let is_short = self.room.stores_mut().any(|store| store.wanted_bytes > 0);
+        if useless.is_empty() || !is_short {
+            return;
+        }
+        for dataset in useless {
+            self.forget(dataset, None, step);
+        }
+        for store in self.room.stores_mut() {
+            store.wanted_bytes = 0;
+        }
+    }
+
+    /// Forgets of `holds` the oldest checkpoints that are spare and not to be flushed, until a node gets so many bytes
+    /// back; gives how many it gets.
+    fn drop_spare(
+        &mut self,
+        rank: Rank,
+        holds: &BTreeSet<DatasetId>,
+        wanted: u64,
+        step: &mut Step,
+    ) -> u64 {
+        let mut freed = 0u64;
+        for &dataset in holds {
+            let Some(led) = self.datasets.get(&dataset).filter(|_| freed < wanted) else {
+                continue;
+            };
+            let bytes = led.bytes_on(rank);
+            let is_kept = led.record.flushed.is_some()
+                || led.record.class.is_output()
+                || self.is_due(led)
+                || led.is_fetched;
+            let may_go = led.record.phase == Phase::Sealed
+                && !is_kept
+                && led.is_resting()
+                && !led.is_degraded()
+                && self.is_unused(dataset);
+            if may_go && bytes > 0 && self.is_spare(dataset, step) {
+                self.forget(dataset, None, step);
+                freed = freed.saturating_add(bytes);
+            }
+        }
+        freed
     }
 
     /// Evicts until a node has what a store of it is short of.
@@ -249,11 +318,13 @@ impl Leader {
             return;
         };
         let (wanted, urgent) = (pressure.wanted_bytes, pressure.urgent);
-        if wanted == 0 || self.prefix.is_none() {
+        if wanted == 0 {
             return;
         }
-        let holds: BTreeSet<DatasetId> = pressure.holds.iter().copied().collect();
-        let is_only = self.config.store.len() == 1;
+        let mut holds: BTreeSet<DatasetId> = pressure.holds.iter().copied().collect();
+        if self.config.store.len() == 1 {
+            holds.extend(self.datasets.keys());
+        }
         let newest = self
             .datasets
             .iter()
@@ -277,6 +348,9 @@ impl Leader {
             !found.is_some_and(|led| led.record.is_removed())
         };
         order.sort_by_key(removed);
+        if self.prefix.is_none() {
+            order.clear();
+        }
         // Bytes of what goes now, and of what goes when the prefix says that it has it.
         let (mut freed, mut hoped) = (0u64, 0u64);
         for dataset in order {
@@ -293,7 +367,7 @@ impl Leader {
                 && led.is_resting()
                 && !led.is_degraded()
                 && self.is_unused(dataset);
-            if !may_go || bytes == 0 || !(is_only || holds.contains(&dataset)) {
+            if !may_go || bytes == 0 || !holds.contains(&dataset) {
                 continue;
             }
             let is_removed = led.record.is_removed();
@@ -308,6 +382,9 @@ impl Leader {
                 Holds::Asked => hoped = hoped.saturating_add(bytes),
                 Holds::Unknown => {}
             }
+        }
+        if urgent && freed.saturating_add(hoped) < wanted {
+            freed = freed.saturating_add(self.drop_spare(rank, &holds, wanted - freed, step));
         }
         // What is left could not be had now; it is tried again when something changes.
         let pressure = self.room.pressure.get_mut(&rank);
