@@ -216,6 +216,10 @@ impl Server {
         inner.link.as_ref().is_some_and(|link| link.ready)
     }
 
+    fn is_ready(&self) -> bool {
+        self.lock().link.as_ref().is_some_and(|link| link.ready)
+    }
+
     /// Reports to this supervisor from now on, unless a later one is at work here.
     pub fn attach(&self, supervisor: String, token: u64, number: u64) -> Result<(), String> {
         let mut inner = self.lock();
@@ -400,12 +404,18 @@ impl Server {
         match message {
             ToDaemon::Dataset { sequence, record } => {
                 let removed = record.is_removed();
+                let dataset = record.id;
+                let is_new =
+                    record.phase == Phase::Open && self.is_ready() && vfs.gate(dataset).is_none();
                 vfs.publish(*record);
                 if removed {
                     // Before the answer: what programs have open stays until they close it.
                     vfs.settings().space.tell_in_use(vfs);
                 }
-                done(sequence, Ok(()));
+                let lacks_room = is_new && vfs.settings().space.lacks_room(vfs, dataset);
+                if !(lacks_room && self.done_with_room(sequence, dataset, outbox.clone())) {
+                    done(sequence, Ok(()));
+                }
             }
             ToDaemon::Forget { sequence, dataset } => {
                 vfs.forget_dataset(dataset);
@@ -490,6 +500,25 @@ impl Server {
                 self.changed.notify_all();
             }
         }
+    }
+
+    /// Says that a new dataset is there when there is room for it, or none comes; whether it will.
+    fn done_with_room(
+        &self,
+        sequence: u64,
+        dataset: DatasetId,
+        outbox: Sender<FromDaemon>,
+    ) -> bool {
+        let vfs = Arc::clone(&self.vfs);
+        let waiting = spawn("room", move || {
+            let waited = vfs.settings().space.wait_for_room(&vfs, dataset);
+            tracing::info!(%dataset, ?waited, "a new dataset has waited for room");
+            let result = Ok(());
+            let _ = outbox.send(FromDaemon::Done { sequence, result });
+        });
+        waiting
+            .inspect_err(|error| tracing::warn!(%error, "cannot wait for room"))
+            .is_ok()
     }
 
     fn answer(&self, command: Command) -> Answer {

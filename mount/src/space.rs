@@ -61,6 +61,13 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a store is short of space before what the prefix has is moved, and not left to be evicted.
 const EVICTION_PATIENCE: Duration = Duration::from_secs(4);
 
+/// How long a new dataset waits for room that is on its way.
+const ROOM_PATIENCE: Duration = Duration::from_secs(60);
+/// For how long after the last sign of it room may still come: rank 0 has yet to say what may go.
+const ROOM_GRACE: Duration = Duration::from_millis(250);
+/// How often that is looked at.
+const ROOM_LOOK: Duration = Duration::from_millis(20);
+
 /// Space as `statfs` reports it, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
 pub struct Figures {
@@ -231,6 +238,14 @@ impl Spaces {
             .collect()
     }
 
+    fn open(vfs: &Vfs) -> Vec<DatasetId> {
+        let names = vfs.read_names();
+        let open = names
+            .iter()
+            .filter(|dataset| dataset.record.phase == Phase::Open);
+        open.map(|dataset| dataset.record.id).collect()
+    }
+
     /// Bytes that the dataset sealed last has on this node.
     fn last_bytes(&self, sealed: &[(DatasetId, Seal)]) -> u64 {
         let bytes = |(dataset, seal): &(DatasetId, Seal)| {
@@ -380,12 +395,7 @@ impl Spaces {
     /// What there is for another dataset.
     pub fn room(&self, vfs: &Vfs) -> Room {
         let last_bytes = self.last_bytes(&Self::sealed(vfs));
-        let open: Vec<DatasetId> = vfs
-            .read_names()
-            .iter()
-            .filter(|dataset| dataset.record.phase == Phase::Open)
-            .map(|dataset| dataset.record.id)
-            .collect();
+        let open = Self::open(vfs);
         let room = |space: &Space| {
             let open = open.iter().filter(|dataset| space.holds(**dataset)).count();
             space.room(open as u64, last_bytes)
@@ -394,6 +404,53 @@ impl Spaces {
             last_bytes,
             available: self.all.iter().map(room).collect(),
         }
+    }
+
+    /// Waits until there is room here for a new dataset that becomes as large as the last one, for as long as some
+    /// is on its way. Programs that checkpoint without a pause would otherwise find the store full of what is being
+    /// protected, and of what may go then. Gives how long it has waited.
+    pub fn wait_for_room(&self, vfs: &Vfs, dataset: DatasetId) -> Duration {
+        let begun = Instant::now();
+        let mut last_sign = begun;
+        while self.lacks_room(vfs, dataset) && begun.elapsed() < ROOM_PATIENCE {
+            match self.is_room_coming(vfs, dataset) {
+                true => last_sign = Instant::now(),
+                false if last_sign.elapsed() >= ROOM_GRACE => break,
+                false => {}
+            }
+            std::thread::park_timeout(ROOM_LOOK);
+        }
+        begun.elapsed()
+    }
+
+    /// Whether the store of a new dataset has less than the last one took.
+    pub fn lacks_room(&self, vfs: &Vfs, dataset: DatasetId) -> bool {
+        let last = self.last_bytes(&Self::sealed(vfs));
+        let Some(space) = self.holder(dataset) else {
+            return false;
+        };
+        let others = Self::open(vfs);
+        let others = others
+            .iter()
+            .filter(|it| **it != dataset && space.holds(**it));
+        space.room(others.count() as u64, last) < last
+    }
+
+    /// Whether something is being removed from its store, or being protected or flushed, so that something older may
+    /// be. What makes no headway does not count.
+    fn is_room_coming(&self, vfs: &Vfs, dataset: DatasetId) -> bool {
+        let Some(space) = self.holder(dataset) else {
+            return false;
+        };
+        let (mut is_moving, mut evicted) = (false, Vec::new());
+        for known in vfs.read_names().iter() {
+            let record = &known.record;
+            let waits = record.protected.is_none() || record.flushing;
+            is_moving |= record.is_cached() && waits && record.error.is_none();
+            evicted.extend((record.phase == Phase::Evicted).then_some(record.id));
+        }
+        evicted.retain(|id| space.holds(*id));
+        is_moving || space.is_emptying(evicted)
     }
 
     /// Looks at once, again when something changes, and every second, until `ending` says so.

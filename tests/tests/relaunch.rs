@@ -1,6 +1,7 @@
 //! From a node's death to the application running again: how long, and where the time goes.
 //!
-//! Four nodes with 256 MiB each, as the requirement has it, and a spare for each loss. The nodes are lost one
+//! Four nodes with 256 MiB each, as the requirement has it, in stores where two such checkpoints and half of one fit, and a
+//! spare for each loss. The nodes are lost one
 //! after the other in one job, by crash and by power in turns; each time all ranks must come back from the
 //! newest protected checkpoint. Measured from the kill to the moment the last rank has begun; the steps
 //! between are those that `scrfs run` tells. `SCRFS_RELAUNCHES=n` loses n nodes; the test asserts no time:
@@ -80,7 +81,7 @@ fn time_from_a_nodes_death_to_the_application_running_again() {
     let bytes = number("SCRFS_BYTES", 256 << 20);
     let cluster = Cluster::builder()
         .nodes(RANKS + losses)
-        .shm_bytes(5 << 30)
+        .shm_bytes(1536 << 20)
         .start()
         .unwrap();
     let site = tempfile::tempdir().unwrap();

@@ -181,3 +181,23 @@ done
     let config = two_fit("[flush]\nevery = 0\n");
     job("96MiB", &config, &format!("{WRITE}{script}"))
 }
+
+/// A store in which three and a half fit, and flushes of a second: whoever writes the next at once would find it
+/// full.
+#[test]
+fn who_checkpoints_without_a_pause_waits_for_room_that_is_on_its_way() -> Result<()> {
+    let script = r#"
+for step in 1 2 3 4 5 6 7 8; do write ck.$step; done
+must on 2 $SCRFS wait ck.8 --for flushed --timeout 60
+must on 1 "grep -q 'has waited for room' /run/scrfs.0/*/daemon.log"
+# What is only there takes its time, and nobody waits for what does not come.
+must on 1 mkdir /scr/big.tmp
+for node in 1 2 3; do fill $node /scr/big.tmp/of.$node; done
+must on 1 "cd /scr && timeout 20 mkdir next.tmp"
+"#;
+    job(
+        "105MiB",
+        "[flush]\nbandwidth = \"20MiB\"\n",
+        &format!("{WRITE}{script}"),
+    )
+}

@@ -435,11 +435,7 @@ impl Space {
                 .collect::<Vec<_>>()
         };
         let has_open = !those(|record| record.phase == Phase::Open).is_empty();
-        // What is on its way out will be free soon.
-        let coming = measure(&self.root.trash()) > 0
-            || those(|record| record.phase == Phase::Evicted)
-                .iter()
-                .any(|dataset| !self.slots(*dataset).is_empty());
+        let coming = self.is_emptying(those(|record| record.phase == Phase::Evicted));
         let holds = those(|record| record.is_cached() || record.phase == Phase::Failed);
         let inner = self.lock();
         if !inner.ready {
@@ -459,6 +455,13 @@ impl Space {
             urgent,
             holds,
         })
+    }
+
+    /// Whether something is on its way out, so that its space will be free soon; `evicted` is what caches are to
+    /// let go of.
+    pub(super) fn is_emptying(&self, evicted: impl IntoIterator<Item = DatasetId>) -> bool {
+        let mut evicted = evicted.into_iter();
+        measure(&self.root.trash()) > 0 || evicted.any(|dataset| !self.slots(dataset).is_empty())
     }
 
     /// Whether so many bytes, of data with its parity, may come here from another store.
