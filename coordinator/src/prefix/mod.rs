@@ -16,6 +16,7 @@
 
 mod adopt;
 mod complete;
+mod direct;
 mod done;
 mod error;
 mod fetch;

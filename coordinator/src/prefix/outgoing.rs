@@ -10,20 +10,24 @@
 //! elsewhere. What has the name is an earlier copy of the same file by the same slot (a retry), or the
 //! file of another slot: then `complete` finds both in the manifests and publishes neither.
 
+use super::direct::Direct;
 use super::done::Done;
 use super::error::PrefixError;
 use crate::part::{Log, PartError, PartId, Tree, attributes, file_type, lock, report};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::SFlag;
-use scrfs::layout::manifest::{Entry, EntryKind, Manifest, Node};
+use scrfs::layout::manifest::{Entry, EntryKind, LogPiece, Manifest, Node};
 use scrfs::name::RelPath;
 use scrfs::store::StoreError;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+/// Files of fewer bytes go by way of the page cache.
+const DIRECT_BYTES_MIN: u64 = 1 << 20;
 /// Files whose making waits for each other: few enough to be small, many enough to be rare.
 const SHARDS: usize = 64;
 
@@ -35,6 +39,9 @@ pub(super) struct Outgoing {
     missing: Vec<AtomicU64>,
     /// Entries whose file was made.
     made: Vec<Mutex<HashSet<usize>>>,
+    /// Files that are being written, open a second time; none where the filesystem cannot do it.
+    direct: Mutex<HashMap<usize, Arc<Direct>>>,
+    has_direct: AtomicBool,
     /// Entries that an attempt before has finished.
     taken: BTreeMap<usize, u64>,
     done: Done,
@@ -104,6 +111,8 @@ impl Outgoing {
             log: Log::new(Arc::clone(manifest), tree, true),
             missing,
             made,
+            direct: Mutex::default(),
+            has_direct: AtomicBool::new(true),
             taken,
             done,
         };
@@ -208,6 +217,14 @@ impl Outgoing {
             let path = &self.log.manifest().entries[index].path;
             let file = self.create(path).map_err(|error| self.failed(error))?;
             self.log.remember(index, Arc::new(file));
+            if self.missing[index].load(Ordering::Relaxed) >= DIRECT_BYTES_MIN
+                && self.has_direct.load(Ordering::Relaxed)
+            {
+                match Direct::open(self.log.tree(), path) {
+                    Some(direct) => drop(lock(&self.direct).insert(index, Arc::new(direct))),
+                    None => self.has_direct.store(false, Ordering::Relaxed),
+                }
+            }
             made.insert(index);
         }
         Ok(())
@@ -224,18 +241,41 @@ impl Outgoing {
                 continue;
             }
             self.make_file(piece.entry)?;
-            let file = self.log.file(piece.entry)?;
-            file.write_all_at(&bytes[done..done + len], piece.file_offset)
-                .map_err(
-                    self.part()
-                        .io("write", &self.log.tree().path_of(piece.path)),
-                )?;
-            let_go(&file, piece.file_offset, piece.len);
+            self.write_piece(&piece, &bytes[done..done + len])?;
             done += len;
             let before = self.missing[piece.entry].fetch_sub(piece.len, Ordering::AcqRel);
             if before == piece.len {
                 self.finish_file(piece.entry)?;
             }
+        }
+        Ok(())
+    }
+
+    fn write_piece(&self, piece: &LogPiece<'_>, bytes: &[u8]) -> Result<(), PartError> {
+        let offset = piece.file_offset;
+        let path = self.log.tree().path_of(piece.path);
+        let failed = || self.part().io("write", &path);
+        let direct = lock(&self.direct).get(&piece.entry).cloned();
+        let mut body = 0..0;
+        if let Some(direct) = direct {
+            body = direct.blocks_in(offset, bytes.len());
+            match direct.write_at(&bytes[body.clone()], offset + body.start as u64) {
+                // It asks for more than it said. What has come there comes again.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                    self.has_direct.store(false, Ordering::Relaxed);
+                    lock(&self.direct).clear();
+                    body = 0..0;
+                }
+                other => other.map_err(failed())?,
+            }
+        }
+        let file = self.log.file(piece.entry)?;
+        for edge in [0..body.start, body.end..bytes.len()] {
+            let at = offset + edge.start as u64;
+            file.write_all_at(&bytes[edge], at).map_err(failed())?;
+        }
+        if body.is_empty() {
+            let_go(&file, offset, piece.len);
         }
         Ok(())
     }
@@ -255,6 +295,7 @@ impl Outgoing {
         self.done.note(index, found.ino());
         let_go(&file, 0, 0);
         self.log.forget(index);
+        lock(&self.direct).remove(&index);
         Ok(())
     }
 
@@ -293,6 +334,7 @@ impl Outgoing {
     /// that are not finished. Directories stay: others may be writing into them.
     pub(super) fn remove(&self, all: bool) {
         self.log.forget_all();
+        lock(&self.direct).clear();
         for (index, entry) in self.log.manifest().entries.iter().enumerate() {
             let is_begun = self.missing[index].load(Ordering::Acquire) > 0;
             let goes = all || (is_begun && !self.taken.contains_key(&index));
@@ -310,7 +352,7 @@ impl Outgoing {
 fn open_up(tree: &Tree, path: &RelPath) -> Result<(), PrefixError> {
     let found = match tree.stat(path) {
         Ok(found) => found,
-        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.source.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     if file_type(&found) == SFlag::S_IFDIR && found.st_mode & 0o700 != 0o700 {
