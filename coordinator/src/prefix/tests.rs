@@ -10,6 +10,8 @@ mod refusals;
 mod resume;
 #[cfg(target_arch = "x86_64")]
 mod traced;
+#[cfg(target_arch = "x86_64")]
+mod tracer;
 mod tracking;
 
 use super::*;

@@ -7,19 +7,13 @@
 //!
 //! Some of the calls are tried, others each time; all of them with `SCRFS_TRACE_ALL=1`, which takes minutes.
 
+use super::tracer::{Call, Fate, Watch, trace, traced_world};
 use super::*;
 use nix::errno::Errno;
-use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use scrfs::layout::envelope::{Kind, open, seal};
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
+use std::collections::BTreeSet;
 
-/// Where the child finds its world.
-const WORLD: &str = "SCRFS_TRACED_WORLD";
 const CHILD: &str = "prefix::tests::traced::the_child";
 
 /// Calls that change what is on disk, or make sure of it.
@@ -53,13 +47,6 @@ const CHANGING: [i64; 27] = [
     libc::SYS_openat2,
 ];
 
-/// What happens at the n-th call.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Fate {
-    Killed,
-    Refused(Errno),
-}
-
 /// Everything, each part of it as far as it has not been done.
 fn work(prefix: &Prefix, cache: &CachePaths, record: &DatasetRecord) -> Result<(), PrefixError> {
     let limits = FlushLimits {
@@ -86,16 +73,11 @@ fn work(prefix: &Prefix, cache: &CachePaths, record: &DatasetRecord) -> Result<(
 
 #[test]
 fn the_child() {
-    let Some(root) = std::env::var_os(WORLD).map(PathBuf::from) else {
-        return;
-    };
+    let Some(root) = traced_world() else { return };
     let record = fs::read(root.join("record")).unwrap();
     let record: DatasetRecord = open(Kind::Dataset, &record).unwrap();
     let prefix = Prefix::at(&root.join("prefix")).of_job("job");
     let cache = CachePaths::at(&root.join("cache"));
-    println!("ready");
-    // Until it is traced.
-    io::stdin().read_to_end(&mut Vec::new()).unwrap();
     for try_again in [true, false] {
         match work(&prefix, &cache, &record) {
             Ok(()) => return,
@@ -105,166 +87,33 @@ fn the_child() {
     }
 }
 
-/// Waits for one thread of the child, if it has something to say.
-fn heard(thread: Pid) -> Option<WaitStatus> {
-    match waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
-        Ok(WaitStatus::StillAlive) => None,
-        Ok(status) => Some(status),
-        Err(_) => Some(WaitStatus::Exited(thread, 0)),
-    }
-}
-
-struct Traced {
-    child: Child,
-    /// By thread, whether it is inside of a call, and whether that is to fail.
-    threads: BTreeMap<i32, (bool, bool)>,
+/// What happens at the n-th call that changes something; counts them.
+struct Nth {
     count: usize,
     at: usize,
     fate: Fate,
 }
 
-impl Drop for Traced {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+impl Nth {
+    fn new(at: usize, fate: Fate) -> Self {
+        let count = 0;
+        Self { count, at, fate }
     }
 }
 
-impl Traced {
-    fn begin(root: &Path, at: usize, fate: Fate) -> Option<Self> {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([CHILD, "--exact", "--nocapture", "--test-threads=1"])
-            .env(WORLD, root)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut said = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("ready") {
-            line.clear();
-            assert!(
-                said.read_line(&mut line).unwrap() > 0,
-                "the child has ended"
-            );
-        }
-        // What it says from now on fits into the pipe.
-        child.stdout = Some(said.into_inner());
-        let mut traced = Self {
-            child,
-            threads: BTreeMap::new(),
-            count: 0,
-            at,
-            fate,
-        };
-        let pid = traced.child.id() as i32;
-        let options = Options::PTRACE_O_TRACESYSGOOD
-            | Options::PTRACE_O_TRACECLONE
-            | Options::PTRACE_O_EXITKILL;
-        for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-            let name = task.unwrap().file_name();
-            let thread = Pid::from_raw(name.to_str().unwrap().parse().unwrap());
-            if let Err(errno) = ptrace::seize(thread, options) {
-                eprintln!("skipped: this user may not trace ({errno})");
-                return None;
-            }
-            ptrace::interrupt(thread).unwrap();
-            traced.threads.insert(thread.as_raw(), (false, false));
-        }
-        drop(traced.child.stdin.take());
-        Some(traced)
-    }
-
-    /// Lets it go on to its end; how often it changed something, and what it said.
-    fn run(mut self) -> (usize, String) {
-        let pid = self.child.id() as i32;
-        while !self.threads.is_empty() {
-            let mut quiet = true;
-            for thread in self.threads.keys().copied().collect::<Vec<_>>() {
-                if let Some(status) = heard(Pid::from_raw(thread)) {
-                    quiet = false;
-                    self.turn(thread, status);
-                }
-            }
-            if quiet {
-                std::thread::yield_now();
-            }
-            if !self.threads.contains_key(&pid) {
-                break;
-            }
-        }
-        let mut said = String::new();
-        let mut stdout = self.child.stdout.take().unwrap();
-        stdout.read_to_string(&mut said).unwrap();
-        (self.count, said)
-    }
-
-    fn turn(&mut self, thread: i32, status: WaitStatus) {
-        let pid = Pid::from_raw(thread);
-        let mut deliver = None;
-        match status {
-            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
-                self.threads.remove(&thread);
-                return;
-            }
-            WaitStatus::PtraceSyscall(_) => {
-                let (inside, fails) = self.threads.get(&thread).copied().unwrap();
-                let next = match inside {
-                    false => (true, self.enters(pid)),
-                    true => (false, false),
-                };
-                if let (true, true, Fate::Refused(errno)) = (inside, fails, self.fate) {
-                    let mut registers = ptrace::getregs(pid).unwrap();
-                    registers.rax = (-(errno as i64)) as u64;
-                    ptrace::setregs(pid, registers).unwrap();
-                }
-                self.threads.insert(thread, next);
-            }
-            WaitStatus::PtraceEvent(_, _, event) if event == libc::PTRACE_EVENT_CLONE => {
-                let new = ptrace::getevent(pid).unwrap() as i32;
-                self.threads.entry(new).or_default();
-            }
-            WaitStatus::Stopped(_, signal)
-                if !matches!(signal, Signal::SIGSTOP | Signal::SIGTRAP) =>
-            {
-                deliver = Some(signal);
-            }
-            _ => {}
-        }
-        // One that was killed meanwhile is heard of next.
-        let _ = ptrace::syscall(pid, deliver);
-    }
-
-    /// A thread is about to make a call; whether that is to fail.
-    fn enters(&mut self, thread: Pid) -> bool {
-        let Ok(mut registers) = ptrace::getregs(thread) else {
-            return false;
-        };
-        let call = registers.orig_rax as i64;
-        let makes = match call {
+impl Watch for Nth {
+    fn enters(&mut self, _thread: Pid, call: &Call) -> Fate {
+        let makes = match call.number {
             // To stdout and stderr.
-            libc::SYS_write => registers.rdi > 2,
-            libc::SYS_openat => registers.rdx as i32 & libc::O_CREAT != 0,
+            libc::SYS_write => call.arguments[0] > 2,
+            libc::SYS_openat => call.arguments[2] as i32 & libc::O_CREAT != 0,
             // How it is opened is in memory: all of them.
-            _ => CHANGING.contains(&call),
+            number => CHANGING.contains(&number),
         };
-        if !makes {
-            return false;
-        }
-        self.count += 1;
-        if self.count != self.at {
-            return false;
-        }
-        match self.fate {
-            Fate::Killed => {
-                self.child.kill().unwrap();
-                false
-            }
-            Fate::Refused(_) => {
-                registers.orig_rax = u64::MAX;
-                ptrace::setregs(thread, registers).unwrap();
-                true
-            }
+        self.count += usize::from(makes);
+        match makes && self.count == self.at {
+            true => self.fate,
+            false => Fate::Goes,
         }
     }
 }
@@ -362,8 +211,9 @@ fn tried(calls: usize) -> impl Iterator<Item = usize> {
 /// How often the work changes something when nothing happens to it.
 fn calls() -> Option<usize> {
     let (world, record) = world();
-    let traced = Traced::begin(world.root.path(), 0, Fate::Killed)?;
-    let (count, said) = traced.run();
+    let mut watch = Nth::new(0, Fate::Goes);
+    let said = trace(CHILD, world.root.path(), &mut watch)?;
+    let count = watch.count;
     assert!(said.contains("test result: ok"), "{said}");
     assert!(world.has_all_of(&record));
     assert!(count > 100, "{count}");
@@ -375,10 +225,10 @@ fn invariant_killed_at_any_call_nothing_is_half_visible_and_nothing_lost() {
     let Some(calls) = calls() else { return };
     for at in tried(calls) {
         let (world, record) = world();
-        let Some(traced) = Traced::begin(world.root.path(), at, Fate::Killed) else {
+        let mut watch = Nth::new(at, Fate::Killed);
+        let Some(said) = trace(CHILD, world.root.path(), &mut watch) else {
             return;
         };
-        let (_, said) = traced.run();
         check(&world, &record, at, &said);
     }
 }
@@ -390,10 +240,10 @@ fn invariant_refused_at_any_call_the_next_try_comes_to_its_end() {
     let mut refused = 0;
     for (at, errno) in tried(calls).zip(troubles.into_iter().cycle()) {
         let (world, record) = world();
-        let Some(traced) = Traced::begin(world.root.path(), at, Fate::Refused(errno)) else {
+        let mut watch = Nth::new(at, Fate::Refused(errno));
+        let Some(said) = trace(CHILD, world.root.path(), &mut watch) else {
             return;
         };
-        let (_, said) = traced.run();
         assert!(said.contains("test result: ok"), "{at} {errno}: {said}");
         if let Some(error) = said.lines().find(|line| line.starts_with("refused: ")) {
             refused += 1;
