@@ -22,7 +22,7 @@ mod scan;
 mod tree;
 mod units;
 mod verify;
-mod xattr;
+pub(crate) mod xattr;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -71,6 +71,24 @@ pub(super) fn read(
     Ok(found.collect())
 }
 
+/// Records of files that have other numbers now, as in a copy of the prefix.
+#[cfg(test)]
+pub(super) fn renumbered(
+    bytes: &[u8],
+    manifest_crc: u32,
+    number_of: impl Fn(u64) -> u64,
+) -> Vec<u8> {
+    let (records, rest) = bytes.as_chunks::<RECORD_BYTES>();
+    let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+    let all = records.iter().flat_map(|old| {
+        let is_ours = old[16..] == check(manifest_crc, old).to_le_bytes();
+        let entry = usize::try_from(number(&old[..8])).unwrap_or(usize::MAX);
+        let new = || record(manifest_crc, entry, number_of(number(&old[8..16])));
+        if is_ours { new() } else { *old }
+    });
+    all.chain(rest.iter().copied()).collect()
+}
+
 impl Done {
     /// Begins anew with what was taken over.
     pub(super) fn begin(

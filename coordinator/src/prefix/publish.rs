@@ -39,14 +39,16 @@ impl Prefix {
         step: Step<'_>,
     ) -> Result<(), PrefixError> {
         let name = self.paths.dataset(&entry.record.name);
+        // Whoever made these may not have made their names durable. Should the power go, a dataset that has
+        // its name and no entry would be nobody's, and in the way.
+        sync_directory(&self.paths.control())?;
+        sync_if_there(&self.paths.all_manifests())?;
+        sync_directory(self.paths.root())?;
         if inode(&name) != Some(entry.inode) {
             self.take_name(&entry, &name, step)?;
         }
         step("sync the name")?;
         sync_directory(self.paths.root())?;
-        // Whoever made these may have been killed before their names were durable.
-        sync_directory(&self.paths.control())?;
-        sync_if_there(&self.paths.all_manifests())?;
         sync_if_there(&self.paths.inflight(entry.key()))?;
         step("finish the top directory")?;
         let tree = Tree::open(&name)?;

@@ -6,6 +6,8 @@
 mod adoption;
 mod crashes;
 mod jobs;
+#[cfg(target_arch = "x86_64")]
+mod power;
 mod refusals;
 mod resume;
 #[cfg(target_arch = "x86_64")]
@@ -49,7 +51,11 @@ impl Drop for World {
 
 impl World {
     fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::below(&std::env::temp_dir())
+    }
+
+    fn below(directory: &Path) -> Self {
+        let root = tempfile::tempdir_in(directory).unwrap();
         let cache = CachePaths::at(&root.path().join("cache"));
         let path = root.path().join("prefix");
         fs::create_dir(&path).unwrap();
