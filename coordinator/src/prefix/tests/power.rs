@@ -9,6 +9,8 @@
 //! - what was under way is as before or as after, once the next start of a job has looked at it;
 //! - the same step, done again, comes to its end and leaves nothing behind.
 //!
+//! In some of the states the power goes again, while what comes after is done.
+//!
 //! A rename is one change, and a sync of the directory it comes to takes it along. Links and pipes are synced with
 //! their directory. Everything else is not ordered: names may come without what they lead to, bytes without length.
 //!
@@ -21,6 +23,7 @@ mod scenarios;
 use super::tracer::{trace, traced_world};
 use super::*;
 use log::{Event, Log, Recorder};
+use model::Model;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -31,6 +34,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const CHILD: &str = "prefix::tests::power::the_child";
 /// States of a scenario that are tried, unless somebody asks for more.
 const STATES: usize = 240;
+/// Of so many states one is used as a prefix is, until the power goes again.
+const AGAIN: u32 = 60;
 
 /// What there is to be seen.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,22 +73,28 @@ struct Moment {
 #[test]
 fn the_child() {
     let Some(root) = traced_world() else { return };
-    let scenario = fs::read_to_string(root.join("scenario")).unwrap();
-    let scenario = SCENARIOS.iter().find(|it| it.name == scenario).unwrap();
-    let prefix = Prefix::at(&root.join("prefix")).of_job("job");
+    let task = fs::read_to_string(root.join("task")).unwrap();
+    let [name, path, done, again] = task.lines().collect::<Vec<_>>().try_into().unwrap();
+    let (done, again): (usize, bool) = (done.parse().unwrap(), again.parse().unwrap());
+    let scenario = SCENARIOS.iter().find(|it| it.name == name).unwrap();
+    let prefix = Prefix::at(Path::new(path)).of_job("job");
     let cache = CachePaths::at(&root.join("cache"));
     let record = |id: u64| {
         let record = fs::read(root.join(format!("record.{id}"))).unwrap();
         open(Kind::Dataset, &record).unwrap()
     };
-    for (step, _) in scenario.steps {
-        step.perform(&prefix, &cache, &record, 0).unwrap();
+    if again {
+        prefix.reconcile(&BTreeSet::new()).unwrap();
+    }
+    for (step, _) in &scenario.steps[done..] {
+        step.perform(&prefix, &cache, &record, again.into())
+            .unwrap();
         println!("acknowledged");
     }
 }
 
-fn moments(log: &Log) -> Vec<Moment> {
-    let (mut acknowledged, mut done, mut begun) = (0, 0, false);
+fn moments(log: &Log, life: &Life) -> Vec<Moment> {
+    let (mut acknowledged, mut begun, mut done) = (life.acknowledged, life.again, 0);
     let mut durable = BTreeSet::new();
     let mut moments = Vec::new();
     for event in std::iter::once(None).chain(log.events.iter().map(Some)) {
@@ -388,65 +399,115 @@ fn told(log: &Log, moment: &Moment, there: &BTreeSet<usize>) -> String {
     words.collect()
 }
 
+/// How a prefix is used: what was done before, and whether the power went then.
+struct Life {
+    path: PathBuf,
+    acknowledged: usize,
+    again: bool,
+}
+
+impl Stage {
+    /// The scenario from there on, in a child; `None` when this user may not trace.
+    fn log(&self, scenario: &Scenario, life: &Life) -> Option<Log> {
+        let root = self.world.root.path();
+        let path = life.path.to_str().unwrap();
+        let task = [
+            scenario.name,
+            path,
+            &life.acknowledged.to_string(),
+            &life.again.to_string(),
+        ];
+        fs::write(root.join("task"), task.join("\n")).unwrap();
+        let mut recorder = Recorder::new(&life.path, scenario.plain);
+        let said = trace(CHILD, root, &mut recorder)?;
+        assert!(said.contains("test result: ok"), "{said}");
+        let log = recorder.log();
+        if let Some(differs) = log.all().differs_from(&Model::read(&life.path)) {
+            panic!("the log does not tell all: {differs}");
+        }
+        Some(log)
+    }
+
+    /// Tries so many states; some of them, with what was acknowledged then.
+    fn try_states(
+        &mut self,
+        scenario: &Scenario,
+        life: &Life,
+        (seed, states): (u64, usize),
+    ) -> Option<Vec<(Model, usize)>> {
+        let log = self.log(scenario, life)?;
+        let moments = moments(&log, life);
+        let steps = moments.last().map(|moment| moment.acknowledged);
+        assert_eq!(steps, Some(scenario.steps.len()));
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (first, more) = candidates(&moments, &mut rng);
+        let (surely, all) = (first.len(), first.len() + more.len());
+        let surely = if life.again { 0 } else { surely };
+        let mut seen = BTreeSet::new();
+        let mut some = Vec::new();
+        for (at, (moment, luck)) in first.into_iter().chain(more).enumerate() {
+            if at >= surely && seen.len() >= states {
+                break;
+            }
+            let there = log.closed(moment.operations(luck));
+            let model = log.after(there.iter().copied());
+            if !seen.insert((moment.acknowledged, moment.begun, model.hash())) {
+                continue;
+            }
+            let number = seen.len();
+            let place = self.world.root.path().join(format!("state.{number}"));
+            self.make(&model, &place);
+            let mut rng = StdRng::seed_from_u64(seed ^ number as u64);
+            if let Err(words) = self.goes_on(scenario, moment, &mut rng) {
+                let done = moment.acknowledged;
+                let told = told(&log, moment, &there);
+                panic!("state {number}, {luck:?}, {done} acknowledged:\n{told}{words}");
+            }
+            crate::part::remove_tree(&place).unwrap();
+            if rng.random_ratio(1, AGAIN) {
+                some.push((model, moment.acknowledged));
+            }
+        }
+        let (tried, moments) = (seen.len(), moments.len());
+        println!("{tried} states, {moments} moments, {surely} of {all} candidates");
+        Some(some)
+    }
+
+    /// Opens a prefix that looks like this.
+    fn make(&mut self, model: &Model, place: &Path) {
+        let numbers = model.make(place);
+        self.world.prefix = Prefix::at(place).of_job("job");
+        self.renumber(&numbers);
+    }
+}
+
 fn loses_power(name: &str) {
     let scenario = SCENARIOS.iter().find(|it| it.name == name).unwrap();
     let seed = number_of("SCRFS_SEED").unwrap_or_else(|| rand::rng().random_range(1..1 << 32));
     let states = number_of("SCRFS_POWER_STATES").map_or(STATES, |it| it as usize);
-    println!("SCRFS_SEED={seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
+    println!("{name}: SCRFS_SEED={seed} SCRFS_POWER_STATES={states}");
     let mut stage = scenario.stage();
     let root = stage.world.root.path().to_owned();
-    fs::write(root.join("scenario"), scenario.name).unwrap();
     for record in &stage.records {
         let path = root.join(format!("record.{}", record.id.0));
         fs::write(path, seal(Kind::Dataset, record)).unwrap();
     }
-    let prefix = stage.world.prefix.paths().root().to_owned();
-    let mut recorder = Recorder::new(&prefix, scenario.plain);
-    let Some(said) = trace(CHILD, &root, &mut recorder) else {
-        return;
+    let first = Life {
+        path: stage.world.prefix.paths().root().to_owned(),
+        acknowledged: 0,
+        again: false,
     };
-    assert!(said.contains("test result: ok"), "{said}");
-    let log = recorder.log();
-    let found = model::Model::read(&prefix);
-    if let Some(differs) = log.all().differs_from(&found) {
-        panic!("the log does not tell all: {differs}");
+    let some = stage.try_states(scenario, &first, (seed, states));
+    for (number, (model, acknowledged)) in some.into_iter().flatten().enumerate() {
+        let path = root.join(format!("again.{number}"));
+        stage.make(&model, &path);
+        println!("again, {acknowledged} acknowledged");
+        let again = Life {
+            path,
+            acknowledged,
+            again: true,
+        };
+        let bounds = (seed ^ number as u64, states / 10);
+        stage.try_states(scenario, &again, bounds);
     }
-    let moments = moments(&log);
-    assert_eq!(
-        moments[moments.len() - 1].acknowledged,
-        scenario.steps.len()
-    );
-    let (first, more) = candidates(&moments, &mut rng);
-    let (surely, all) = (first.len(), first.len() + more.len());
-    let mut seen = BTreeSet::new();
-    for (at, (moment, luck)) in first.into_iter().chain(more).enumerate() {
-        if at >= surely && seen.len() >= states {
-            break;
-        }
-        let there = log.closed(moment.operations(luck));
-        let model = log.after(there.iter().copied());
-        if !seen.insert((moment.acknowledged, moment.begun, model.hash())) {
-            continue;
-        }
-        let place = root.join(format!("state.{}", seen.len()));
-        let numbers = model.make(&place);
-        stage.world.prefix = Prefix::at(&place).of_job("job");
-        stage.renumber(&numbers);
-        let mut rng = StdRng::seed_from_u64(seed ^ seen.len() as u64);
-        if let Err(words) = stage.goes_on(scenario, moment, &mut rng) {
-            panic!(
-                "{name}, SCRFS_SEED={seed} SCRFS_POWER_STATES={states}, state {}, {luck:?}, {} acknowledged:\n{}{words}",
-                seen.len(),
-                moment.acknowledged,
-                told(&log, moment, &there),
-            );
-        }
-        crate::part::remove_tree(&place).unwrap();
-    }
-    println!(
-        "{} states of {name}, {} moments, {surely} of {all} candidates",
-        seen.len(),
-        moments.len()
-    );
 }
