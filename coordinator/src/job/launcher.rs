@@ -184,9 +184,10 @@ const ADAPTERS: [Adapter; 7] = [
             let first = target.hosts.first().map_or("localhost", |host| &host.name);
             vec![
                 format!("--nnodes={}", target.hosts.len()),
-                "--node-rank={rank}".into(),
-                format!("--master-addr={first}"),
-                format!("--master-port={}", port(target.launch)),
+                // Dashes came with PyTorch 2.0; underscores all of them know.
+                "--node_rank={rank}".into(),
+                format!("--master_addr={first}"),
+                format!("--master_port={}", port(target.launch)),
             ]
         },
         rsh: None,
@@ -488,7 +489,7 @@ mod tests {
         assert_eq!(
             line(&["torchrun", "--nproc-per-node=8", "train.py"]),
             "/bin/coordinator each --rsh ssh -q --hosts node1,node5 -- torchrun --nnodes=2 \
-             --node-rank={rank} --master-addr=node1 --master-port=29501 --nproc-per-node=8 train.py"
+             --node_rank={rank} --master_addr=node1 --master_port=29501 --nproc-per-node=8 train.py"
         );
         let own = ["torchrun", "--rdzv-endpoint=a:1", "train.py"];
         assert_eq!(line(&own), own.join(" "));

@@ -20,6 +20,7 @@ mod resume;
 mod scavenge;
 mod shells;
 mod site;
+mod torch;
 
 use site::{GATE, LAST, RANKS, Run, SOON, Site};
 
@@ -491,7 +492,7 @@ fn torchrun_is_started_on_each_host() {
     let output = start("train.py").expect(0);
     for (rank, host) in ["node1", "node2"].into_iter().enumerate() {
         let call = format!(
-            "torchrun on {host}: --nnodes=2 --node-rank={rank} --master-addr=node1 --master-port=29501 \
+            "torchrun on {host}: --nnodes=2 --node_rank={rank} --master_addr=node1 --master_port=29501 \
              --nproc-per-node=2 train.py\n"
         );
         assert!(calls().contains(&call), "{}\n{output}", calls());
