@@ -353,7 +353,7 @@ impl Stage {
         let under_way = scenario.steps.get(acknowledged).map(|(step, _)| *step);
         // To settle what is there is that step itself.
         let begun = moment.begun || matches!(under_way, Some(Step::Reconcile));
-        let after = &all[acknowledged + usize::from(begun)];
+        let after = all.get(acknowledged + usize::from(begun)).unwrap_or(before);
         self.check(before, after, false)?;
         let (prefix, cache) = (&self.world.prefix, &self.world.cache);
         let record = |id: u64| self.record(id);

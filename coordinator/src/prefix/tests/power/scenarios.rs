@@ -224,6 +224,13 @@ impl Scenario {
     }
 }
 
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // Also what its owner may not write to: it lies in memory.
+        let _ = crate::part::remove_tree(self.world.root.path());
+    }
+}
+
 impl Stage {
     pub(super) fn record(&self, id: u64) -> DatasetRecord {
         let found = self.records.iter().find(|record| record.id.0 == id);
