@@ -152,3 +152,107 @@ fn know_each_other(cluster: &Cluster, slurm: &Slurm, prefix: &Path) {
         "{text}"
     );
 }
+
+/// Commits a checkpoint after the other until the first rank finds that it should end.
+const UNTIL_TOLD: &str = r#"
+rank=$SLURM_PROCID size=$SLURM_NTASKS step=0
+meet() {
+    touch "SHARED/$1.$rank"
+    while [ "$(ls SHARED | grep -c "^$1\.")" -lt "$size" ]; do sleep 0.02; done
+}
+while [ ! -e SHARED/ends.$step ]; do
+    step=$((step + 1))
+    if [ $rank = 0 ]; then mkdir /scr/ckpt.$step.tmp || exit 1; fi
+    meet begun.$step
+    echo "step $step of rank $rank" > /scr/ckpt.$step.tmp/rank.$rank || exit 1
+    meet written.$step
+    if [ $rank = 0 ]; then
+        mv /scr/ckpt.$step.tmp /scr/ckpt.$step || exit 1
+        if [ "$(cat /scr/.scr/should_exit)" = 1 ]; then echo $step > SHARED/ends.$step; fi
+    fi
+    meet committed.$step
+done
+"#;
+
+/// The script of the guide as it stands there, but for its size, times and paths.
+#[test]
+fn the_batch_script_of_the_guide_ends_cleanly_when_slurm_warns() {
+    let missing = slurm::missing();
+    if !missing.is_empty() {
+        let required = std::env::var_os("SCRFS_REQUIRE_ALL").is_some();
+        assert!(!required, "no {missing:?}");
+        eprintln!("left out: this machine has no {missing:?}");
+        return;
+    }
+    let builder = Cluster::builder().nodes(3).shm_bytes(256 << 20);
+    let cluster = builder.start().unwrap();
+    let slurm = Slurm::start(&cluster).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    for name in ["prefix", "shared"] {
+        fs::create_dir(path(name)).unwrap();
+    }
+    let shared = path("shared").display().to_string();
+    fs::write(path("app"), UNTIL_TOLD.replace("SHARED", &shared)).unwrap();
+    let guide = include_str!("../../docs/guide/slurm.md");
+    let script = guide.split("```\n").nth(1).unwrap();
+    let mut script = script.to_owned();
+    for (there, here) in [
+        ("--nodes=5", "--nodes=3".to_owned()),
+        ("--time=12:00:00", "--time=00:10:00".to_owned()),
+        ("USR1@600", "USR1@60".to_owned()),
+        ("-N4 -n64", "-N2 -n2".to_owned()),
+        ("/pfs/me/run1", path("prefix").display().to_string()),
+        ("./app", format!("sh {}", path("app").display())),
+    ] {
+        assert!(script.contains(there), "no {there} in {script}");
+        script = script.replace(there, &here);
+    }
+    fs::write(path("job"), &script).unwrap();
+    let programs = binary("scrfs").unwrap();
+    let mut search = programs.parent().unwrap().as_os_str().to_owned();
+    search.push(":");
+    search.push(std::env::var_os("PATH").unwrap_or_default());
+    let submitted = slurm
+        .command(&cluster, "sbatch")
+        .args(["--parsable", "--output"])
+        .args([path("output"), path("job")])
+        .current_dir(directory.path())
+        .env("PATH", search)
+        .output()
+        .unwrap();
+    let job = String::from_utf8_lossy(&submitted.stdout).trim().to_owned();
+    assert!(
+        submitted.status.success(),
+        "{submitted:?}\n{}",
+        slurm.logs()
+    );
+    let said = || fs::read_to_string(path("output")).unwrap_or_default();
+    let wait_for = |what: &str, is_so: &dyn Fn() -> bool| {
+        let waited = wait_until(SOON, what, || Ok(is_so().then_some(())));
+        waited.unwrap_or_else(|error| panic!("{error:#}\n{}\n{}", said(), slurm.logs()));
+    };
+    wait_for("three checkpoints", &|| {
+        path("shared").join("committed.3.1").exists()
+    });
+    // As Slurm does by itself a minute before the end.
+    slurm
+        .ask(&cluster, &["scancel", "--batch", "--signal=USR1", &job])
+        .unwrap();
+    wait_for("the end of the job", &|| {
+        said().contains("all is taken down")
+    });
+    let said = said();
+    assert!(said.contains("halted: SIGUSR1 came"), "{said}");
+    let ends = fs::read_dir(path("shared")).unwrap().flatten();
+    let mut ends = ends.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        name.strip_prefix("ends.").map(str::to_owned)
+    });
+    let last = ends.next().unwrap();
+    for rank in 0..2 {
+        let kept = path("prefix").join(format!("ckpt.{last}/rank.{rank}"));
+        let kept = fs::read_to_string(kept).unwrap_or_default();
+        assert_eq!(kept, format!("step {last} of rank {rank}\n"), "{said}");
+    }
+}
