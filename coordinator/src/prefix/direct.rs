@@ -4,7 +4,7 @@
 //! they also push out what programs have in memory. So the whole blocks of a large range go to the device directly,
 //! and only its edges by way of the page cache: ranges of the log do not begin where blocks of a file do.
 //!
-//! Invariant: no block is written in both ways. One at an edge is shared with the range beside it, for which
+//! Invariant: no block, of the device, the page cache or the filesystem, is written in both ways. One at an edge is shared with the range beside it, for which
 //! it is at an edge, too.
 //!
 //! What it does not do: make anything durable. That is the fsync of the file, which is for both ways.
@@ -28,7 +28,7 @@ const ALIGNMENT_MAX: u32 = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Direct {
     file: File,
-    /// What offsets and lengths are multiples of.
+    /// What offsets and lengths are multiples of, see [`kept_apart`].
     block: u64,
     /// What addresses are multiples of.
     memory: usize,
@@ -39,13 +39,14 @@ impl Direct {
     pub(super) fn open(tree: &Tree, path: &RelPath) -> Option<Self> {
         let flags = OFlag::O_WRONLY | OFlag::O_DIRECT;
         let file = tree.open_file(path, flags, 0).ok()?;
-        let found = rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
+        let found = rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH, wanted).ok()?;
         let (block, memory) = (found.stx_dio_offset_align, found.stx_dio_mem_align);
         let is_usable = |it: u32| it.is_power_of_two() && it <= ALIGNMENT_MAX;
         let known = found.stx_mask & StatxFlags::DIOALIGN.bits() != 0;
         (known && is_usable(block) && is_usable(memory)).then(|| Self {
             file,
-            block: u64::from(block),
+            block: kept_apart(block, found.stx_blksize),
             memory: memory as usize,
         })
     }
@@ -70,6 +71,14 @@ impl Direct {
     }
 }
 
+/// A device asks for whole sectors, but the page cache goes by pages, and filesystems by their blocks: what of one of
+/// these is in the page cache could be written over what went to the device. So the largest of them is a block.
+fn kept_apart(sector: u32, block: u32) -> u64 {
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(u64::MAX);
+    let block = block.min(ALIGNMENT_MAX).next_power_of_two();
+    u64::from(sector.max(block)).max(page)
+}
+
 fn whole_blocks(block: u64, offset: u64, len: usize) -> Range<usize> {
     let end = offset.saturating_add(len as u64);
     let (from, to) = (offset.next_multiple_of(block), end / block * block);
@@ -82,6 +91,17 @@ fn whole_blocks(block: u64, offset: u64, len: usize) -> Range<usize> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_block_is_a_page_at_least() {
+        let page = u64::try_from(rustix::param::page_size()).expect("a number");
+        assert_eq!(kept_apart(512, 512), page);
+        assert_eq!(kept_apart(512, 0), page);
+        assert_eq!(kept_apart(512, 16 << 10), page.max(16 << 10));
+        assert_eq!(kept_apart(32 << 10, 4096), page.max(32 << 10));
+        // What is best for requests, on some network filesystems.
+        assert_eq!(kept_apart(4096, 4 << 20), u64::from(ALIGNMENT_MAX));
+    }
 
     proptest! {
         /// Beside each other, whatever the ranges: no block is written in both ways, and none is left out.
