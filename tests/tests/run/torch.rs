@@ -97,8 +97,8 @@ fn a_training_by_torchrun_goes_on_when_a_node_is_lost() {
         let listed = command.arg("/scr/.scr/status").output()?.stdout;
         let listed = String::from_utf8_lossy(&listed).into_owned();
         let safe = ["protected", "flushing", "flushed"];
-        let is_safe = |state: &&str| listed.contains(&format!("ckpt.4.{state}"));
-        Ok(safe.iter().any(|state| is_safe(&state)).then_some(()))
+        let mut states = safe.iter().map(|state| format!("ckpt.4.{state}"));
+        Ok(states.any(|state| listed.contains(&state)).then_some(()))
     });
     protected.unwrap_or_else(|error| panic!("{error:#}\n{}", run.output()));
     site.cluster.kill(1, Loss::Crash).unwrap();
