@@ -280,14 +280,9 @@ impl Nodes {
 
     /// The node of rank 0 is short of so many bytes, each of the datasets being 100.
     fn press(&mut self, wanted_bytes: u64) {
-        self.press_for(wanted_bytes, false);
-    }
-
-    /// The same; `urgent`: for one that is being written.
-    fn press_for(&mut self, wanted_bytes: u64, urgent: bool) {
         let store = StorePressure {
             wanted_bytes,
-            urgent,
+            urgent: false,
             holds: self.shown.keys().copied().collect(),
         };
         let pressure = Pressure {
@@ -704,21 +699,6 @@ fn what_only_the_prefix_makes_safe_succeeds_nothing_before_that_is_asked() {
         let known: Vec<_> = nodes.shown.keys().map(|id| id.0).collect();
         assert_eq!((known, nodes.asked.len()), (left, 0));
     }
-}
-
-#[test]
-fn fewer_than_the_count_are_kept_when_one_that_is_being_written_would_not_fit() {
-    let records: Vec<_> = (1..=5).map(checkpoint).collect();
-    let config = config(|config| {
-        config.store[0].count = 9;
-        config.flush.every = 2;
-    });
-    let mut nodes = Nodes::start(1, &config, nothing(), &records);
-    nodes.press(150);
-    assert_eq!(nodes.shown.len(), 5, "nothing is being written");
-    nodes.press_for(250, true);
-    let left: Vec<_> = nodes.shown.keys().map(|id| id.0).collect();
-    assert_eq!(left, [2, 4, 5], "two are to be flushed, one is the newest");
 }
 
 #[test]

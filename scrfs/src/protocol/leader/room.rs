@@ -9,8 +9,8 @@
 //! What may go:
 //! - by pressure, before anything else: what was not committed or is lost, and no program has open;
 //! - what is complete in the prefix, which is asked before (`held`): it becomes evicted;
-//! - a checkpoint that is not to be flushed, once a newer one is protected at least as well; by pressure only when a
-//!   dataset that is being written will not fit otherwise. It is forgotten;
+//! - not by pressure: a checkpoint that is not to be flushed, once a newer one is protected at least as
+//!   well. It is forgotten;
 //! - what was removed and is in the prefix is forgotten: by pressure at once, else when anything newer can
 //!   be restarted from. What was removed and is to be flushed is flushed before;
 //! - by pressure alone: what somebody wanted to have fetched, however old it is;
@@ -279,38 +279,6 @@ impl Leader {
         }
     }
 
-    /// Forgets of `holds` the oldest checkpoints that are spare and not to be flushed, until a node gets so many bytes
-    /// back; gives how many it gets.
-    fn drop_spare(
-        &mut self,
-        rank: Rank,
-        holds: &BTreeSet<DatasetId>,
-        wanted: u64,
-        step: &mut Step,
-    ) -> u64 {
-        let mut freed = 0u64;
-        for &dataset in holds {
-            let Some(led) = self.datasets.get(&dataset).filter(|_| freed < wanted) else {
-                continue;
-            };
-            let bytes = led.bytes_on(rank);
-            let is_kept = led.record.flushed.is_some()
-                || led.record.class.is_output()
-                || self.is_due(led)
-                || led.is_fetched;
-            let may_go = led.record.phase == Phase::Sealed
-                && !is_kept
-                && led.is_resting()
-                && !led.is_degraded()
-                && self.is_unused(dataset);
-            if may_go && bytes > 0 && self.is_spare(dataset, step) {
-                self.forget(dataset, None, step);
-                freed = freed.saturating_add(bytes);
-            }
-        }
-        freed
-    }
-
     /// Evicts until a node has what a store of it is short of.
     fn relieve(&mut self, rank: Rank, store: usize, step: &mut Step) {
         let pressure = self.room.pressure.get(&rank);
@@ -382,9 +350,6 @@ impl Leader {
                 Holds::Asked => hoped = hoped.saturating_add(bytes),
                 Holds::Unknown => {}
             }
-        }
-        if urgent && freed.saturating_add(hoped) < wanted {
-            freed = freed.saturating_add(self.drop_spare(rank, &holds, wanted - freed, step));
         }
         // What is left could not be had now; it is tried again when something changes.
         let pressure = self.room.pressure.get_mut(&rank);
