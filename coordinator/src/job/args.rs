@@ -52,7 +52,8 @@ pub struct MountArgs {
 /// Mount everywhere, recover, launch, watch, relaunch when a node is lost, flush at the end
 #[derive(clap::Args, Clone, Debug)]
 pub struct RunArgs {
-    /// Launch at most so many times; -1 for no limit
+    /// Launch at most so many times; -1: as often as it takes. A job that never made a checkpoint is given up after
+    /// ten launches in a row that failed within a minute
     #[arg(
         long,
         value_name = "N",

@@ -12,6 +12,7 @@
 //! checks      which nodes are fit          nodes        `scrfs nodes`
 //! outside     what the prefix and the resource manager say meanwhile
 //! suspect     which dataset to blame (pure)   daemons   mounting and unmounting
+//! vain        launches that fail at once (pure)
 //! resume      going on with a job whose supervisor was lost
 //! files       records of supervisors in the prefix   keeper   keeps ours
 //! ```
@@ -45,6 +46,7 @@ pub mod stacks;
 mod supervisor;
 mod suspect;
 pub mod tally;
+mod vain;
 pub mod watchdog;
 pub mod words;
 

@@ -55,6 +55,11 @@ impl Report {
         self.tally.launches()
     }
 
+    /// Checkpoints of all launches.
+    pub fn checkpoints(&self) -> u64 {
+        self.tally.checkpoints()
+    }
+
     /// For people, now.
     pub fn say(&self, words: &str) {
         let line = format!(

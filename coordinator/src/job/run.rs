@@ -195,7 +195,7 @@ impl Supervisor<'_> {
                 self.mark_failed(&name)?;
                 continue;
             }
-            let launched = Instant::now();
+            let (launched, before) = (Instant::now(), self.report.checkpoints());
             let Some(mut application) = self.launch(restart.as_ref())? else {
                 continue;
             };
@@ -205,6 +205,9 @@ impl Supervisor<'_> {
                 self.suspect.died();
             }
             self.report.end_launch(cause.clone());
+            let took = launched.elapsed();
+            let made = self.report.checkpoints();
+            self.vain.ended(&cause, made.saturating_sub(before), took);
             if matches!(&end, End::Exit(status) if status.success()) {
                 // Before anybody is told: whoever goes on after us must not launch it again.
                 (self.code, self.is_over) = (Some(0), true);
@@ -214,7 +217,7 @@ impl Supervisor<'_> {
             let how = cause.end(self.stop.is_some() || self.halts().is_some());
             self.event(JobWhat::LaunchEnded, |event| {
                 event.launch = Some(launch);
-                event.duration_ms = Some(milliseconds(launched.elapsed()));
+                event.duration_ms = Some(milliseconds(took));
                 event.cause = how;
                 event.detail = Some(words);
             });
@@ -231,18 +234,46 @@ impl Supervisor<'_> {
             });
             child::kill_orphans(&self.children());
             self.reap(&application.launch);
-            let used_up = self.report.launches() >= launches_max;
-            if self.stop.is_none() && self.halts().is_none() && !used_up {
-                continue;
-            }
-            if used_up && self.stop.is_none() && self.halts().is_none() {
-                self.report.stage(&format!(
-                    "{} of {launches_max} launches are used up; --runs N allows more",
-                    self.report.launches()
-                ));
+            if self.is_wanted() {
+                if self.report.launches() >= launches_max {
+                    self.report.stage(&format!(
+                        "{} of {launches_max} launches are used up; --runs N allows more",
+                        self.report.launches()
+                    ));
+                } else if launches_max == u64::MAX && self.vain.is_hopeless(made) {
+                    self.report.stage(&format!(
+                        "given up: the last {} launches failed at once, and none ever made a checkpoint; --runs N \
+                         launches N times all the same",
+                        self.vain.count()
+                    ));
+                } else {
+                    self.pause()?;
+                    continue;
+                }
             }
             return self.wind_up(self.code.unwrap_or(FAILED));
         }
+    }
+
+    /// Nobody wants the job to end.
+    fn is_wanted(&self) -> bool {
+        self.stop.is_none() && self.halts().is_none()
+    }
+
+    /// Gives what makes launches fail at once the time to pass.
+    fn pause(&mut self) -> Result<()> {
+        let (since, pause) = (Instant::now(), self.vain.pause());
+        if pause > Duration::ZERO {
+            self.report.stage(&format!(
+                "{} launches in a row failed at once: the next one in {} s",
+                self.vain.count(),
+                pause.as_secs()
+            ));
+        }
+        while since.elapsed() < pause && self.is_wanted() {
+            self.turn()?;
+        }
+        Ok(())
     }
 
     /// There is no further launch. What was committed is worth keeping, whatever became of the application.

@@ -19,6 +19,7 @@ use super::resource::parse::Down;
 use super::resource::{Allocation, is_same};
 use super::resume::Begun;
 use super::suspect::Suspect;
+use super::vain::Vain;
 use super::words;
 use crate::journal::{Journal, Places};
 use anyhow::{Context, Result, ensure};
@@ -101,6 +102,8 @@ pub(super) struct Supervisor<'a> {
     pub(super) is_superseded: bool,
     /// Whom to blame for deaths.
     pub(super) suspect: Suspect,
+    /// Launches that were not worth it.
+    pub(super) vain: Vain,
     /// Of the last launch.
     pub(super) code: Option<u8>,
     /// There is no further launch.
@@ -199,6 +202,7 @@ impl<'a> Supervisor<'a> {
             keeper,
             is_superseded: false,
             suspect: Suspect::default(),
+            vain: Vain::default(),
             code: None,
             is_over: false,
             signals,

@@ -124,6 +124,17 @@ fn a_failed_run_is_launched_again_and_its_code_is_ours() {
 }
 
 #[test]
+fn launches_that_fail_at_once_do_not_follow_each_other_without_a_pause() {
+    let site = Site::start(1);
+    let mut run = site.run(&["--runs", "-1"], &["sh", "-c", "exit 7"]);
+    run.wait_for("3 launches in a row failed at once: the next one in 2 s");
+    let pid = Pid::from_raw(i32::try_from(run.child.id()).unwrap());
+    kill(pid, Signal::SIGUSR1).unwrap();
+    let output = run.expect(7);
+    assert!(output.contains("3 launches, 3 epochs"), "{output}");
+}
+
+#[test]
 fn a_checkpoint_that_the_application_died_from_twice_is_not_tried_again() {
     let site = Site::start(1);
     let script = r#"
