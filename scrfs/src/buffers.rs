@@ -4,10 +4,10 @@
 //! come into it. So a buffer goes back to its pool when its last user drops it, and the next one
 //! of about the same size is taken from there, warm in the cache as likely as not.
 //!
-//! Invariants: a buffer begins at a cache line, which vector instructions like; what it holds is
-//! whatever it held before, never memory that was not written; at most `IDLE_BYTES_MAX` lie idle,
-//! and buffers below `POOLED_BYTES_MIN` are the allocator's business. One pool a process,
-//! [`take`] takes from it.
+//! Invariants: a buffer begins at a cache line, which vector instructions like, or at the place of a
+//! page that was asked for; what it holds is whatever it held before, never memory that was not
+//! written; at most `IDLE_BYTES_MAX` lie idle, and buffers below `POOLED_BYTES_MIN` are the
+//! allocator's business. One pool a process, [`take`] takes from it.
 
 use bytes::Bytes;
 use std::fmt;
@@ -20,6 +20,8 @@ const POOLED_BYTES_MIN: usize = 32 << 10;
 const IDLE_BYTES_MAX: usize = 32 << 20;
 /// What the first byte of a buffer is aligned to.
 const ALIGNMENT: usize = 64;
+/// What places are told within.
+const PAGE: usize = 4096;
 
 /// Where buffers wait to be used again.
 #[derive(Clone, Debug, Default)]
@@ -40,18 +42,37 @@ pub struct Buffer {
     pool: Pool,
 }
 
+static POOL: LazyLock<Pool> = LazyLock::new(Pool::default);
+
 /// A buffer of the process's pool, see [`Pool::take`].
 #[must_use]
 pub fn take(len: usize) -> Buffer {
-    static POOL: LazyLock<Pool> = LazyLock::new(Pool::default);
     POOL.take(len)
+}
+
+/// A buffer of the process's pool, see [`Pool::take_at`].
+#[must_use]
+pub fn take_at(place: u64, len: usize) -> Buffer {
+    POOL.take_at(place, len)
 }
 
 impl Pool {
     /// A buffer of `len` bytes that hold anything.
     #[must_use]
     pub fn take(&self, len: usize) -> Buffer {
-        let wanted = len + ALIGNMENT;
+        self.take_in(ALIGNMENT, 0, len)
+    }
+
+    /// The same, whose address is `place` modulo 4096: blocks of a file that are read to where they lie in it can be
+    /// written from there directly.
+    #[must_use]
+    pub fn take_at(&self, place: u64, len: usize) -> Buffer {
+        let place = usize::try_from(place % PAGE as u64).unwrap_or(0);
+        self.take_in(PAGE, place, len)
+    }
+
+    fn take_in(&self, alignment: usize, place: usize, len: usize) -> Buffer {
+        let wanted = len + 2 * alignment;
         let fits = |block: &Vec<u8>| block.len() >= wanted && block.len() <= 2 * wanted;
         let mut idle = self.idle();
         let found = match len >= POOLED_BYTES_MIN {
@@ -62,10 +83,10 @@ impl Pool {
         idle.bytes -= reused.as_ref().map_or(0, Vec::len);
         drop(idle);
         let block = reused.unwrap_or_else(|| vec![0; wanted]);
-        let start = block.as_ptr().align_offset(ALIGNMENT);
+        let start = block.as_ptr().align_offset(alignment);
         Buffer {
             // An offset that cannot be told is allowed to be usize::MAX.
-            start: if start < ALIGNMENT { start } else { 0 },
+            start: if start < alignment { start + place } else { 0 },
             block,
             len,
             pool: self.clone(),
@@ -162,6 +183,19 @@ mod tests {
             assert_eq!(buffer.len(), len);
             buffer.truncate(len / 2);
             assert_eq!(buffer.freeze().len(), len / 2);
+        }
+    }
+
+    #[test]
+    fn buffers_lie_at_the_place_that_is_asked_for() {
+        let pool = Pool::default();
+        for place in [0, 1, 511, 512, 4095, 4096, 10_000_000_007] {
+            for len in [0, 1, 100_000, 1 << 20] {
+                let buffer = pool.take_at(place, len);
+                let expected = (len, place % PAGE as u64);
+                let address = buffer.as_ptr() as u64;
+                assert_eq!((buffer.len(), address % PAGE as u64), expected);
+            }
         }
     }
 

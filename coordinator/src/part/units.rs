@@ -105,10 +105,27 @@ impl Units {
 
     /// Reads from the beginning of a unit on. Every unit is checked, a new checksum is noted.
     pub(crate) fn read(&self, offset: u64, len: u64) -> Result<Buffer, PartError> {
-        let unit_bytes = u64::from(self.unit_bytes());
+        self.read_into(buffers::take(self.len_of(offset, len)), offset)
+    }
+
+    /// The same, to where the largest piece lies in its file: whole blocks of it can be written directly.
+    pub(crate) fn read_in_place(&self, offset: u64, len: u64) -> Result<Buffer, PartError> {
+        let mut from = 0;
+        let pieces = self.log.pieces(offset, len).map(|piece| {
+            from += piece.len;
+            (piece.len, piece.file_offset.wrapping_sub(from - piece.len))
+        });
+        let place = pieces.max().map_or(0, |(_, place)| place);
+        self.read_into(buffers::take_at(place, self.len_of(offset, len)), offset)
+    }
+
+    fn len_of(&self, offset: u64, len: u64) -> usize {
         let rest = self.log.manifest().log_bytes.saturating_sub(offset);
-        let len = usize::try_from(len.min(rest)).unwrap_or(usize::MAX);
-        let mut buffer = buffers::take(len);
+        usize::try_from(len.min(rest)).unwrap_or(usize::MAX)
+    }
+
+    fn read_into(&self, mut buffer: Buffer, offset: u64) -> Result<Buffer, PartError> {
+        let unit_bytes = u64::from(self.unit_bytes());
         let done = self.log.read_at(offset, &mut buffer)?;
         buffer.truncate(done);
         let first = offset / unit_bytes;

@@ -56,12 +56,15 @@ impl Direct {
         whole_blocks(self.block, offset, len)
     }
 
-    /// Writes whole blocks.
+    /// Writes whole blocks, from where they are if they lie as in the file, else from a copy.
     ///
     /// # Errors
     ///
     /// Of the filesystem; [`io::ErrorKind::InvalidInput`] where it asks for more than it said.
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if bytes.as_ptr().addr() % self.memory == 0 {
+            return self.file.write_all_at(bytes, offset);
+        }
         let mut buffer = buffers::take(bytes.len() + self.memory);
         let start = buffer.as_ptr().align_offset(self.memory);
         let aligned = buffer.get_mut(start..start.saturating_add(bytes.len()));

@@ -107,7 +107,7 @@ impl Prefix {
         };
         let (from, to) = (units.clone(), Arc::clone(&outgoing));
         let copied = run(&job, progress, move |offset, len| {
-            let bytes = from.read(offset, len)?;
+            let bytes = from.read_in_place(offset, len)?;
             Ok(to.write_at(offset, &bytes)?)
         });
         let copied = copied.and_then(|()| outgoing.finish()).and_then(|()| {
