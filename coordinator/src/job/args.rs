@@ -52,16 +52,16 @@ pub struct MountArgs {
 /// Mount everywhere, recover, launch, watch, relaunch when a node is lost, flush at the end
 #[derive(clap::Args, Clone, Debug)]
 pub struct RunArgs {
-    /// Launch at most so many times; -1: as often as it takes. A job that never made a checkpoint is given up after
-    /// ten launches in a row that failed within a minute
+    /// Launch at most so many times; -1: as often as it takes, but not where ten launches in a row failed within a
+    /// minute or stood still, and none ever made a checkpoint. Not given: again when a node was lost or nothing moved, not when the
+    /// application failed by itself
     #[arg(
         long,
         value_name = "N",
         env = "SCR_RUNS",
-        default_value_t = 1,
         allow_negative_numbers = true
     )]
-    pub runs: i64,
+    pub runs: Option<i64>,
     #[command(flatten)]
     pub hosts: HostArgs,
     /// So many of the hosts, the last ones, are spares
@@ -251,8 +251,8 @@ impl RunArgs {
     /// Launches that are allowed.
     pub fn launches_max(&self) -> Result<u64> {
         match self.runs {
-            -1 => Ok(u64::MAX),
-            runs => match u64::try_from(runs) {
+            None | Some(-1) => Ok(u64::MAX),
+            Some(runs) => match u64::try_from(runs) {
                 Ok(runs @ 1..) => Ok(runs),
                 _ => bail!("--runs {runs}: give a number from 1 on, or -1 for no limit"),
             },
@@ -482,7 +482,7 @@ mod tests {
 
     #[test]
     fn runs_are_bounded_or_not() {
-        assert_eq!(parse(&[]).launches_max().expect("valid"), 1);
+        assert_eq!(parse(&[]).launches_max().expect("valid"), u64::MAX);
         assert_eq!(
             parse(&["--runs", "-1"]).launches_max().expect("valid"),
             u64::MAX

@@ -221,6 +221,7 @@ impl Supervisor<'_> {
                 event.cause = how;
                 event.detail = Some(words);
             });
+            let is_its_own = matches!(cause, Cause::Failed(_) | Cause::Launcher(_));
             self.report.stage(&match cause {
                 Cause::Finished => "the application has finished".to_owned(),
                 other => other.describe(),
@@ -240,9 +241,13 @@ impl Supervisor<'_> {
                         "{} of {launches_max} launches are used up; --runs N allows more",
                         self.report.launches()
                     ));
+                } else if is_its_own && self.args.runs.is_none() {
+                    self.report.stage(
+                        "no node was lost: --runs N or --runs -1 launches it again all the same",
+                    );
                 } else if launches_max == u64::MAX && self.vain.is_hopeless(made) {
                     self.report.stage(&format!(
-                        "given up: the last {} launches failed at once, and none ever made a checkpoint; --runs N \
+                        "given up: the last {} launches came to nothing, and none ever made a checkpoint; --runs N \
                          launches N times all the same",
                         self.vain.count()
                     ));
@@ -265,7 +270,7 @@ impl Supervisor<'_> {
         let (since, pause) = (Instant::now(), self.vain.pause());
         if pause > Duration::ZERO {
             self.report.stage(&format!(
-                "{} launches in a row failed at once: the next one in {} s",
+                "{} launches in a row came to nothing: the next one in {} s",
                 self.vain.count(),
                 pause.as_secs()
             ));

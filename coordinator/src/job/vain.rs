@@ -1,8 +1,8 @@
-//! Launches in vain: the application failed soon, and nothing was committed.
+//! Launches in vain: the application failed soon or stood still, and nothing was committed.
 //!
 //! One alone is launched again at once. More in a row get time to pass, as a filesystem that is away does. In a job that
 //! never made a checkpoint they are most likely a mistake in the command, and are given up where nobody has said how
-//! many launches there may be. Lost nodes and hangs do not count. Pure.
+//! many launches there may be. Lost nodes do not count. Pure.
 
 use super::tally::Cause;
 use std::time::Duration;
@@ -20,8 +20,12 @@ pub(super) struct Vain(u32);
 impl Vain {
     /// A launch has ended, with so many checkpoints and after so long.
     pub(super) fn ended(&mut self, cause: &Cause, checkpoints: u64, took: Duration) {
-        let has_failed = matches!(cause, Cause::Failed(_) | Cause::Launcher(_));
-        if has_failed && checkpoints == 0 && took < SOON {
+        let was_vain = match cause {
+            Cause::Failed(_) | Cause::Launcher(_) => took < SOON,
+            Cause::Hung(_) => true,
+            _ => false,
+        };
+        if was_vain && checkpoints == 0 {
             self.0 = self.0.saturating_add(1);
         } else {
             self.0 = 0;
@@ -64,7 +68,9 @@ mod tests {
         let mut vain = Vain::default();
         let mut pauses = Vec::new();
         while !vain.is_hopeless(0) {
-            vain.ended(&failed(), 0, s(3));
+            let hung = vain.count() % 2 == 1;
+            let cause = if hung { Cause::Hung(s(600)) } else { failed() };
+            vain.ended(&cause, 0, if hung { s(620) } else { s(3) });
             pauses.push(vain.pause().as_secs());
         }
         assert!(!vain.is_hopeless(1), "it was worth it before");

@@ -67,7 +67,7 @@ fn a_node_is_lost(victim: usize, loss: Loss) {
 }
 
 fn a_node_is_lost_from(site: &Site, job: &[&str], victim: usize, loss: Loss) {
-    let run = site.run(&["--spares", "1", "--runs", "2"], job);
+    let run = site.run(&["--spares", "1"], job);
     let output = a_node_is_replaced(site, run, victim, loss);
     site.nothing_is_left(&[victim], &output);
 }
@@ -124,10 +124,18 @@ fn a_failed_run_is_launched_again_and_its_code_is_ours() {
 }
 
 #[test]
-fn launches_that_fail_at_once_do_not_follow_each_other_without_a_pause() {
+fn what_fails_by_itself_is_not_launched_again_unasked() {
+    let site = Site::start(1);
+    let output = site.run(&[], &["sh", "-c", "exit 7"]).expect(7);
+    assert!(output.contains("1 launch, 1 epoch"), "{output}");
+    assert!(output.contains("--runs -1 launches it again"), "{output}");
+}
+
+#[test]
+fn launches_that_come_to_nothing_do_not_follow_each_other_without_a_pause() {
     let site = Site::start(1);
     let mut run = site.run(&["--runs", "-1"], &["sh", "-c", "exit 7"]);
-    run.wait_for("3 launches in a row failed at once: the next one in 2 s");
+    run.wait_for("3 launches in a row came to nothing: the next one in 2 s");
     let pid = Pid::from_raw(i32::try_from(run.child.id()).unwrap());
     kill(pid, Signal::SIGUSR1).unwrap();
     let output = run.expect(7);
@@ -324,6 +332,7 @@ fn a_heartbeat_of_its_own_keeps_a_silent_application_alive() {
     let options = ["--hang-timeout", "2", "--kill-after", "1"];
     let output = site.run(&options, &["sh", "-c", &script]).expect(0);
     assert!(!output.contains("nothing has moved"), "{output}");
+    let options = [&options[..], &["--runs", "1"]].concat();
     let output = site.run(&options, &["sleep", "1000"]).expect(1);
     assert!(output.contains("hung: nothing moved for 2 s"), "{output}");
 }
