@@ -4,7 +4,8 @@
 //! spare for each loss. The nodes are lost one
 //! after the other in one job, by crash and by power in turns; each time all ranks must come back from the
 //! newest protected checkpoint. Measured from the kill to the moment the last rank has begun; the steps
-//! between are those that `scrfs run` tells. `SCRFS_RELAUNCHES=n` loses n nodes; the test asserts no time:
+//! between are those that `scrfs run` tells. Somebody elsewhere wants the lost file at once; when first bytes of it were there
+//! is printed, too. `SCRFS_RELAUNCHES=n` loses n nodes; the test asserts no time:
 //! it prints them. Run it by itself: `cargo test --test relaunch -- --ignored --nocapture`.
 
 #![allow(clippy::unwrap_used)]
@@ -13,7 +14,7 @@ use scrfs_tests::{Cluster, Loss, binary, wait_until};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const RANKS: usize = 4;
@@ -67,6 +68,24 @@ fn count(shared: &Path, rank: usize, word: &str) -> usize {
     log.lines()
         .filter(|line| line.split_whitespace().nth(1) == Some(word))
         .count()
+}
+
+/// Milliseconds that the coordinators tell, which log below `directory`; one number a node and epoch in which something was
+/// made of the other slots.
+fn first_bytes(directory: &Path) -> Vec<u64> {
+    let told = Command::new("grep")
+        .args([
+            "-rhoE",
+            "the first bytes of what is lost .* after_ms=[0-9]+",
+        ])
+        .arg(directory)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    let number = |line: &str| line.rsplit('=').next()?.parse().ok();
+    let mut found: Vec<u64> = told.lines().filter_map(number).collect();
+    found.sort_unstable();
+    found
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -144,6 +163,7 @@ fn time_from_a_nodes_death_to_the_application_running_again() {
         steps.collect::<Vec<u64>>()
     };
     let mut totals = Vec::new();
+    let mut readers = Vec::new();
     let mut table: Vec<Vec<f64>> = Vec::new();
     const STEPS: [(&str, &str); 6] = [
         ("noticed", "no heartbeat for a second: the node is lost"),
@@ -179,6 +199,14 @@ fn time_from_a_nodes_death_to_the_application_running_again() {
         };
         let killed = Instant::now();
         cluster.kill(victim, kind).unwrap();
+        // Somebody elsewhere wants of the lost file at once; the coordinators tell when they had something to give.
+        let step = protected(witness);
+        let file = format!("/scr/ckpt.{step}/rank.{}", loss % RANKS);
+        let script = format!("until head -c 1 {file} >/dev/null; do sleep 0.02; done");
+        let mut reader = cluster.command(witness, "timeout");
+        reader.args(["30", "sh", "-c", &script]);
+        let reader = Running(reader.stderr(Stdio::null()).spawn().unwrap());
+        readers.push(reader);
         let again = wait_until(SOON, "all ranks to begin", || {
             anyhow::ensure!(run.0.try_wait()?.is_none(), "it ended");
             let all = (0..RANKS).all(|rank| count(&shared, rank, "begun") > begun[rank]);
@@ -232,6 +260,10 @@ fn time_from_a_nodes_death_to_the_application_running_again() {
         );
     }
     println!("| {:.2} s | | all |", median(&mut totals));
+    let made = first_bytes(site.path());
+    println!(
+        "first bytes of what was lost, after the coordinators of the epoch began: {made:?} ms"
+    );
     // Right bytes at each restart: the program looks at all of them, and says so.
     for rank in 0..RANKS {
         let text = fs::read_to_string(shared.join(format!("log.{rank}"))).unwrap();
