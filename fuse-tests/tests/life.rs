@@ -9,11 +9,11 @@ use scrfs_fuse_tests::coordinator::Manners;
 use scrfs_fuse_tests::mounted::{Map, Place, text};
 use scrfs_fuse_tests::{PATIENCE, leave_out, until};
 use std::fs::{self, File};
-use std::io::{Read, Seek, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -199,6 +199,50 @@ fn dead_mounts_do_not_pile_up() {
         .unwrap();
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(mounts_on(&place.mnt()), 0, "{}", text(&output));
+}
+
+/// As a container has that starts while it is mounted.
+#[test]
+fn a_copy_of_the_mount_in_another_namespace_does_not_hold_up_who_unmounts() {
+    if !nix::unistd::geteuid().is_root() {
+        leave_out("only root may make a mount namespace");
+        return;
+    }
+    let place = Place::new(64 * MIB);
+    place.mount(&[]);
+    let mnt = place.mnt();
+    let daemon = place.daemon().unwrap();
+    let mut elsewhere = Command::new("unshare")
+        .args(["--mount", "sh", "-c", "echo there; read end; ls \"$0\""])
+        .arg(&mnt)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut there = String::new();
+    let mut output = BufReader::new(elsewhere.stdout.take().unwrap());
+    output.read_line(&mut there).unwrap();
+    assert_eq!(there, "there\n");
+    let unmounted = Command::new("timeout")
+        .arg("60")
+        .arg(scrfs_fuse_tests::mounted::scrfs())
+        .args(["unmount", "--now"])
+        .arg(&mnt)
+        .output()
+        .unwrap();
+    // Before it can fail: nobody waits for it.
+    drop(elsewhere.stdin.take());
+    let seen_there = elsewhere.wait().unwrap();
+    assert!(unmounted.status.success(), "{}", text(&unmounted));
+    assert!(
+        text(&unmounted).contains("another mount namespace"),
+        "{}",
+        text(&unmounted)
+    );
+    assert!(!seen_there.success(), "it is gone there, too");
+    assert_eq!(mounts_on(&mnt), 0);
+    until("the daemon has ended", || kill(daemon, None).is_err());
 }
 
 #[test]

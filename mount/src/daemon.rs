@@ -37,6 +37,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How long mounts in other namespaces may outlive this one's.
+const ELSEWHERE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the mount may take to answer.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the lock of a store may stay with a daemon that was just killed.
@@ -409,6 +411,37 @@ struct Running {
     ending: AtomicBool,
     /// What to do once it is unmounted.
     farewell: Mutex<Option<(bool, bool, Sender<Answer>)>>,
+    ends: Sender<End>,
+}
+
+/// What ends the service.
+enum End {
+    /// The kernel has no use for it any more.
+    Session(io::Result<()>),
+    /// Somebody has had it unmounted here, and nobody here used it.
+    Unmounted,
+}
+
+/// Waits for the end of the service. A mount that was copied into another mount namespace, as by containers that
+/// start meanwhile, is the kernel's until that is gone, too; whoever had it unmounted does not wait for that.
+fn await_end(ends: &Receiver<End>) -> (io::Result<()>, String) {
+    let mut left_at = None;
+    loop {
+        let patience = match left_at {
+            None => Duration::MAX,
+            Some(at) => ELSEWHERE_PATIENCE.saturating_sub(Instant::elapsed(&at)),
+        };
+        match ends.recv_timeout(patience) {
+            Ok(End::Session(served)) => return (served, String::new()),
+            Ok(End::Unmounted) => left_at = left_at.or(Some(Instant::now())),
+            Err(_) => {
+                let words = "another mount namespace, such as a container's, still had it; for programs there it \
+                             is gone";
+                tracing::warn!("{words}");
+                return (Ok(()), words.to_owned());
+            }
+        }
+    }
 }
 
 fn serve(
@@ -505,12 +538,14 @@ fn serve_inner(
     };
     let server = Server::new(Arc::clone(&vfs), facts, process);
     server.serve(listener)?;
+    let (ends, ended) = mpsc::channel();
     let running = Arc::new(Running {
         mountpoint: plan.mountpoint.clone(),
         log: (!plan.foreground).then(|| cache.log()),
         vfs: Arc::clone(&vfs),
         ending: AtomicBool::new(false),
         farewell: Mutex::new(None),
+        ends,
     });
     let pulse = Arc::new(Pulse {
         vfs: Arc::clone(&vfs),
@@ -597,7 +632,14 @@ fn serve_inner(
         }
     })?;
 
-    let served = mounted.run();
+    thread("session", {
+        let running = Arc::clone(&running);
+        move || {
+            // Nobody listens to one that is left to other mount namespaces.
+            let _ = running.ends.send(End::Session(mounted.run()));
+        }
+    })?;
+    let (served, words) = await_end(&ended);
     running.ending.store(true, Ordering::Relaxed);
     tracing::info!("unmounted");
     let farewell = running
@@ -622,7 +664,7 @@ fn serve_inner(
     }
     let _ = std::fs::remove_file(cache.socket());
     let _ = std::fs::remove_file(cache.daemon());
-    let mut last = Answer::Ok(String::new());
+    let mut last = Answer::Ok(words);
     if purge && let Err(error) = purge_stores(places) {
         last = Answer::Refused(
             Refusal::Failed,
@@ -687,12 +729,15 @@ fn watch_signals(running: &Running, signals: &SigSet) {
                 }
                 tracing::info!(%signal, "unmounting");
                 notify(sd_notify::NotifyState::Stopping);
-                if let Err(error) = mountpoint::unmount(&running.mountpoint, false) {
-                    tracing::warn!(%error, "in use: it goes when its last user does");
-                    if let Err(error) = mountpoint::unmount(&running.mountpoint, true) {
-                        tracing::error!(%error, "cannot unmount");
-                        std::process::exit(1);
-                    }
+                let Err(error) = mountpoint::unmount(&running.mountpoint, false) else {
+                    // It may have ended by itself.
+                    let _ = running.ends.send(End::Unmounted);
+                    continue;
+                };
+                tracing::warn!(%error, "in use: it goes when its last user does");
+                if let Err(error) = mountpoint::unmount(&running.mountpoint, true) {
+                    tracing::error!(%error, "cannot unmount");
+                    std::process::exit(1);
                 }
             }
         }
@@ -721,14 +766,20 @@ fn obey(running: &Running, pulse: &Arc<Pulse>, commands: &Receiver<ProcessComman
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
                 *farewell = Some((finish_flushes, purge, answer));
-                if let Err(error) = mountpoint::unmount(&running.mountpoint, false)
-                    && let Some((_, _, answer)) = farewell.take()
-                {
-                    let shown = running.mountpoint.display();
-                    let words = format!(
-                        "cannot unmount {shown}: {error}; `fuser -vm {shown}` lists who uses it"
-                    );
-                    let _ = answer.send(Answer::Refused(Refusal::Busy, words));
+                match mountpoint::unmount(&running.mountpoint, false) {
+                    Ok(()) => {
+                        // It may have ended by itself.
+                        let _ = running.ends.send(End::Unmounted);
+                    }
+                    Err(error) => {
+                        let shown = running.mountpoint.display();
+                        let words = format!(
+                            "cannot unmount {shown}: {error}; `fuser -vm {shown}` lists who uses it"
+                        );
+                        if let Some((_, _, answer)) = farewell.take() {
+                            let _ = answer.send(Answer::Refused(Refusal::Busy, words));
+                        }
+                    }
                 }
             }
         }

@@ -408,7 +408,7 @@ impl Job {
                 .output()?;
             let mounts = String::from_utf8_lossy(&mounts.stdout).into_owned();
             ensure!(
-                !mounts.contains("/scr fuse"),
+                !mounts.contains(" /scr fuse"),
                 "{name} still mounts {mounts}"
             );
         }

@@ -37,7 +37,10 @@ pub(super) fn run(args: &UnmountArgs) -> Result<(), Failure> {
         purge: args.purge,
     };
     let asked = daemon_at(&path).and_then(|daemon| {
-        ask_watched(&daemon, &unmount, None, of_flushes())?;
+        let words = ask_watched(&daemon, &unmount, None, of_flushes())?;
+        if !words.is_empty() {
+            eprintln!("scrfs: {words}");
+        }
         Ok(daemon)
     });
     let daemon = match asked {

@@ -175,7 +175,7 @@ impl Site {
             let mounts = mounts.arg("/proc/self/mounts").output().unwrap();
             let mounts = String::from_utf8_lossy(&mounts.stdout).into_owned();
             assert!(
-                !mounts.contains("/scr fuse"),
+                !mounts.contains(" /scr fuse"),
                 "node{node}: {mounts}\n{output}"
             );
             // The launcher's helpers end by themselves, after the launcher.
