@@ -243,6 +243,18 @@ fn a_signal_goes_to_the_application_and_ends_the_job() {
     );
 }
 
+/// Nothing else that is started may take of it: daemons, coordinators, remote shells.
+#[test]
+fn standard_input_is_the_applications() {
+    let site = Site::start(2);
+    let lines: Vec<String> = (0..5000).map(|line| format!("line {line}")).collect();
+    let script = "sleep 0.2; wc -l; echo to standard error >&2";
+    let input = lines.join("\n") + "\n";
+    let output = site.run_fed(&input, &[], &["sh", "-c", script]).expect(0);
+    assert!(output.contains("\n5000\n"), "{output}");
+    assert!(output.contains("\nto standard error\n"), "{output}");
+}
+
 #[test]
 fn an_epoch_that_ends_is_renewed_under_a_running_application() {
     let site = Site::start(2);

@@ -118,6 +118,18 @@ impl Site {
         self.run_on(0, environment, options, launcher)
     }
 
+    /// The same on node0, with something on its standard input.
+    pub(crate) fn run_fed(&self, input: &str, options: &[&str], launcher: &[&str]) -> Run {
+        let path = self.directory.path().join("input");
+        fs::write(&path, input).unwrap();
+        let input = fs::File::open(&path).unwrap();
+        self.spawn(
+            self.run_command(0, options, launcher),
+            "output",
+            input.into(),
+        )
+    }
+
     /// The same, on this node.
     pub(crate) fn run_on(
         &self,
@@ -126,6 +138,12 @@ impl Site {
         options: &[&str],
         launcher: &[&str],
     ) -> Run {
+        let mut command = self.run_command(node, options, launcher);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        self.spawn(command, "output", Stdio::null())
+    }
+
+    fn run_command(&self, node: usize, options: &[&str], launcher: &[&str]) -> Command {
         let hosts: Vec<_> = (1..=self.cluster.nodes())
             .map(|node| self.cluster.name(node))
             .collect();
@@ -140,12 +158,8 @@ impl Site {
         if !options.contains(&"--log-dir") {
             command.arg("--log-dir").arg(logs);
         }
+        command.args(options).arg("--").args(launcher);
         command
-            .args(options)
-            .arg("--")
-            .args(launcher)
-            .envs(environment.iter().map(|(name, value)| (name, value)));
-        self.spawn(command, "output")
     }
 
     /// `scrfs run --resume` on this node.
@@ -154,14 +168,14 @@ impl Site {
         command
             .args(["run", "--resume", "--prefix"])
             .arg(self.prefix());
-        self.spawn(command, "output.resumed")
+        self.spawn(command, "output.resumed", Stdio::null())
     }
 
-    fn spawn(&self, mut command: Command, name: &str) -> Run {
+    fn spawn(&self, mut command: Command, name: &str, input: Stdio) -> Run {
         let output = self.directory.path().join(name);
         let file = fs::File::create(&output).unwrap();
         command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(file.try_clone().unwrap())
             .stderr(file);
         let child = command.spawn().unwrap();
