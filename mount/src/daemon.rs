@@ -8,6 +8,8 @@
 //! the cache is changed but by the coordinator, except by `--purge` after the unmount; the daemon is never
 //! an MPI process.
 
+mod solo;
+
 use crate::cli::Failure;
 use crate::control::{Facts, ProcessCommand, Server, short_address};
 use crate::fuse::{MountSettings, Mounted};
@@ -26,12 +28,13 @@ use scrfs::layout::path::CachePaths;
 use scrfs::store::posix::PosixStore;
 use scrfs::stores::owner;
 use serde::{Deserialize, Serialize};
+pub use solo::find_program;
+use solo::solo;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,8 +48,6 @@ const READY_PATIENCE: Duration = Duration::from_secs(30);
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a coordinator of our own may take to learn what there was before.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
-/// Longest pause before a solo coordinator that died is started again.
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 /// Everything that is asked of a mount.
 pub struct Plan {
@@ -507,6 +508,11 @@ fn serve_inner(
     let space = Arc::new(space);
     let vfs = Vfs::new(Settings {
         files,
+        in_place: plan
+            .config
+            .restart
+            .bypass
+            .then(|| plan.config.prefix.clone()),
         cache: cache.clone(),
         space: Arc::clone(&space),
         commit,
@@ -783,58 +789,5 @@ fn obey(running: &Running, pulse: &Arc<Pulse>, commands: &Receiver<ProcessComman
                 }
             }
         }
-    }
-}
-
-/// Finds a program that belongs to scrfs: beside this one, else where the shell would.
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let beside = std::env::current_exe()
-        .ok()
-        .and_then(|exe| Some(exe.parent()?.join(name)));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|dir| dir.join(name));
-    beside
-        .into_iter()
-        .chain(on_path)
-        .find(|path| path.is_file())
-}
-
-/// Keeps a coordinator of a cluster of one running until the daemon ends.
-fn solo(running: &Running, socket: &Path) {
-    const PROGRAM: &str = "scrfs-coordinator";
-    let mut pause = Duration::from_millis(100);
-    while !running.ending.load(Ordering::Relaxed) {
-        let Some(program) = find_program(PROGRAM) else {
-            tracing::error!(
-                "{PROGRAM} is neither beside this program nor on the PATH: nothing can be \
-                 created or committed until it is installed"
-            );
-            pause_unless_ending(running, BACKOFF_MAX);
-            continue;
-        };
-        let began = Instant::now();
-        let mut command = Command::new(&program);
-        command.arg("serve").arg("--socket").arg(socket);
-        sys::unblock_signals_in_child(&mut command);
-        match command.status() {
-            Ok(status) if running.ending.load(Ordering::Relaxed) => {
-                tracing::info!(%status, "the coordinator has ended");
-                return;
-            }
-            Ok(status) => tracing::error!(%status, "the coordinator died; starting another"),
-            Err(error) => tracing::error!(program = %program.display(), %error, "cannot start"),
-        }
-        if began.elapsed() > BACKOFF_MAX {
-            pause = Duration::from_millis(100);
-        }
-        pause_unless_ending(running, pause);
-        pause = (pause * 2).min(BACKOFF_MAX);
-    }
-}
-
-fn pause_unless_ending(running: &Running, pause: Duration) {
-    let until = Instant::now() + pause;
-    while Instant::now() < until && !running.ending.load(Ordering::Relaxed) {
-        std::thread::park_timeout(Duration::from_millis(50));
     }
 }

@@ -87,6 +87,7 @@ impl Pulse {
             .iter()
             .filter(|dataset| dataset.record.phase == Phase::Lost)
             .max_by_key(|dataset| dataset.record.id);
+        let restart = names.restart().filter(|_| ready);
         Beat {
             token,
             node: self.node.clone(),
@@ -94,10 +95,8 @@ impl Pulse {
             epoch: link.map(|(epoch, _)| epoch),
             epoch_last: stores.last_epoch().unwrap_or_default(),
             ready,
-            restart: names
-                .restart()
-                .filter(|_| ready)
-                .map(|found| found.record.name.clone()),
+            restart_at: restart.and_then(|found| self.vfs.place_in_prefix(&names, found)),
+            restart: restart.map(|found| found.record.name.clone()),
             newest_sealed: sealed().map(|dataset| dataset.record.id).max(),
             pending: u32::try_from(pending.count()).unwrap_or(u32::MAX),
             lost: lost.map(|dataset| dataset.record.name.clone()),

@@ -226,6 +226,9 @@ pub struct RestartConfig {
     pub current: String,
     /// Whether programs wait until what is lost is rebuilt. Otherwise they read it while it is.
     pub rebuild_first: bool,
+    /// Whether they are shown where a checkpoint is in the prefix, a directory, instead of having it fetched. What they
+    /// read there is held against no checksum.
+    pub bypass: bool,
 }
 
 /// `[advice]`: when a program that asks is told to checkpoint. All three 0: the optimum computed

@@ -24,6 +24,7 @@ use crate::name::{Name, RelPath};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 
 /// Longest frame either side accepts.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
@@ -67,13 +68,13 @@ pub enum Welcome {
         /// The daemon's node name.
         node: String,
         /// The job's cache directory in the first store.
-        cache: std::path::PathBuf,
+        cache: PathBuf,
         /// Those in the further stores, in order.
-        further: Vec<std::path::PathBuf>,
+        further: Vec<PathBuf>,
         /// The effective configuration, as JSON.
         config: String,
         /// Where the filesystem is mounted.
-        mountpoint: std::path::PathBuf,
+        mountpoint: PathBuf,
     },
     /// Not with us: another version, or a newer epoch is here.
     Refused(String),
@@ -654,6 +655,8 @@ pub struct Beat {
     pub ready: bool,
     /// The dataset to restart from, by name, once ready.
     pub restart: Option<Name>,
+    /// Where that is in the prefix, if it is to be read there.
+    pub restart_at: Option<PathBuf>,
     /// The newest sealed dataset known here: a sign of progress.
     pub newest_sealed: Option<DatasetId>,
     /// Datasets sealed but not yet as far as the configuration takes them (protected, flushed).

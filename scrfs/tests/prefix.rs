@@ -31,6 +31,8 @@ struct Nodes {
     /// What the daemon of rank 0 was last told.
     shown: BTreeMap<DatasetId, DatasetRecord>,
     due: Vec<u64>,
+    /// Programs may start, and from what.
+    ready: Option<Option<u64>>,
     replies: Vec<(u64, Result<(), Refusal>)>,
     looks: usize,
     tick: u64,
@@ -131,6 +133,7 @@ impl Nodes {
             asked: Vec::new(),
             shown: BTreeMap::new(),
             due: Vec::new(),
+            ready: None,
             replies: Vec::new(),
             looks: 0,
             tick: 0,
@@ -218,6 +221,10 @@ impl Nodes {
             ToDaemon::Shelf(shelf) if at == Rank(0) => {
                 self.shelf = shelf.iter().map(|it| it.name.to_string()).collect();
                 self.shelves += 1;
+                None
+            }
+            ToDaemon::Ready { restart, .. } if at == Rank(0) => {
+                self.ready = Some(restart.map(|id| id.0));
                 None
             }
             ToDaemon::Reply { request, result } => {
@@ -699,6 +706,37 @@ fn what_only_the_prefix_makes_safe_succeeds_nothing_before_that_is_asked() {
         let known: Vec<_> = nodes.shown.keys().map(|id| id.0).collect();
         assert_eq!((known, nodes.asked.len()), (left, 0));
     }
+}
+
+#[test]
+fn a_restart_in_place_is_offered_at_once_and_nothing_is_fetched_unasked() {
+    let view = PrefixView {
+        complete: vec![flushed(1, Phase::Sealed), flushed(2, Phase::Sealed)],
+        ..PrefixView::default()
+    };
+    let bypass = config(|config| config.restart.bypass = true);
+    let mut nodes = Nodes::start(2, &bypass, Some(view.clone()), &[]);
+    assert_eq!((nodes.ready, nodes.works.len()), (Some(Some(2)), 0));
+    assert_eq!(nodes.state(2), Some(State::Evicted), "everybody knows it");
+    // Who wants it in the caches gets it.
+    let name = Name::new(b"ckpt.2").unwrap();
+    nodes.ask(5, Request::Fetch { name });
+    nodes.see(view.clone());
+    assert!(matches!(nodes.works[..], [(_, _, Order::Fetch { .. }), ..]));
+    // What a person has marked is not offered, here either.
+    let marked = PrefixView {
+        failed: BTreeSet::from([key(&view.complete[1])]),
+        ..view.clone()
+    };
+    let nodes = Nodes::start(2, &bypass, Some(marked), &[]);
+    assert_eq!((nodes.ready, nodes.works.len()), (Some(Some(1)), 0));
+    // What the caches have is not read in the prefix.
+    let record = sealed(3, Class::Checkpoint, 2);
+    let nodes = Nodes::start(2, &bypass, Some(view.clone()), &[record]);
+    assert_eq!(nodes.ready, Some(Some(3)));
+    // Nobody has asked for it.
+    let nodes = Nodes::start(2, &config(|_| {}), Some(view), &[]);
+    assert_eq!((nodes.ready, nodes.works.len()), (None, 2));
 }
 
 #[test]

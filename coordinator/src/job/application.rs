@@ -4,7 +4,7 @@
 //! on other hosts is reaped by who called.
 
 use super::child;
-use super::epoch::{Coordinators, Held};
+use super::epoch::{Coordinators, Held, Restart};
 use super::launcher::{self, Target};
 use super::remote::Fleet;
 use super::supervisor::Supervisor;
@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use scrfs::event::JobWhat;
 use scrfs::halt::Kind;
-use scrfs::name::Name;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -43,10 +43,13 @@ pub(super) enum End {
 
 impl Supervisor<'_> {
     /// Launches it; `None` when we are asked to end before it has begun.
-    pub(super) fn launch(&mut self, restart: Option<&Name>) -> Result<Option<Application>> {
-        let path = restart.map(|name| self.args.mount.mountpoint.join(name.as_os_str()));
+    pub(super) fn launch(&mut self, restart: Option<&Restart>) -> Result<Option<Application>> {
+        let is_at_mount = |path: &Path| path.starts_with(&self.args.mount.mountpoint);
         self.report.stage(&match restart {
-            Some(name) => format!("recovered: restart from {name}"),
+            Some(Restart { name, path }) if is_at_mount(path) => {
+                format!("recovered: restart from {name}")
+            }
+            Some(Restart { path, .. }) => format!("restart in place, from {}", path.display()),
             None => "nothing to restart from".to_owned(),
         });
         let number = self.report.count_launch(self.newest_checkpoint());
@@ -54,7 +57,7 @@ impl Supervisor<'_> {
         self.event(JobWhat::Launched, |event| {
             event.launch = Some(number);
             event.epoch = Some(epoch);
-            event.detail = restart.map(|name| format!("from {name}"));
+            event.detail = restart.map(|it| format!("from {}", it.name));
         });
         let launch = format!("{:016x}.{number}", self.mark);
         // It counts before it begins.
@@ -83,7 +86,7 @@ impl Supervisor<'_> {
             hosts: &hosts,
             others: &others,
             hostfile: &hostfile,
-            restart: path.as_deref(),
+            restart: restart.map(|it| it.path.as_path()),
             rsh: &words::join(self.shell.words.iter().map(String::as_str)),
             agent: agent.as_deref(),
             launch: &launch,

@@ -60,10 +60,17 @@ impl Coordinators {
     }
 }
 
+/// What a restart should read.
+pub(super) struct Restart {
+    pub(super) name: Name,
+    /// At the mount, or in the prefix.
+    pub(super) path: PathBuf,
+}
+
 /// How the wish for an epoch ended.
 pub(super) enum Held {
     /// Recovered; what a restart should read.
-    Ready(Option<Name>),
+    Ready(Option<Restart>),
     /// A node with a position is lost.
     Lost,
     /// It does not work, and no node is lost.
@@ -73,7 +80,7 @@ pub(super) enum Held {
 }
 
 enum Attempt {
-    Ready(Option<Name>),
+    Ready(Option<Restart>),
     Lost,
     Stopped,
     Failed(String),
@@ -217,9 +224,12 @@ impl Supervisor<'_> {
         })
     }
 
-    fn restart_of(&self, placed: &[String]) -> Option<Name> {
-        let life = self.heart.members.life(placed.first()?)?;
-        life.beat.restart.clone()
+    fn restart_of(&self, placed: &[String]) -> Option<Restart> {
+        let beat = &self.heart.members.life(placed.first()?)?.beat;
+        let name = beat.restart.clone()?;
+        let at_mount = || self.args.mount.mountpoint.join(name.as_os_str());
+        let path = beat.restart_at.clone().unwrap_or_else(at_mount);
+        Some(Restart { name, path })
     }
 
     fn launch_coordinators(&self, new_run: bool) -> Result<Coordinators> {

@@ -214,6 +214,7 @@ mod tests {
                 epoch_last: Epoch(0),
                 ready: false,
                 restart: None,
+                restart_at: None,
                 newest_sealed: None,
                 pending: 0,
                 lost: None,

@@ -191,7 +191,7 @@ impl Supervisor<'_> {
             if self.is_any_lost() || self.stop.is_some() || self.halts().is_some() {
                 continue;
             }
-            if let Some(name) = self.suspect.blame(restart.as_ref()) {
+            if let Some(name) = self.suspect.blame(restart.as_ref().map(|it| &it.name)) {
                 self.mark_failed(&name)?;
                 continue;
             }

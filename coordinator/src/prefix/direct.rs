@@ -62,7 +62,7 @@ impl Direct {
     ///
     /// Of the filesystem; [`io::ErrorKind::InvalidInput`] where it asks for more than it said.
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if bytes.as_ptr().addr() % self.memory == 0 {
+        if bytes.as_ptr().addr().is_multiple_of(self.memory) {
             return self.file.write_all_at(bytes, offset);
         }
         let mut buffer = buffers::take(bytes.len() + self.memory);

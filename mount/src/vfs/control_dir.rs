@@ -25,7 +25,8 @@ use scrfs::layout::record::{Phase, State, UnixMillis};
 use scrfs::status::DatasetStatus;
 use serde::Serialize;
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// An entry of `.scr`.
@@ -327,7 +328,17 @@ impl Vfs {
         }
         let names = self.read_names();
         let dataset = names.restart().ok_or(FsError::Missing)?;
-        Ok([b"../", dataset.record.name.as_bytes()].concat())
+        Ok(match self.place_in_prefix(&names, dataset) {
+            Some(path) => path.into_os_string().into_vec(),
+            None => [b"../", dataset.record.name.as_bytes()].concat(),
+        })
+    }
+
+    /// Where a dataset is in the prefix, if a restart is to read it there.
+    pub fn place_in_prefix(&self, names: &Names, dataset: &Dataset) -> Option<PathBuf> {
+        let prefix = self.settings().in_place.as_ref()?;
+        let name = dataset.record.name.as_os_str();
+        names.is_in_place(dataset).then(|| prefix.join(name))
     }
 
     /// What is read of a file that is opened now.

@@ -199,6 +199,8 @@ pub struct Settings {
     pub config_text: String,
     /// Text of `.scr/daemon`.
     pub daemon_text: String,
+    /// Where checkpoints that only the prefix has are restarted from without a fetch (`restart.bypass`).
+    pub in_place: Option<std::path::PathBuf>,
     /// How many files this process may have open.
     pub files: u64,
     /// Owner, group and mode of the top directory.

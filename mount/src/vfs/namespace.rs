@@ -9,7 +9,7 @@ use super::gates::{GateCell, Herald};
 use super::hidden::Hidden;
 use super::inode::Inode;
 use super::requests::Settled;
-use super::shelf::Shelf;
+use super::shelf::{self, Shelf};
 use super::view::ViewCell;
 use super::{FsError, FsResult, Vfs};
 use crate::gate::Gate;
@@ -71,6 +71,8 @@ pub struct Names {
     by_name: HashMap<Name, DatasetId>,
     /// The dataset to restart from; newer checkpoints sealed here replace it.
     restart: Option<DatasetId>,
+    /// The same where only the prefix has it: it is read there.
+    in_place: Option<DatasetId>,
     /// Nodes of this epoch.
     pub nodes: Vec<NodeStatus>,
     /// What the prefix is to have and has not.
@@ -115,8 +117,15 @@ impl Names {
     /// What `.scr/restart` names: an older one when that one has been removed.
     pub fn restart(&self) -> Option<&Dataset> {
         let mut older = self.datasets.range(..=self.restart?).rev();
-        let found = older.find(|(_, found)| found.record.is_restartable());
+        let found =
+            older.find(|(_, found)| found.record.is_restartable() || self.is_in_place(found));
         found.map(|(_, found)| found)
+    }
+
+    /// Whether a restart reads it in the prefix.
+    pub fn is_in_place(&self, dataset: &Dataset) -> bool {
+        let record = &dataset.record;
+        self.in_place == Some(record.id) && shelf::is_evicted(record)
     }
 
     /// The number of the newest checkpoint that was ever sealed; 0 when there was none.
@@ -432,6 +441,7 @@ impl Vfs {
         }
         let mut names = self.write_names();
         names.restart = restart;
+        names.in_place = restart.filter(|_| self.settings().in_place.is_some());
         names.recovered = recovered;
         for dataset in names.datasets.values_mut().filter(|_| new_run) {
             dataset.show_all();

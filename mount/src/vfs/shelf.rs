@@ -40,7 +40,7 @@ impl Shelf {
     }
 }
 
-fn is_evicted(record: &DatasetRecord) -> bool {
+pub(super) fn is_evicted(record: &DatasetRecord) -> bool {
     record.phase == Phase::Evicted && record.flushed.is_some()
 }
 

@@ -86,6 +86,7 @@ impl World {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let vfs = Vfs::new(Settings {
             files: 1024,
+            in_place: None,
             space: Arc::new(crate::space::Spaces::unlimited(CachePaths::at(
                 directory.path(),
             ))),

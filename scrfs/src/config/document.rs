@@ -29,7 +29,7 @@ const fn own(path: &'static str) -> Key {
 }
 
 /// Keys that exist once, and those of `[[store]]`, which the environment can set for all stores.
-pub(super) const KEYS: [Key; 33] = [
+pub(super) const KEYS: [Key; 34] = [
     key("prefix", "SCR_PREFIX"),
     key("job", "SCR_JOB_ID"),
     key("store.path", "SCR_CACHE_BASE"),
@@ -54,6 +54,7 @@ pub(super) const KEYS: [Key; 33] = [
     key("restart.fetch", "SCR_FETCH"),
     key("restart.current", "SCR_CURRENT"),
     own("restart.rebuild_first"),
+    key("restart.bypass", "SCR_FETCH_BYPASS"),
     key("advice.interval", "SCR_CHECKPOINT_INTERVAL"),
     key("advice.seconds", "SCR_CHECKPOINT_SECONDS"),
     key("advice.overhead", "SCR_CHECKPOINT_OVERHEAD"),

@@ -18,7 +18,7 @@ pub struct KeyHelp {
 /// Keys that no variable can stand for: they belong to one of several tables.
 const FILES_ONLY: [&str; 3] = ["dataset.match", "dataset.class", "groups"];
 
-const TEXTS: [(&str, &str); 48] = [
+const TEXTS: [(&str, &str); 49] = [
     (
         "prefix",
         "The directory on the parallel file system, where flushed datasets lie. The current directory when nobody says.",
@@ -143,6 +143,10 @@ const TEXTS: [(&str, &str); 48] = [
     (
         "restart.rebuild_first",
         "Whether programs wait until what is lost is rebuilt, instead of reading it meanwhile.",
+    ),
+    (
+        "restart.bypass",
+        "Whether a restart reads in the prefix what only the prefix has, instead of having it fetched: `.scr/restart` leads there.",
     ),
     (
         "advice.interval",

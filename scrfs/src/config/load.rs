@@ -105,10 +105,16 @@ impl Loader<'_> {
             keep: self.get("flush.keep", Raw::Integer(0), value::count)?,
             backlog: self.get("flush.backlog", Raw::Integer(2), value::count)?,
         };
+        let bypass = self.find("restart.bypass", Raw::Bool(false), value::flag)?;
+        if bypass.value && super::is_object_url(&prefix) {
+            return Err(bypass.bad("false, as nothing is read in place in an object store".into()));
+        }
+        self.note("restart.bypass", bypass.value, &bypass.setting.origin);
         let restart = RestartConfig {
             fetch: self.get("restart.fetch", Raw::Bool(true), value::flag)?,
             current: self.get("restart.current", text(""), value::text)?,
             rebuild_first: self.get("restart.rebuild_first", Raw::Bool(false), value::flag)?,
+            bypass: bypass.value,
         };
         let advice = AdviceConfig {
             interval: self.get("advice.interval", Raw::Integer(0), value::count)?,

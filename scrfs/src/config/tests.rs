@@ -259,6 +259,7 @@ fn every_key_can_come_from_the_environment() {
         ("SCR_FETCH", "0"),
         ("SCR_CURRENT", "ckpt.3"),
         ("SCRFS_RESTART_REBUILD_FIRST", "1"),
+        ("SCR_FETCH_BYPASS", "1"),
         ("SCR_CHECKPOINT_INTERVAL", "6"),
         ("SCR_CHECKPOINT_SECONDS", "60"),
         ("SCR_CHECKPOINT_OVERHEAD", "2.5"),
@@ -311,7 +312,7 @@ fn every_key_can_come_from_the_environment() {
         (config.advice.mtbf, config.restart.current.as_str()),
         (Mtbf::Seconds(3600.0), "ckpt.3")
     );
-    assert!(config.restart.rebuild_first);
+    assert!(config.restart.rebuild_first && config.restart.bypass);
     // "FILE" is SCR's word for the descriptors.
     let (config, _) = load(&[("SCR_COPY_TYPE", "FILE")], EXAMPLE, "", &[]).expect("valid");
     assert_eq!(config.checkpoint.len(), 1);
@@ -578,6 +579,10 @@ fn messages_name_file_line_and_remedy() {
         ),
         ("store = 3", "[[store]]"),
         ("flush = 3", "expected a table"),
+        (
+            "prefix = \"s3://a/b\"\n[restart]\nbypass = true",
+            "expected false, as nothing",
+        ),
         ("[[dataset]]\nmatch = '['\nclass = 'output'", "a pattern"),
         ("[[dataset]]\nmatch = 'a'", "dataset.class = (nothing)"),
         ("[commit]\ntemporary = [3]", "commit.temporary = [3]"),

@@ -228,6 +228,37 @@ done
     assert!(output.contains("all read on node2"), "{output}");
 }
 
+/// The job after finds it in the prefix, and reads it there.
+#[test]
+fn a_restart_reads_the_prefix_in_place_if_it_is_to() {
+    let site = Site::start(2);
+    let rsh = site.cluster.rsh();
+    let write = "RSH node1 mkdir /scr/ckpt.1.tmp && RSH node2 'echo of node2 > /scr/ckpt.1.tmp/f' && \
+                 RSH node1 mv -T /scr/ckpt.1.tmp /scr/ckpt.1";
+    let write = write.replace("RSH", rsh.to_str().unwrap());
+    site.run(&["--job", "before"], &["sh", "-c", &write])
+        .expect(0);
+    let read = "for node in node1 node2; do
+            RSH $node 'readlink /scr/.scr/restart; cat /scr/.scr/restart/f; ls /scr/.scr/status'
+        done
+        cat $1/f
+        # The next one is in the caches again, and so is what is restarted from.
+        RSH node1 'mkdir /scr/ckpt.2.tmp && echo 2 > /scr/ckpt.2.tmp/f && mv -T /scr/ckpt.2.tmp /scr/ckpt.2'
+        RSH node2 readlink /scr/.scr/restart";
+    let read = read.replace("RSH", rsh.to_str().unwrap());
+    let bypass = [("SCR_FETCH_BYPASS", "1".into())];
+    let restart = format!("sh -c '{}' sh {{restart}}", read.replace('\'', "'\\''"));
+    let options = ["--job", "after", "--restart-cmd", &restart];
+    let output = site.run_with(&bypass, &options, &["false"]).expect(0);
+    let place = site.prefix().join("ckpt.1").display().to_string();
+    let lines = |line: &str| output.lines().filter(|it| *it == line).count();
+    assert_eq!(lines(&place), 2, "{output}");
+    assert_eq!(lines("of node2"), 3, "{output}");
+    assert_eq!(lines("ckpt.1.evicted"), 2, "{output}");
+    assert_eq!(lines("../ckpt.2"), 1, "{output}");
+    assert!(output.contains(&format!("restart in place, from {place}")));
+}
+
 #[test]
 fn a_signal_goes_to_the_application_and_ends_the_job() {
     let site = Site::start(1);

@@ -2,7 +2,7 @@
 //!
 //! From the cache, though some of it be lost: what the scheme tolerates is read by making it of the
 //! rest, while it is rebuilt behind the programs (with `restart.rebuild_first` before they start, an
-//! older one when that fails); else from the prefix. What programs have removed comes back, under its
+//! older one when that fails); else from the prefix, fetched, or with `restart.bypass` where it is. What programs have removed comes back, under its
 //! name, when what was newer then is gone: before anything older is taken. What was the newest when it
 //! was removed comes back only in a new run, and only when there is nothing else: whoever removed
 //! it wanted to go back to another one.
@@ -47,6 +47,10 @@ impl Leader {
         if self.tickets.values().any(telling) {
             return;
         }
+        let in_place = self.looking.in_place;
+        if let Some(dataset) = in_place.filter(|dataset| self.datasets.contains_key(dataset)) {
+            return self.be_ready(now, Some(dataset), step);
+        }
         let cached = self
             .datasets
             .iter()
@@ -56,7 +60,7 @@ impl Leader {
         let fenced = self.fenced(true);
         if fenced > cached.map(|(dataset, _)| dataset) {
             return match self.fetchable(fenced) {
-                Some(dataset) => self.fetch(dataset, step),
+                Some(dataset) => self.take_from_prefix(dataset, step),
                 None => self.bring_back(fenced, step),
             };
         }
@@ -68,7 +72,7 @@ impl Leader {
             None => {}
         }
         if let Some(dataset) = self.fetchable(None) {
-            return self.fetch(dataset, step);
+            return self.take_from_prefix(dataset, step);
         }
         match self.fenced(false).filter(|_| self.new_run) {
             None => self.be_ready(now, None, step),
@@ -178,6 +182,15 @@ impl Leader {
             return Some(id);
         }
         None
+    }
+
+    /// Into the caches; or every node is told of it, and programs find it where it is.
+    fn take_from_prefix(&mut self, dataset: DatasetId, step: &mut Step) {
+        if !self.config.restart.bypass {
+            return self.fetch(dataset, step);
+        }
+        self.looking.in_place = Some(dataset);
+        self.update(dataset, Purpose::Noted, step);
     }
 
     pub(super) fn fetch(&mut self, dataset: DatasetId, step: &mut Step) {
