@@ -167,6 +167,8 @@ fn config(draw: &mut StdRng) -> Config {
     config.flush.every = draw.random_range(0..3);
     config.restart.fetch = draw.random_range(0..5) > 0;
     config.restart.rebuild_first = draw.random_range(0..4) == 0;
+    // Not drawn either.
+    config.restart.bypass = config.restart.rebuild_first && config.commit.grace_seconds == 1;
     let class = if draw.random_bool(0.5) {
         Class::Output
     } else {

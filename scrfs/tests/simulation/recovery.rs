@@ -176,12 +176,23 @@ impl World {
             let Some(record) = self.disk_of(0).records.get(&id).cloned() else {
                 return self.violate(name, format!("{id} has no record"));
             };
-            let Some(seal) = record.seal.as_ref().filter(|_| record.is_restartable()) else {
+            let in_place = self.config.restart.bypass && record.phase == Phase::Evicted;
+            let may_be = |_: &&Seal| record.is_restartable() || in_place;
+            let Some(seal) = record.seal.as_ref().filter(may_be) else {
                 return self.violate(name, format!("no restart from {record:?}"));
             };
+            let mut complete = self.prefix.iter().flat_map(|it| it.complete.values());
+            let there = complete.any(|(it, _)| it.key() == record.key());
+            // Somebody may have removed it there since it was looked at.
+            if in_place && !there && !self.people.ever.contains(&id) {
+                return self.violate(name, format!("{id} is not in the prefix"));
+            }
             let whole = |slot| self.members().any(|disk| disk.has_whole(&record, slot));
             let protected = record.protected.is_some() && !self.config.restart.rebuild_first;
-            if !slots_of(seal).all(whole) && !self.is_recoverable(&record, seal, protected) {
+            if !in_place
+                && !slots_of(seal).all(whole)
+                && !self.is_recoverable(&record, seal, protected)
+            {
                 return self.violate(name, format!("{id} is not whole"));
             }
         }

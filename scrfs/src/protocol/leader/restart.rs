@@ -190,7 +190,7 @@ impl Leader {
             return self.fetch(dataset, step);
         }
         self.looking.in_place = Some(dataset);
-        self.update(dataset, Purpose::Noted, step);
+        self.update_reached(dataset, step);
     }
 
     pub(super) fn fetch(&mut self, dataset: DatasetId, step: &mut Step) {
