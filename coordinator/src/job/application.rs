@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use scrfs::event::JobWhat;
 use scrfs::halt::Kind;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -22,15 +23,30 @@ use std::time::{Duration, Instant};
 /// Exit codes of launchers that could not start the application, or broke by themselves: not there, not to
 /// be executed, and Open MPI's for a helper that was lost.
 const LAUNCHER_CODES: [i32; 3] = [126, 127, 205];
+/// The first two as we give them ourselves.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
 
 pub(super) struct Application {
-    child: Child,
+    /// The launcher, or why it could not be started.
+    child: Result<Child, NotStarted>,
     /// What its processes are known by.
     pub(super) launch: String,
 }
 
+/// A launcher that is not there, or may not be executed.
+#[derive(Clone, Debug)]
+pub(super) struct NotStarted {
+    program: String,
+    why: String,
+    /// As a shell gives it.
+    pub(super) code: u8,
+}
+
 /// How a launch ended.
 pub(super) enum End {
+    /// Before it began.
+    NotStarted(NotStarted),
     /// By itself.
     Exit(ExitStatus),
     /// Because we ended it, and how that went where it went when it was asked to.
@@ -103,12 +119,23 @@ impl Supervisor<'_> {
         command
             .args(arguments)
             .env(launcher::LAUNCH_VARIABLE, &launch);
-        let child = child::spawn(&mut command).with_context(|| format!("cannot run {program}"))?;
+        let child = child::spawn(&mut command).map_err(|error| NotStarted {
+            program: program.clone(),
+            code: match error.kind() {
+                ErrorKind::NotFound => NOT_FOUND,
+                _ => NOT_EXECUTABLE,
+            },
+            why: error.to_string(),
+        });
         Ok(Some(Application { child, launch }))
     }
 
     /// Watches the application until it ends, by itself or by us.
     pub(super) fn watch(&mut self, application: &mut Application) -> Result<End> {
+        let child = match &mut application.child {
+            Ok(child) => child,
+            Err(not_started) => return Ok(End::NotStarted(not_started.clone())),
+        };
         let (patience, patience_flush) = self.args.hang_patience();
         let mut dog = Watchdog::new(patience, patience_flush, Instant::now());
         let mut ending: Option<Ending> = None;
@@ -119,9 +146,9 @@ impl Supervisor<'_> {
             let checkpoint = self.newest_checkpoint();
             self.report.see_checkpoint(checkpoint);
             for signal in std::mem::take(&mut self.pass_on) {
-                child::signal(&mut application.child, signal);
+                child::signal(child, signal);
             }
-            if let Some(status) = application.child.try_wait().context("cannot wait")? {
+            if let Some(status) = child.try_wait().context("cannot wait")? {
                 // Launchers notice dead nodes too, and may be faster than we are; and the last checkpoint may
                 // not have been told of yet.
                 self.await_signs()?;
@@ -146,7 +173,7 @@ impl Supervisor<'_> {
             if let Some(end) = end {
                 // In this order: nothing of the epoch may answer a program any more.
                 self.end_epoch();
-                child::kill_child(&mut application.child);
+                child::kill_child(child);
                 self.report.say("coordinators and application are killed");
                 return Ok(end);
             }
@@ -183,9 +210,9 @@ impl Supervisor<'_> {
             match act {
                 None => {}
                 Some(Act::Save) => self.save_stacks(&application.launch),
-                Some(Act::Ask) => child::signal(&mut application.child, Signal::SIGTERM),
+                Some(Act::Ask) => child::signal(child, Signal::SIGTERM),
                 Some(Act::Kill) => {
-                    child::kill_child(&mut application.child);
+                    child::kill_child(child);
                     self.report
                         .say("the application did not end when asked, and is killed");
                     let why = ending.map_or(Why::Halted, |ending| ending.why);
@@ -199,6 +226,9 @@ impl Supervisor<'_> {
     pub(super) fn cause(&self, end: &End) -> Cause {
         let halted = self.halts().map(|halt| halt.why);
         match end {
+            End::NotStarted(NotStarted { program, why, .. }) => {
+                Cause::Launcher(format!("cannot run {program}: {why}"))
+            }
             End::Exit(status) if status.success() => match halted {
                 Some(why) => Cause::Halted(why),
                 None => Cause::Finished,

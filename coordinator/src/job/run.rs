@@ -228,6 +228,7 @@ impl Supervisor<'_> {
             });
             self.code = Some(match end {
                 End::Exit(status) if status.success() => return self.wind_up(0),
+                End::NotStarted(launcher) => launcher.code,
                 End::Exit(status) => child::exit_code(status),
                 End::Unwanted(Why::Halted, Some(status)) => child::exit_code(status),
                 End::Lost | End::Unwanted(..) => FAILED,

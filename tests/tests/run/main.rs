@@ -131,6 +131,29 @@ fn what_fails_by_itself_is_not_launched_again_unasked() {
     assert!(output.contains("--runs -1 launches it again"), "{output}");
 }
 
+/// A second launcher that is not there is no reason to lose what the first has made.
+#[test]
+fn a_launcher_that_cannot_be_run_is_told_from_the_application_and_all_is_flushed() {
+    let site = Site::start(1);
+    let script = "RSH node1 'mkdir /scr/ckpt.1.tmp && echo 1 > /scr/ckpt.1.tmp/f && \
+                  mv -T /scr/ckpt.1.tmp /scr/ckpt.1'; exit 7";
+    let script = script.replace("RSH", site.cluster.rsh().to_str().unwrap());
+    let environment = [("SCRFS_FLUSH_EVERY", "10".into())];
+    let options = ["--runs", "2", "--restart-cmd", "no-such-launcher {restart}"];
+    let mut run = site.run_with(&environment, &options, &["sh", "-c", &script]);
+    let output = run.expect(127);
+    assert!(
+        output.contains("launch 2 on node1: no-such-launcher /scr/ckpt.1\n"),
+        "{output}"
+    );
+    assert!(
+        output.contains("checkpoints, launcher error: cannot run no-such-launcher: "),
+        "{output}"
+    );
+    let kept = fs::read_to_string(site.prefix().join("ckpt.1/f"));
+    assert_eq!(kept.unwrap(), "1\n", "{output}");
+}
+
 #[test]
 fn launches_that_come_to_nothing_do_not_follow_each_other_without_a_pause() {
     let site = Site::start(1);
