@@ -162,7 +162,13 @@ pub struct RunArgs {
 }
 
 /// Environment variables that a configuration depends on, beyond those of `SCR_` and `SCRFS_`.
-const JOB_VARIABLES: [&str; 4] = ["SLURM_JOB_ID", "FLUX_JOB_ID", "PBS_JOBID", "LSB_JOBID"];
+const JOB_VARIABLES: [&str; 5] = [
+    "SLURM_JOB_ID",
+    "FLUX_ENCLOSING_ID",
+    "FLUX_JOB_ID",
+    "PBS_JOBID",
+    "LSB_JOBID",
+];
 /// Of ours, but meant for one process only.
 const OWN_VARIABLES: [&str; 7] = [
     super::launcher::LAUNCH_VARIABLE,

@@ -39,8 +39,8 @@ type TimedReader<T> = (Source, fn(&str, &Zoned) -> Read<T>);
 pub struct Adapter {
     /// Its name, for people.
     pub name: &'static str,
-    /// A variable that is set in its jobs: the job's id.
-    job: &'static str,
+    /// Variables that are set in its jobs, the first that is there counts: the job's id.
+    job: &'static [&'static str],
     nodes: &'static [Reader<Vec<Host>>],
     /// Processes of each node, where the nodes' source does not say.
     counts: Option<Reader<Vec<u32>>>,
@@ -56,7 +56,7 @@ pub struct Adapter {
 const ADAPTERS: [Adapter; 4] = [
     Adapter {
         name: "Slurm",
-        job: "SLURM_JOB_ID",
+        job: &["SLURM_JOB_ID"],
         nodes: &[
             (Variable("SLURM_JOB_NODELIST"), parse::host_list),
             (Variable("SLURM_NODELIST"), parse::host_list),
@@ -78,7 +78,8 @@ const ADAPTERS: [Adapter; 4] = [
     },
     Adapter {
         name: "Flux",
-        job: "FLUX_JOB_ID",
+        // The first in what `flux batch` and `flux alloc` run, and in what is launched from there.
+        job: &["FLUX_ENCLOSING_ID", "FLUX_JOB_ID"],
         nodes: &[
             (
                 Command(&[
@@ -115,7 +116,7 @@ const ADAPTERS: [Adapter; 4] = [
     },
     Adapter {
         name: "PBS",
-        job: "PBS_JOBID",
+        job: &["PBS_JOBID"],
         nodes: &[(FileOf("PBS_NODEFILE"), parse::repeated_hosts)],
         counts: None,
         left: &[(Command(&["qstat", "-f", "{job}"]), parse::pbs_left)],
@@ -125,7 +126,7 @@ const ADAPTERS: [Adapter; 4] = [
     },
     Adapter {
         name: "LSF",
-        job: "LSB_JOBID",
+        job: &["LSB_JOBID"],
         nodes: &[
             (FileOf("LSB_DJOB_HOSTFILE"), parse::repeated_hosts),
             (Variable("LSB_MCPU_HOSTS"), parse::counted_hosts),
@@ -165,7 +166,7 @@ impl Allocation {
     /// The one we are in, if any.
     pub fn detect(world: &impl World) -> Option<Self> {
         ADAPTERS.iter().find_map(|manager| {
-            let job = world.variable(manager.job)?;
+            let job = manager.job.iter().find_map(|name| world.variable(name))?;
             Some(Self { manager, job })
         })
     }
@@ -365,6 +366,12 @@ mod tests {
             strings(&["n2"]),
         );
         assert_eq!(facts(&flux), expected);
+        // A batch script has no FLUX_JOB_ID, and its steps have others than it.
+        for inside in [&[][..], &[("FLUX_JOB_ID", "f4")]] {
+            let variables = [&[("FLUX_ENCLOSING_ID", "f3")][..], inside].concat();
+            let found = Allocation::detect(&world(&variables, &[])).expect("a job");
+            assert_eq!((found.manager.name, &*found.job), ("Flux", "f3"));
+        }
         let pbs = world(
             &[("PBS_JOBID", "1.head"), ("PBS_NODEFILE", "/aux/1")],
             &[

@@ -16,8 +16,15 @@ use crate::config::{
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// Where resource managers leave the job's id.
-const JOB_VARIABLES: [&str; 4] = ["SLURM_JOB_ID", "FLUX_JOB_ID", "PBS_JOBID", "LSB_JOBID"];
+/// Where resource managers leave the job's id. Each step of a job of Flux has one of its own; that of the job
+/// goes before it.
+const JOB_VARIABLES: [&str; 5] = [
+    "SLURM_JOB_ID",
+    "FLUX_ENCLOSING_ID",
+    "FLUX_JOB_ID",
+    "PBS_JOBID",
+    "LSB_JOBID",
+];
 
 type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 

@@ -326,6 +326,10 @@ fn jobs_are_detected() {
         "12.server"
     );
     assert_eq!(job(&[("SLURM_JOB_ID", "12"), ("FLUX_JOB_ID", "f3")]), "12");
+    assert_eq!(
+        job(&[("FLUX_JOB_ID", "f4"), ("FLUX_ENCLOSING_ID", "f3")]),
+        "f3"
+    );
     assert_eq!(job(&[("SLURM_JOB_ID", "")]), "default");
     assert_eq!(
         job(&[("SLURM_JOB_ID", "12"), ("SCR_JOB_ID", "mine")]),
