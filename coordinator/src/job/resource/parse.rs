@@ -103,11 +103,14 @@ pub fn slurm_left(text: &str, _now: &Zoned) -> Read<Option<Duration>> {
     }
 }
 
+/// What `flux job timeleft` prints of a job without an end, at least.
+const FLUX_UNLIMITED: f64 = u32::MAX as f64;
+
 /// `flux job timeleft`: seconds.
 pub fn flux_left(text: &str, _now: &Zoned) -> Read<Option<Duration>> {
     let bad = || unreadable("time left", text);
     let seconds: f64 = text.trim().parse().map_err(|_| bad())?;
-    if seconds == f64::INFINITY {
+    if seconds >= FLUX_UNLIMITED {
         return Ok(None);
     }
     Duration::try_from_secs_f64(seconds)
@@ -346,6 +349,7 @@ mod tests {
         // flux job timeleft
         assert_eq!(seconds(flux_left("3599\n", &now())), Some(3599));
         assert_eq!(seconds(flux_left("59.25", &now())), Some(59));
+        assert_eq!(seconds(flux_left("4294967295\n", &now())), None);
         assert_eq!(seconds(flux_left("infinity\n", &now())), None);
         assert!(flux_left("-1", &now()).is_err() && flux_left("NaN", &now()).is_err());
         // bjobs -noheader -o time_left 7
