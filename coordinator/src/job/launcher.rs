@@ -98,7 +98,17 @@ const ADAPTERS: [Adapter; 7] = [
         ],
         version: Some("HYDRA"),
         verbs: NO_VERBS,
-        named_by: &["f", "hosts", "hostlist", "machine", "machinefile"],
+        named_by: &[
+            "f",
+            "hostfile",
+            "machinefile",
+            "host",
+            "hosts",
+            "hostlist",
+            "machine",
+            "machines",
+            "machinelist",
+        ],
         hosts: |target| vec!["-hosts".into(), hosts_with_slots(target.hosts)],
         rsh: Some(("-launcher-exec", |agent| {
             ["-launcher", "ssh", "-launcher-exec", agent]
@@ -449,6 +459,11 @@ mod tests {
         assert_eq!(words, expected);
         let debian = adapted(&["mpiexec.mpich", "a"], "HYDRA build details:", "ssh");
         assert_eq!(debian[1..], expected[1..]);
+        for said in ["-f", "-hostfile", "-host", "-hosts", "-machinelist"] {
+            let named = adapted(&["mpiexec", said, "x", "a"], "HYDRA", "ssh");
+            let expected = ["mpiexec", "-genv", "SCRFS_LAUNCH", "9.1", said, "x", "a"];
+            assert_eq!(named, expected);
+        }
     }
 
     #[test]
