@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use scrfs_tests::{Cluster, Loss, binary, wait_until};
 
+mod halts;
 mod losses;
 mod mpich;
 mod resume;
@@ -401,6 +402,21 @@ fn a_heartbeat_of_its_own_keeps_a_silent_application_alive() {
     let options = [&options[..], &["--runs", "1"]].concat();
     let output = site.run(&options, &["sleep", "1000"]).expect(1);
     assert!(output.contains("hung: nothing moved for 2 s"), "{output}");
+}
+
+/// Silent for longer than it might be, were it not for the flush of what it has committed.
+#[test]
+fn a_flush_gives_a_silent_application_more_time() {
+    let site = Site::start(1);
+    let script = "RSH node1 'mkdir /scr/ckpt.1.tmp && head -c 40M /dev/zero > /scr/ckpt.1.tmp/f && \
+                  mv -T /scr/ckpt.1.tmp /scr/ckpt.1'; sleep 6";
+    let script = script.replace("RSH", site.cluster.rsh().to_str().unwrap());
+    let slow = [("SCRFS_FLUSH_BANDWIDTH", "4MiB".into())];
+    let options = ["--hang-timeout", "3", "--kill-after", "1"];
+    let mut run = site.run_with(&slow, &options, &["sh", "-c", &script]);
+    let output = run.expect(0);
+    assert!(!output.contains("nothing has moved"), "{output}");
+    assert!(output.contains("everything is flushed"), "{output}");
 }
 
 /// The application obeys `.scr/should_exit`, and another machine asks for its end.
