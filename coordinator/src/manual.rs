@@ -107,7 +107,7 @@ mod tests {
         man.write(root()).expect("writable");
         let page = std::fs::read_to_string(directory.path().join("scrfs-run.1")).expect("a page");
         assert!(
-            page.contains("spares") && page.contains("scrfs run"),
+            page.contains("spares") && page.contains("scrfs run") && page.contains("Exit code"),
             "{page}"
         );
     }

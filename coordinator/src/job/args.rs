@@ -49,8 +49,14 @@ pub struct MountArgs {
     pub job: Option<String>,
 }
 
+const EXIT_CODES: &str = "Exit code: that of the application's last launch, 128 and the signal where one \
+     killed it. Otherwise 1 the job failed, or not everything is flushed; 2 wrong usage or configuration; 3 nothing \
+     was launched, because the job is to halt, or there is nothing to resume; 126 and 127 the launcher may not be \
+     run, or is not there";
+
 /// Mount everywhere, recover, launch, watch, relaunch when a node is lost, flush at the end
 #[derive(clap::Args, Clone, Debug)]
+#[command(after_help = EXIT_CODES)]
 pub struct RunArgs {
     /// Launch at most so many times; -1: as often as it takes, but not where ten launches in a row failed within a
     /// minute or stood still, and none ever made a checkpoint. Not given: again when a node was lost or nothing moved, not when the

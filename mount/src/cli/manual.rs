@@ -169,6 +169,16 @@ mod tests {
     }
 
     #[test]
+    fn the_first_page_has_the_exit_codes() {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(Cli::command())
+            .render(&mut page)
+            .expect("in memory");
+        let page = String::from_utf8(page).expect("text");
+        assert!(page.contains("4 timed out"), "{page}");
+    }
+
+    #[test]
     fn the_page_on_the_configuration_has_every_key() {
         let page = configuration();
         for help in scrfs::config::keys() {

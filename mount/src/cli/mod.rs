@@ -72,9 +72,12 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 it failed; 2 wrong usage or configuration; 3 nothing to do it on: no \
+     mount, no such dataset; 4 timed out";
+
 /// Checkpoints at memory speed, protected across nodes, streamed to the parallel file system.
 #[derive(Parser, Debug)]
-#[command(name = "scrfs", version, max_term_width = 100)]
+#[command(name = "scrfs", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Verb,
