@@ -141,12 +141,33 @@ impl RunFiles {
 
     /// The run is over: forgets all its supervisors up to this one.
     pub(super) fn forget(&self, key: RunKey) -> Result<()> {
+        self.remove_drafts(key)?;
         // The highest last: whoever looks meanwhile does not find an older one alone.
         let mut keys = self.keys()?;
         keys.retain(|other| other.mark == key.mark && other.number <= key.number);
         keys.sort();
         for key in keys {
             PosixStore::new().remove(&self.paths.run(key))?;
+        }
+        Ok(())
+    }
+
+    /// What supervisors up to this one were writing when they were killed.
+    fn remove_drafts(&self, key: RunKey) -> Result<()> {
+        let directory = self.paths.runs();
+        for name in PosixStore::new().list(&directory)? {
+            let Some(draft) = name.to_str().and_then(|name| name.strip_prefix('.')) else {
+                continue;
+            };
+            let mut pieces = draft.trim_start_matches('.').split('.');
+            let mark = pieces.next().map(|mark| u64::from_str_radix(mark, 16));
+            let number = pieces.next().map(str::parse::<u64>);
+            if let (Some(Ok(mark)), Some(Ok(number))) = (mark, number)
+                && mark == key.mark
+                && number <= key.number
+            {
+                PosixStore::new().remove(&directory.join(name))?;
+            }
         }
         Ok(())
     }
@@ -198,12 +219,22 @@ mod tests {
                 .iter()
                 .any(|(_, record)| record.host == "b2")
         );
+        // Killed while they wrote; the last one is of somebody who takes over.
+        let runs = prefix.path().join(".scrfs/run");
+        for draft in [
+            ".0000000000000007.100.a1.12.new",
+            "..0000000000000007.101.b2.claim.c3.12.new",
+            ".0000000000000008.50.d4.claim",
+            ".0000000000000007.102.e5.12.new",
+        ] {
+            std::fs::write(runs.join(draft), b"").expect("writable");
+        }
         files.forget(second).expect("mine");
         assert!(files.successor(first).expect("read").is_some());
         assert!(files.successor(second).expect("read").is_some());
         files.forget(other).expect("mine");
-        let left = std::fs::read_dir(prefix.path().join(".scrfs/run")).expect("there");
-        assert_eq!(left.count(), 0);
+        let left = PosixStore::new().list(&runs).expect("there");
+        assert_eq!(left, [".0000000000000007.102.e5.12.new"]);
     }
 
     #[test]
