@@ -34,6 +34,7 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -641,8 +642,11 @@ fn serve_inner(
     thread("session", {
         let running = Arc::clone(&running);
         move || {
+            // Whoever waits for the end hears of it, also when a request could not be served.
+            let served = panic::catch_unwind(AssertUnwindSafe(|| mounted.run()));
+            let served = served.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
             // Nobody listens to one that is left to other mount namespaces.
-            let _ = running.ends.send(End::Session(mounted.run()));
+            let _ = running.ends.send(End::Session(served));
         }
     })?;
     let (served, words) = await_end(&ended);
