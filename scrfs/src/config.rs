@@ -20,6 +20,7 @@ mod value;
 
 pub use help::{KeyHelp, keys};
 pub use hostlist::{HOST_BYTES_MAX, HOSTS_MAX, HostlistError, expand_hostlist};
+pub use load::JOB_VARIABLES;
 pub use pattern::{PathPattern, Pattern, PatternError};
 pub use trigger::{NameTemplate, PROFILES, Profile, RemovedMarker, Tier, Trigger, When};
 pub use value::{ConfigError, Origin, expand_variables, parse_seconds, parse_size};

@@ -167,14 +167,6 @@ pub struct RunArgs {
     pub launcher: Vec<String>,
 }
 
-/// Environment variables that a configuration depends on, beyond those of `SCR_` and `SCRFS_`.
-const JOB_VARIABLES: [&str; 5] = [
-    "SLURM_JOB_ID",
-    "FLUX_ENCLOSING_ID",
-    "FLUX_JOB_ID",
-    "PBS_JOBID",
-    "LSB_JOBID",
-];
 /// Of ours, but meant for one process only.
 const OWN_VARIABLES: [&str; 7] = [
     super::launcher::LAUNCH_VARIABLE,
@@ -384,7 +376,7 @@ impl MountArgs {
 pub fn environment() -> Vec<(String, String)> {
     let of_ours = |name: &str| {
         let prefixed = name.starts_with("SCR_") || name.starts_with("SCRFS_");
-        (prefixed || JOB_VARIABLES.contains(&name)) && !OWN_VARIABLES.contains(&name)
+        (prefixed || scrfs::config::JOB_VARIABLES.contains(&name)) && !OWN_VARIABLES.contains(&name)
     };
     let all = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));

@@ -16,9 +16,9 @@ use crate::config::{
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// Where resource managers leave the job's id. Each step of a job of Flux has one of its own; that of the job
-/// goes before it.
-const JOB_VARIABLES: [&str; 5] = [
+/// Where resource managers leave the job's id: what a configuration depends on beyond `SCR_` and `SCRFS_`. Each
+/// step of a job of Flux has one of its own; that of the job goes before it.
+pub const JOB_VARIABLES: [&str; 5] = [
     "SLURM_JOB_ID",
     "FLUX_ENCLOSING_ID",
     "FLUX_JOB_ID",
