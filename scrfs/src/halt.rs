@@ -157,6 +157,11 @@ impl Conditions {
         })
     }
 
+    /// Whether seconds before an end are given, and nothing says when that is.
+    pub fn wants_end(&self, is_known: bool) -> bool {
+        !is_known && self.get(Kind::Seconds).is_some() && self.get(Kind::Before).is_none()
+    }
+
     /// The most urgent condition that holds.
     pub fn holds(&self, now: &Situation) -> Option<Halt> {
         let lead = match self.get(Kind::Seconds) {
@@ -339,7 +344,9 @@ mod tests {
         let after = of(&[(Kind::After, 100)]);
         assert_eq!(after.holds(&led), None);
         assert_eq!(kind(after.holds(&at(100, None))), Some(Kind::After));
+        assert!(!both.wants_end(false) && !before.wants_end(false));
         let seconds = of(&[(Kind::Seconds, 60)]);
+        assert!(seconds.wants_end(false) && !seconds.wants_end(true));
         assert_eq!(seconds.holds(&at(0, None)), None);
         assert_eq!(seconds.holds(&at(0, Some(61))), None);
         assert_eq!(kind(seconds.holds(&at(0, Some(60)))), Some(Kind::Seconds));

@@ -5,7 +5,7 @@
 
 use super::child;
 use super::epoch::{Coordinators, Held, Restart};
-use super::launcher::{self, Target};
+use super::launcher::{self, Asking, Target};
 use super::remote::Fleet;
 use super::supervisor::Supervisor;
 use super::tally::Cause;
@@ -108,7 +108,13 @@ impl Supervisor<'_> {
             launch: &launch,
             this: &self.programs.coordinator,
         };
-        let words = launcher::adapt(&command, &target, version_of);
+        let words = {
+            let asking = Asking {
+                version: version_of,
+                is_program,
+            };
+            launcher::adapt(&command, &target, asking)
+        };
         let (program, arguments) = words.split_first().context("nothing to launch")?;
         self.report.stage(&format!(
             "launch {number} on {}: {}",
@@ -294,6 +300,18 @@ impl Supervisor<'_> {
             Held::Failed => Some(End::NoEpoch),
         })
     }
+}
+
+/// Whether a shell would run it.
+fn is_program(word: &str) -> bool {
+    let may_be_run = |path: &Path| {
+        path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
+    };
+    if word.contains('/') {
+        return may_be_run(Path::new(word));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    !word.is_empty() && std::env::split_paths(&path).any(|dir| may_be_run(&dir.join(word)))
 }
 
 fn version_of(program: &str) -> String {

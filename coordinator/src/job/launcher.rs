@@ -3,8 +3,9 @@
 //! `{hosts} {hostfile} {nnodes} {restart}` are replaced wherever they stand. A launcher that is known
 //! and whose command names no hosts gets them inserted behind its own name, and how to reach them unless
 //! it says that, too. What the user has written stands behind what is inserted, so that it wins where
-//! an option is given twice. (An application's own option may be taken for one of the launcher's;
-//! then the placeholders help.) One row of `ADAPTERS` a launcher; a new one is a new row. Pure.
+//! an option is given twice. (Where the launcher's options end is guessed by which word could be run:
+//! an application's own option may be taken for one of the launcher's; then the placeholders help.)
+//! One row of `ADAPTERS` a launcher; a new one is a new row. Pure.
 
 use super::hosts::Host;
 use std::path::Path;
@@ -49,6 +50,8 @@ struct Adapter {
     verbs: &'static [&'static [&'static str]],
     /// Options by which the user has named hosts; with one or two dashes in front.
     named_by: &'static [&'static str],
+    /// Whether a short option may have its value attached: `-wnode1`.
+    attaches: bool,
     /// Options for the hosts.
     hosts: fn(&Target<'_>) -> Vec<String>,
     /// A word by which the user has said how to reach them, and our options for it.
@@ -57,6 +60,44 @@ struct Adapter {
     always: fn(&Target<'_>) -> Vec<String>,
     /// It starts processes on its own host only, and must be started on each.
     is_local: bool,
+}
+
+impl Adapter {
+    /// The words before the program that is launched, whose options are its own affair. Which options
+    /// take a word is not known: a word that could be run is the program unless it comes right after an
+    /// option; with a slash also then, but for the one that names an agent.
+    fn own_words<'a>(
+        &self,
+        words: &'a [String],
+        is_program: impl Fn(&str) -> bool,
+    ) -> &'a [String] {
+        let names_agent = |option: &str| self.rsh.is_some_and(|(said, _)| option.ends_with(said));
+        let has_its_value = |option: &str| {
+            let is_short = !option.starts_with("--") && option.len() > 2;
+            option.contains('=') || (self.attaches && is_short)
+        };
+        let may_take = |option: &str| option.starts_with('-') && !has_its_value(option);
+        let mut before = "";
+        for (at, word) in words.iter().enumerate() {
+            let is_taken = names_agent(before) || (may_take(before) && !word.contains('/'));
+            if !is_taken && !word.starts_with('-') && is_program(word) {
+                return words.split_at(at).0;
+            }
+            before = word;
+        }
+        words
+    }
+
+    /// Whether it names hosts: `-w a`, `-wa`, `--nodelist=a`.
+    fn is_name(&self, word: &str) -> bool {
+        let Some(short) = word.strip_prefix('-') else {
+            return false;
+        };
+        let plain = short.strip_prefix('-').unwrap_or(short);
+        let option = plain.split('=').next().unwrap_or(plain);
+        let attached = |name: &&str| name.len() == 1 && short.starts_with(name);
+        self.named_by.contains(&option) || (self.attaches && self.named_by.iter().any(attached))
+    }
 }
 
 const NO_VERBS: &[&[&str]] = &[&[]];
@@ -78,6 +119,7 @@ const ADAPTERS: [Adapter; 7] = [
         version: Some("Open MPI"),
         verbs: NO_VERBS,
         named_by: &["H", "host", "hostfile", "machinefile"],
+        attaches: false,
         hosts: |target| vec!["--host".into(), hosts_with_slots(target.hosts)],
         rsh: Some(("plm_rsh_agent", open_mpi_agent)),
         always: |target| {
@@ -109,6 +151,7 @@ const ADAPTERS: [Adapter; 7] = [
             "machines",
             "machinelist",
         ],
+        attaches: false,
         hosts: |target| vec!["-hosts".into(), hosts_with_slots(target.hosts)],
         rsh: Some(("-launcher-exec", |agent| {
             ["-launcher", "ssh", "-launcher-exec", agent]
@@ -124,6 +167,7 @@ const ADAPTERS: [Adapter; 7] = [
         version: None,
         verbs: NO_VERBS,
         named_by: &["w", "nodelist", "F", "nodefile"],
+        attaches: true,
         hosts: |target| {
             let mut options = vec![
                 format!("--nodes={}", target.hosts.len()),
@@ -144,6 +188,7 @@ const ADAPTERS: [Adapter; 7] = [
         version: None,
         verbs: &[&["run"], &["mini", "run"]],
         named_by: &["requires"],
+        attaches: false,
         hosts: |target| {
             vec![
                 format!("--nodes={}", target.hosts.len()),
@@ -159,6 +204,7 @@ const ADAPTERS: [Adapter; 7] = [
         version: None,
         verbs: NO_VERBS,
         named_by: &["xh", "exclude_hosts", "U", "erf_input"],
+        attaches: true,
         hosts: |target| match target.others {
             [] => Vec::new(),
             others => vec![format!("--exclude_hosts={}", others.join(","))],
@@ -172,6 +218,7 @@ const ADAPTERS: [Adapter; 7] = [
         version: None,
         verbs: NO_VERBS,
         named_by: &["L", "node-list", "l", "node-list-file"],
+        attaches: true,
         hosts: |target| vec!["-L".into(), node_numbers(target.hosts)],
         rsh: None,
         always: nothing,
@@ -190,6 +237,7 @@ const ADAPTERS: [Adapter; 7] = [
             "node-rank",
             "node_rank",
         ],
+        attaches: false,
         hosts: |target| {
             let first = target.hosts.first().map_or("localhost", |host| &host.name);
             vec![
@@ -253,12 +301,20 @@ pub fn hostfile(hosts: &[Host]) -> String {
     hosts.iter().map(line).collect()
 }
 
-/// The command to run. `version` gives what a program's `--version` prints; it is asked only where
-/// that decides.
+/// What is asked of the machine about programs.
+#[derive(Debug)]
+pub struct Asking<V, P> {
+    /// What a program's `--version` prints; asked only where that decides.
+    pub version: V,
+    /// Whether a word could be run.
+    pub is_program: P,
+}
+
+/// The command to run.
 pub fn adapt(
     command: &[String],
     target: &Target<'_>,
-    version: impl FnOnce(&str) -> String,
+    asking: Asking<impl FnOnce(&str) -> String, impl Fn(&str) -> bool>,
 ) -> Vec<String> {
     let names_hosts = command
         .iter()
@@ -277,18 +333,15 @@ pub fn adapt(
     let Some(program) = words.first().cloned() else {
         return words;
     };
-    let Some((adapter, verbs)) = adapter_of(&program, &words, version) else {
+    let Some((adapter, verbs)) = adapter_of(&program, &words, asking.version) else {
         return words;
     };
     let mut options = (adapter.always)(target);
-    let is_name = |word: &String| {
-        let plain = word
-            .strip_prefix('-')
-            .map(|word| word.strip_prefix('-').unwrap_or(word));
-        let option = plain.and_then(|plain| plain.split('=').next());
-        option.is_some_and(|option| adapter.named_by.contains(&option))
-    };
-    let is_named = names_hosts || words.iter().any(is_name);
+    let said = adapter.own_words(
+        words.get(1 + verbs..).unwrap_or_default(),
+        &asking.is_program,
+    );
+    let is_named = names_hosts || said.iter().any(|word| adapter.is_name(word));
     if !is_named {
         options.extend((adapter.hosts)(target));
     }
@@ -363,7 +416,11 @@ mod tests {
             this: Path::new("/bin/coordinator"),
         };
         let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
-        adapt(&command, &target, |_| version.to_owned())
+        let asking = Asking {
+            version: |_: &str| version.to_owned(),
+            is_program: |word: &str| ["./app", "app", "ssh", "/usr/bin/ssh"].contains(&word),
+        };
+        adapt(&command, &target, asking)
     }
 
     #[test]
@@ -496,6 +553,55 @@ mod tests {
             slots: None,
         };
         assert_eq!(node_numbers(&[host("nid00012"), host("nid1")]), "12,1");
+    }
+
+    #[test]
+    fn hosts_may_be_attached_to_their_option() {
+        let line = |command: &[&str]| adapted(command, "", "ssh").join(" ");
+        assert_eq!(line(&["srun", "-wb", "a"]), "srun --overlap -wb a");
+        assert_eq!(line(&["srun", "-Ffile", "a"]), "srun --overlap -Ffile a");
+        assert_eq!(line(&["aprun", "-L3", "a"]), "aprun -L3 a");
+        let waits = line(&["srun", "--wait=0", "a"]);
+        assert!(waits.contains("--nodelist"), "{waits}");
+        let hydra = adapted(&["mpiexec", "-foreach", "a"], "HYDRA", "ssh").join(" ");
+        assert!(hydra.contains("-hosts"), "{hydra}");
+    }
+
+    #[test]
+    fn an_option_of_the_application_names_no_hosts() {
+        let is_named = |command: &[&str], version: &str| {
+            let words = adapted(command, version, "ssh");
+            !words.iter().any(|word| word.contains("node1"))
+        };
+        for launcher in [&["-n", "4"][..], &[], &["-l"], &["-env", "A=1"], &["-n=4"]] {
+            let command = [&["mpiexec"], launcher, &["./app", "-f", "input"]].concat();
+            assert!(!is_named(&command, "HYDRA"), "{command:?}");
+            let command = [&["mpiexec", "-f", "hosts"], launcher, &["./app"]].concat();
+            assert!(is_named(&command, "HYDRA"), "{command:?}");
+        }
+        assert!(!is_named(&["srun", "-n4", "app", "-w3"], ""));
+        // What an option takes is not the program, though it could be run.
+        let agent = ["mpiexec", "-launcher", "ssh", "-f", "hosts", "./app"];
+        assert!(is_named(&agent, "HYDRA"));
+        let agent = [
+            "mpiexec",
+            "-launcher-exec",
+            "/usr/bin/ssh",
+            "-f",
+            "hosts",
+            "./app",
+        ];
+        assert!(is_named(&agent, "HYDRA"));
+        let agent = [
+            "mpirun",
+            "--mca",
+            "plm_rsh_agent",
+            "/usr/bin/ssh",
+            "-H",
+            "b",
+            "./app",
+        ];
+        assert!(is_named(&agent, "Open MPI"));
     }
 
     #[test]

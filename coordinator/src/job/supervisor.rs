@@ -115,6 +115,8 @@ pub(super) struct Supervisor<'a> {
     conditions: Conditions,
     /// Prefix and resource manager were asked once.
     asked: bool,
+    /// It was said that a condition waits for an end that is not known.
+    wants_end: bool,
     /// When the allocation ends.
     end: Option<Instant>,
     /// What the resource manager does not want used.
@@ -211,6 +213,7 @@ impl<'a> Supervisor<'a> {
             outside,
             conditions: Conditions::default(),
             asked: false,
+            wants_end: false,
             end: None,
             unwanted: Vec::new(),
             batch: None,
@@ -277,6 +280,14 @@ impl<'a> Supervisor<'a> {
                 News::Asked => self.asked = true,
             }
         }
+        let wants_end = self.asked && self.conditions.wants_end(self.end.is_some());
+        if wants_end && !self.wants_end {
+            self.report.say(
+                "the condition `seconds` does not hold before the end of the allocation is known, and \
+                 it is not: say when it ends with `scrfs halt --before TIME`",
+            );
+        }
+        self.wants_end = wants_end;
         let halt = self.halts();
         if halt != self.halt {
             self.heart.halt(halt.is_some());

@@ -25,7 +25,8 @@ pub(super) struct HaltArgs {
     /// Once it is later than TIME
     #[arg(long, short, value_name = "TIME")]
     after: Option<String>,
-    /// When no more than N seconds of the allocation are left
+    /// When no more than N seconds are left of the allocation, or to `--before`; where no resource
+    /// manager says when the allocation ends, give that, too
     #[arg(long, short, value_name = "N")]
     seconds: Option<u64>,
     /// At once: programs are asked to end, and ended by force when they do not
@@ -209,7 +210,7 @@ fn list(conditions: &Conditions, prefix: &Path) -> String {
             },
             Kind::Before => format!("before {}", shown(value)),
             Kind::After => format!("after {}", shown(value)),
-            Kind::Seconds => format!("with {value} s of the allocation left"),
+            Kind::Seconds => format!("with {value} s left of the allocation, if its end is known"),
         };
         let set = shown(condition.set / 1000);
         text += &format!("  {}: {what} (by {}, {set})\n", kind.name(), condition.by);

@@ -40,9 +40,15 @@ fn an_application_that_does_not_look_may_be_ended_after_its_next_checkpoint() {
     let script = script(&site, &until);
     let mut run = site.run(&["--runs", "-1", "--halt-exit"], &["sh", "-c", &script]);
     run.wait_for("\nstep 2\n");
-    let mut halt = Command::new(binary("scrfs").unwrap());
-    halt.args(["halt", "--prefix"]).arg(site.prefix());
-    assert!(halt.status().unwrap().success());
+    let ask = |how: &[&str]| {
+        let mut halt = Command::new(binary("scrfs").unwrap());
+        halt.args(["halt", "--prefix"]).arg(site.prefix()).args(how);
+        assert!(halt.status().unwrap().success());
+    };
+    // Nobody knows here when the allocation ends.
+    ask(&["--seconds", "60"]);
+    run.wait_for("say when it ends with `scrfs halt --before TIME`");
+    ask(&[]);
     run.wait_for("to halt: ");
     fs::write(&gate, "").unwrap();
     let output = run.expect(6);
