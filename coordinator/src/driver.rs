@@ -26,7 +26,7 @@ use bytes::Bytes;
 use scrfs::config::Config;
 use scrfs::control::{FromDaemon, Role, ToDaemon};
 use scrfs::fabric::{Envelope, Fabric, Lane, Waker};
-use scrfs::id::{Epoch, Rank, Slot};
+use scrfs::id::{DatasetId, Epoch, Rank, Slot};
 use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::{DatasetRecord, UnixMillis};
 use scrfs::protocol::Now;
@@ -137,6 +137,8 @@ pub struct Driver<F: Fabric> {
     moves: Moves,
     placing: Placing,
     pieces: Pieces,
+    /// What programs of this epoch read in the prefix.
+    read_in_place: Option<DatasetId>,
     /// Recovery has ended here.
     is_ready: bool,
     /// Something that is lost has been read.
@@ -235,6 +237,7 @@ impl<F: Fabric> Driver<F> {
             moves: Moves::default(),
             placing,
             pieces: Pieces::new(me, size),
+            read_in_place: None,
             is_ready: false,
             has_made: false,
             tasks,
@@ -623,6 +626,7 @@ impl<F: Fabric> Driver<F> {
                 self.moves.disturb(record.id);
                 place(record, holders);
             }
+            Order::CheckInPlace { record, .. } => self.read_in_place = Some(record.id),
             _ => {}
         }
     }
@@ -696,9 +700,11 @@ impl<F: Fabric> Driver<F> {
                 let prefix = self.prefix.clone();
                 let keep = self.config.flush.keep;
                 let fetching = self.works.fetching();
+                let read_in_place = self.read_in_place.iter().copied();
                 let parts = &self.parts;
-                let fetching = fetching.filter_map(|id| Some(parts.record(id)?.key()));
-                let spare = fetching.chain([record.key()]).collect();
+                let fetching = fetching.chain(read_in_place);
+                let spare = fetching.filter_map(|id| Some(parts.record(id)?.key()));
+                let spare = spare.chain([record.key()]).collect();
                 self.tasks.spawn(move |_| {
                     let dataset = record.id;
                     let result = effects::complete_flush(&prefix, &record);

@@ -302,6 +302,18 @@ impl Target {
         either!(self, prefix => prefix.presence(record))
     }
 
+    /// That one slot's files are there, by type and size, to be read where they are.
+    pub fn check_part(&self, record: &DatasetRecord, slot: Slot) -> Result<(), PrefixError> {
+        match self {
+            Target::Directory(prefix) => prefix.check_part(record, slot),
+            #[cfg(feature = "objects")]
+            Target::Bucket(_) => {
+                unusable("the prefix", "nothing is read in place in an object store")
+            }
+            Target::Unusable { url, why } => unusable(url, why),
+        }
+    }
+
     /// Brings one slot's files back into the cache.
     pub fn fetch_part(
         &self,

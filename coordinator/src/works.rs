@@ -219,6 +219,9 @@ impl Works {
             Order::Fetch { record, holders } => {
                 Copying::fetch(me, ticket, &record, &holders, context).map(Run::Copying)
             }
+            Order::CheckInPlace { record, holders } => Ok(Run::Copying(Copying::check_in_place(
+                me, ticket, &record, &holders, context,
+            ))),
             Order::Verify {
                 dataset,
                 holders,

@@ -340,6 +340,14 @@ impl Nodes {
         }
     }
 
+    /// The work of one rank fails.
+    fn fail(&mut self, rank: Rank, text: &str) {
+        let at = self.works.iter().position(|(at, ..)| *at == rank);
+        let (at, ticket, _) = self.works.remove(at.expect("it has work"));
+        let result = Err(Failure::new(Refusal::Failed, text));
+        self.outcome(at, Outcome::Worked { ticket, result });
+    }
+
     /// Flushes until none is left; gives the order they went in.
     fn flush_all(&mut self) -> Vec<u64> {
         let mut order = Vec::new();
@@ -709,13 +717,26 @@ fn what_only_the_prefix_makes_safe_succeeds_nothing_before_that_is_asked() {
 }
 
 #[test]
-fn a_restart_in_place_is_offered_at_once_and_nothing_is_fetched_unasked() {
+fn a_restart_in_place_is_offered_when_its_files_were_seen_and_nothing_is_fetched_unasked() {
     let view = PrefixView {
         complete: vec![flushed(1, Phase::Sealed), flushed(2, Phase::Sealed)],
         ..PrefixView::default()
     };
     let bypass = config(|config| config.restart.bypass = true);
     let mut nodes = Nodes::start(2, &bypass, Some(view.clone()), &[]);
+    let checked = |nodes: &Nodes| {
+        let orders = nodes.works.iter().map(|(at, _, order)| (at, order));
+        let checked = orders.map(|(at, order)| match order {
+            Order::CheckInPlace { record, holders } => (record.id.0, at.0, holders.len()),
+            other => panic!("{other:?}"),
+        });
+        checked.collect::<BTreeSet<_>>()
+    };
+    assert_eq!(
+        (nodes.ready, checked(&nodes)),
+        (None, BTreeSet::from([(2, 0, 1), (2, 1, 1)]))
+    );
+    nodes.finish();
     assert_eq!((nodes.ready, nodes.works.len()), (Some(Some(2)), 0));
     assert_eq!(nodes.state(2), Some(State::Evicted), "everybody knows it");
     // Who wants it in the caches gets it.
@@ -728,8 +749,30 @@ fn a_restart_in_place_is_offered_at_once_and_nothing_is_fetched_unasked() {
         failed: BTreeSet::from([key(&view.complete[1])]),
         ..view.clone()
     };
-    let nodes = Nodes::start(2, &bypass, Some(marked), &[]);
+    let mut nodes = Nodes::start(2, &bypass, Some(marked), &[]);
+    nodes.finish();
     assert_eq!((nodes.ready, nodes.works.len()), (Some(Some(1)), 0));
+    // Nor is one of which a node misses a file; the next older one is.
+    let mut nodes = Nodes::start(2, &bypass, Some(view.clone()), &[]);
+    nodes.fail(Rank(1), "no such file");
+    nodes.finish();
+    assert_eq!(checked(&nodes), BTreeSet::from([(1, 0, 1), (1, 1, 1)]));
+    let error = nodes.shown[&DatasetId(2)].error.clone();
+    assert_eq!(
+        error.as_deref(),
+        Some("not restarted from: rank 1: no such file")
+    );
+    nodes.finish();
+    assert_eq!((nodes.ready, nodes.works.len()), (Some(Some(1)), 0));
+    // And nothing, where there is no other.
+    let one = PrefixView {
+        complete: vec![flushed(2, Phase::Sealed)],
+        ..PrefixView::default()
+    };
+    let mut nodes = Nodes::start(2, &bypass, Some(one), &[]);
+    nodes.fail(Rank(0), "no such file");
+    nodes.finish();
+    assert_eq!((nodes.ready, nodes.works.len()), (Some(None), 0));
     // What the caches have is not read in the prefix.
     let record = sealed(3, Class::Checkpoint, 2);
     let nodes = Nodes::start(2, &bypass, Some(view.clone()), &[record]);

@@ -4,6 +4,7 @@
 //! mode, time and attributes come from the manifest, not from the prefix, where people may have
 //! touched them. The part appears in the cache whole or not at all. Its parity is a later encode.
 
+use super::complete::check_entries;
 use super::error::PrefixError;
 use super::flush::piece_bytes;
 use super::streams::{Job, run};
@@ -12,6 +13,7 @@ use crate::part::{Log, Part, Tree, Units, remove_tree, report};
 use scrfs::id::Slot;
 use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::DatasetRecord;
+use scrfs::protocol::step::Presence;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -44,6 +46,20 @@ impl Prefix {
             report("a part that was not fetched cannot be removed", &error);
         }
         fetched
+    }
+
+    /// That one slot's files are there, by type and size: they are to be read where they are. That the
+    /// directory is the dataset's own is seen first.
+    pub fn check_part(&self, record: &DatasetRecord, slot: Slot) -> Result<(), PrefixError> {
+        self.check_there()?;
+        let path = self.paths.dataset(&record.name);
+        if self.presence(record)? != Presence::Settled {
+            let dataset = record.id;
+            return Err(PrefixError::NotThere { dataset, path });
+        }
+        let stored = self.manifest(record, slot)?;
+        let tree = Tree::open(&path)?;
+        check_entries(record.id, &Arc::new(tree), &Arc::new(stored.manifest))
     }
 
     /// Reads all of one slot's files in the prefix and holds them against their checksums.

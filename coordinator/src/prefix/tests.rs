@@ -24,7 +24,7 @@ use scrfs::id::{DatasetId, Epoch, Slot};
 use scrfs::layout::path::CachePaths;
 use scrfs::name::Name;
 use scrfs::redundancy::Stream;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -415,6 +415,45 @@ fn a_retry_replaces_whatever_an_attempt_left() {
     assert!(!late.join("a").exists());
     world.prefix.complete_flush(&record).unwrap();
     assert!(world.has_all_of(&record));
+}
+
+#[test]
+fn what_is_to_be_read_in_place_is_there_and_as_long_as_it_was() {
+    let world = World::new();
+    let flushed = |id, name: &str| {
+        let record = world.files(id, name, &[("a", &[1; 50_000]), ("b", &[2; 7])]);
+        world.flush(&record);
+        world.prefix.check_part(&record, Slot(0)).unwrap();
+        (record, world.published(name))
+    };
+    let check = |record: &DatasetRecord| {
+        let found = world.prefix.check_part(record, Slot(0));
+        found
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default()
+    };
+    let (record, place) = flushed(1, "cut");
+    let file = File::options().write(true).open(place.join("a"));
+    file.unwrap().set_len(49_999).unwrap();
+    let text = check(&record);
+    assert!(
+        text.contains("/cut/a\"") && text.contains("49999"),
+        "{text}"
+    );
+    let (record, place) = flushed(2, "less");
+    fs::remove_file(place.join("b")).unwrap();
+    let text = check(&record);
+    assert!(text.contains("/less/b\""), "{text}");
+    let (record, place) = flushed(3, "away");
+    fs::remove_dir_all(place).unwrap();
+    assert!(check(&record).contains("there is no"));
+    // A directory of the same name and sizes that another has put there.
+    let (record, _) = flushed(4, "taken");
+    let other = world.files(5, "taken", &[("a", &[3; 50_000]), ("b", &[4; 7])]);
+    world.flush(&other);
+    assert!(check(&record).contains("there is no"));
+    world.prefix.check_part(&other, Slot(0)).unwrap();
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Flush and fetch: this node's slots, to the prefix and from it, each on a thread of its own.
+//! Flush and fetch: this node's slots, to the prefix and from it, or looked at there, each on a thread of its own.
 
 use super::{Context, Turn};
 use crate::driver::Event;
@@ -195,6 +195,32 @@ impl Copying {
             });
         }
         Ok(copying)
+    }
+
+    /// Begins to look at the slots of this node's share, where programs are to read them in the prefix.
+    pub(super) fn check_in_place(
+        me: Rank,
+        ticket: u64,
+        record: &DatasetRecord,
+        holders: &[(Slot, Rank)],
+        context: &mut Context<'_>,
+    ) -> Self {
+        let (mut copying, _) = Self::new(record.id, Activity::Fetch);
+        for &(slot, _) in holders.iter().filter(|(_, rank)| *rank == me) {
+            copying.missing.insert(slot);
+            let (prefix, record) = (Arc::clone(context.prefix), record.clone());
+            context.tasks.spawn(move |_| {
+                let result = prefix
+                    .check_part(&record, slot)
+                    .map_err(|error| Failure::new(Refusal::Failed, chain(&error)));
+                Event::Task(TaskEnd {
+                    ticket,
+                    slot,
+                    result: result.map(|()| None),
+                })
+            });
+        }
+        copying
     }
 
     pub(super) fn what(&self) -> (DatasetId, Activity) {

@@ -369,6 +369,7 @@ impl Member {
             | Order::Rebuild { .. }
             | Order::Flush { .. }
             | Order::Fetch { .. }
+            | Order::CheckInPlace { .. }
             | Order::Verify { .. }) => step.effect(Effect::Work { ticket, order }),
         }
     }

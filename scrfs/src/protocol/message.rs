@@ -169,6 +169,15 @@ pub enum Order {
         #[serde(with = "super::runs::held")]
         holders: Vec<(Slot, Rank)>,
     },
+    /// See that the prefix has the files of a dataset as they were sealed, by type and size: programs are to
+    /// read them there.
+    CheckInPlace {
+        /// The dataset, as the prefix knows it.
+        record: Box<DatasetRecord>,
+        /// Who looks at which slot.
+        #[serde(with = "super::runs::held")]
+        holders: Vec<(Slot, Rank)>,
+    },
     /// Read what is kept of a dataset here, hold it against its checksums, and repair what can be. That
     /// something is damaged is no failure: it is told with the answer.
     Verify {
@@ -203,7 +212,7 @@ impl Order {
             | Self::Rebuild { dataset, .. }
             | Self::Flush { dataset, .. }
             | Self::Verify { dataset, .. } => Some(*dataset),
-            Self::Fetch { record, .. } => Some(record.id),
+            Self::Fetch { record, .. } | Self::CheckInPlace { record, .. } => Some(record.id),
             _ => None,
         }
     }

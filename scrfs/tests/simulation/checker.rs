@@ -110,7 +110,9 @@ impl Checker {
                 Order::Rebuild { dataset, .. } | Order::Encode { dataset, .. } => {
                     self.failed_recovery.insert(*dataset);
                 }
-                Order::Fetch { record, .. } => drop(self.failed_recovery.insert(record.id)),
+                Order::Fetch { record, .. } | Order::CheckInPlace { record, .. } => {
+                    self.failed_recovery.insert(record.id);
+                }
                 _ => {}
             }
         }

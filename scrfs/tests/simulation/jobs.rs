@@ -262,6 +262,11 @@ impl World {
                 }
                 Ok(())
             }
+            Order::CheckInPlace { record, .. } => {
+                let prefix = self.prefix.as_ref().ok_or(failed("no prefix"))?;
+                let there = prefix.complete.contains_key(&record.id);
+                there.then_some(()).ok_or(failed("not in the prefix"))
+            }
             other => Err(failed(format!("not work: {other:?}"))),
         }
     }

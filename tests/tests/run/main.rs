@@ -257,20 +257,32 @@ done
 fn a_restart_reads_the_prefix_in_place_if_it_is_to() {
     let site = Site::start(2);
     let rsh = site.cluster.rsh();
-    let write = "RSH node1 mkdir /scr/ckpt.1.tmp && RSH node2 'echo of node2 > /scr/ckpt.1.tmp/f' && \
-                 RSH node1 mv -T /scr/ckpt.1.tmp /scr/ckpt.1";
+    let write = "for it in 1 2; do
+            RSH node1 mkdir /scr/ckpt.$it.tmp && RSH node2 \"echo of node2 > /scr/ckpt.$it.tmp/f\" &&
+            RSH node1 mv -T /scr/ckpt.$it.tmp /scr/ckpt.$it || exit
+        done";
     let write = write.replace("RSH", rsh.to_str().unwrap());
     site.run(&["--job", "before"], &["sh", "-c", &write])
         .expect(0);
+    // Not from the newest: a file of it was cut.
+    fs::write(site.prefix().join("ckpt.2/f"), "of").unwrap();
     let read = "for node in node1 node2; do
             RSH $node 'readlink /scr/.scr/restart; cat /scr/.scr/restart/f; ls /scr/.scr/status'
         done
         cat $1/f
         # The next one is in the caches again, and so is what is restarted from.
-        RSH node1 'mkdir /scr/ckpt.2.tmp && echo 2 > /scr/ckpt.2.tmp/f && mv -T /scr/ckpt.2.tmp /scr/ckpt.2'
-        RSH node2 readlink /scr/.scr/restart";
+        RSH node1 'mkdir /scr/ckpt.3.tmp && echo 3 > /scr/ckpt.3.tmp/f && mv -T /scr/ckpt.3.tmp /scr/ckpt.3'
+        RSH node2 readlink /scr/.scr/restart
+        # What is read in place is not superfluous while it may be.
+        RSH node1 SCRFS wait --for flushed ckpt.3
+        ls -d $1/../ckpt.?";
+    let scrfs = binary("scrfs").unwrap();
     let read = read.replace("RSH", rsh.to_str().unwrap());
-    let bypass = [("SCR_FETCH_BYPASS", "1".into())];
+    let read = read.replace("SCRFS", scrfs.to_str().unwrap());
+    let bypass = [
+        ("SCR_FETCH_BYPASS", "1".into()),
+        ("SCR_PREFIX_SIZE", "1".into()),
+    ];
     let restart = format!("sh -c '{}' sh {{restart}}", read.replace('\'', "'\\''"));
     let options = ["--job", "after", "--restart-cmd", &restart];
     let output = site.run_with(&bypass, &options, &["false"]).expect(0);
@@ -279,7 +291,9 @@ fn a_restart_reads_the_prefix_in_place_if_it_is_to() {
     assert_eq!(lines(&place), 2, "{output}");
     assert_eq!(lines("of node2"), 3, "{output}");
     assert_eq!(lines("ckpt.1.evicted"), 2, "{output}");
-    assert_eq!(lines("../ckpt.2"), 1, "{output}");
+    assert_eq!(lines("../ckpt.3"), 1, "{output}");
+    let left = |number: u32| lines(&format!("{place}/../ckpt.{number}"));
+    assert_eq!([1, 2, 3].map(left), [1, 0, 1], "{output}");
     assert!(output.contains(&format!("restart in place, from {place}")));
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Looking {
     early: Option<PrefixView>,
     /// Checkpoints that a restart may fetch and has not tried, ascending.
     pub(super) candidates: Option<Vec<DatasetRecord>>,
-    /// The one of them that programs are to read in the prefix.
+    /// The one of them that programs are to read in the prefix, where its files were seen to be.
     pub(super) in_place: Option<DatasetId>,
     /// Who wants what fetched, once programs may start and the prefix was looked at.
     asked: Vec<(Asker, Name)>,

@@ -184,29 +184,37 @@ impl Leader {
         None
     }
 
-    /// Into the caches; or every node is told of it, and programs find it where it is.
+    /// Into the caches; or programs find it where it is, once its files are seen to be there.
     fn take_from_prefix(&mut self, dataset: DatasetId, step: &mut Step) {
         if !self.config.restart.bypass {
             return self.fetch(dataset, step);
         }
-        self.looking.in_place = Some(dataset);
-        self.update_reached(dataset, step);
+        let Some((record, holders)) = self.spread(dataset) else {
+            return;
+        };
+        let order = Order::CheckInPlace { record, holders };
+        self.begin_work(dataset, Working::CheckInPlace, order, step);
     }
 
     pub(super) fn fetch(&mut self, dataset: DatasetId, step: &mut Step) {
-        let Some(led) = self.datasets.get(&dataset) else {
+        let Some((record, holders)) = self.spread(dataset) else {
             return;
         };
-        let Some(seal) = &led.record.seal else { return };
+        let working = Working::Fetch {
+            assigned: holders.clone(),
+        };
+        let order = Order::Fetch { record, holders };
+        self.begin_work(dataset, working, order, step);
+    }
+
+    /// The slots of a dataset of the prefix, dealt out to all.
+    fn spread(&self, dataset: DatasetId) -> Option<(Box<DatasetRecord>, Vec<(Slot, Rank)>)> {
+        let record = &self.datasets.get(&dataset)?.record;
+        let seal = record.seal.as_ref()?;
         let slots = 0..u32::try_from(seal.parts.len()).unwrap_or(u32::MAX);
-        let assigned: Vec<_> = slots
+        let assigned = slots
             .map(|slot| (Slot(slot), Rank(slot % self.size)))
             .collect();
-        let record = Box::new(led.record.clone());
-        let order = Order::Fetch {
-            record,
-            holders: assigned.clone(),
-        };
-        self.begin_work(dataset, Working::Fetch { assigned }, order, step);
+        Some((Box::new(record.clone()), assigned))
     }
 }

@@ -31,6 +31,8 @@ pub(super) enum Working {
     Fetch {
         assigned: Vec<(Slot, Rank)>,
     },
+    /// Whether programs may read it in the prefix.
+    CheckInPlace,
     Verify {
         what: Checking,
         findings: Findings,
@@ -43,7 +45,7 @@ impl Working {
             Self::Encode => Activity::Encode,
             Self::Rebuild { .. } | Self::Restore => Activity::Rebuild,
             Self::Flush { .. } => Activity::Flush,
-            Self::Fetch { .. } => Activity::Fetch,
+            Self::Fetch { .. } | Self::CheckInPlace => Activity::Fetch,
             Self::Verify { .. } => Activity::Verify,
         }
     }
@@ -52,7 +54,7 @@ impl Working {
     fn is_urgent(&self) -> bool {
         let can_wait = matches!(
             self,
-            Self::Flush { .. } | Self::Fetch { .. } | Self::Verify { .. }
+            Self::Flush { .. } | Self::Fetch { .. } | Self::CheckInPlace | Self::Verify { .. }
         );
         !can_wait
     }
@@ -384,6 +386,12 @@ impl Leader {
                     led.holders.clear();
                 }
                 led.retry.clear();
+                self.update_reached(dataset, step);
+            }
+            (Some(Working::CheckInPlace), result) => {
+                // Everybody is told of it first.
+                self.looking.in_place = result.is_none().then_some(dataset);
+                led.record.error = result.map(|error| format!("not restarted from: {error}"));
                 self.update_reached(dataset, step);
             }
             (Some(Working::Fetch { .. }), Some(error)) => {
