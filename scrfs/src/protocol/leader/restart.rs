@@ -189,32 +189,34 @@ impl Leader {
         if !self.config.restart.bypass {
             return self.fetch(dataset, step);
         }
-        let Some((record, holders)) = self.spread(dataset) else {
+        let Some(led) = self.datasets.get(&dataset) else {
             return;
         };
-        let order = Order::CheckInPlace { record, holders };
+        let order = Order::CheckInPlace {
+            record: Box::new(led.record.clone()),
+            holders: self.dealt_out(led),
+        };
         self.begin_work(dataset, Working::CheckInPlace, order, step);
     }
 
     pub(super) fn fetch(&mut self, dataset: DatasetId, step: &mut Step) {
-        let Some((record, holders)) = self.spread(dataset) else {
+        let Some(led) = self.datasets.get(&dataset) else {
             return;
         };
-        let working = Working::Fetch {
-            assigned: holders.clone(),
+        let assigned = self.dealt_out(led);
+        let order = Order::Fetch {
+            record: Box::new(led.record.clone()),
+            holders: assigned.clone(),
         };
-        let order = Order::Fetch { record, holders };
-        self.begin_work(dataset, working, order, step);
+        self.begin_work(dataset, Working::Fetch { assigned }, order, step);
     }
 
-    /// The slots of a dataset of the prefix, dealt out to all.
-    fn spread(&self, dataset: DatasetId) -> Option<(Box<DatasetRecord>, Vec<(Slot, Rank)>)> {
-        let record = &self.datasets.get(&dataset)?.record;
-        let seal = record.seal.as_ref()?;
-        let slots = 0..u32::try_from(seal.parts.len()).unwrap_or(u32::MAX);
-        let assigned = slots
+    /// The slots of a dataset of the prefix, to all in turn.
+    fn dealt_out(&self, led: &Led) -> Vec<(Slot, Rank)> {
+        let parts = led.record.seal.as_ref().map_or(0, |seal| seal.parts.len());
+        let slots = 0..u32::try_from(parts).unwrap_or(u32::MAX);
+        slots
             .map(|slot| (Slot(slot), Rank(slot % self.size)))
-            .collect();
-        Some((Box::new(record.clone()), assigned))
+            .collect()
     }
 }
