@@ -135,6 +135,18 @@ impl RelPath {
         Self::new(&bytes)
     }
 
+    /// The directory it lies in; `None` at the top.
+    pub fn parent(&self) -> Option<Self> {
+        let end = self.0.iter().rposition(|&byte| byte == b'/')?;
+        Some(Self(self.0[..end].to_vec()))
+    }
+
+    /// This path as seen from a directory that it lies in; `None` when it does not.
+    pub fn below(&self, directory: &Self) -> Option<Self> {
+        let rest = self.0.strip_prefix(directory.as_bytes())?;
+        Some(Self(rest.strip_prefix(b"/")?.to_vec()))
+    }
+
     /// The bytes, components separated by single slashes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -172,6 +184,7 @@ impl fmt::Debug for RelPath {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -206,6 +219,21 @@ mod tests {
                 prop_assert!(path.as_path().components()
                     .all(|part| matches!(part, std::path::Component::Normal(_))));
             }
+        }
+
+        #[test]
+        fn a_path_is_its_directory_and_what_is_below(text in "[ab]{1,2}(/[ab]{1,2}){0,3}") {
+            let path = RelPath::new(text.as_bytes()).unwrap();
+            let mut above = path.parent();
+            prop_assert_eq!(above.is_some(), text.contains('/'));
+            while let Some(directory) = above {
+                let below = path.below(&directory).unwrap();
+                prop_assert_eq!(format!("{directory}/{below}"), path.to_string());
+                prop_assert!(RelPath::new(below.as_bytes()).is_ok());
+                prop_assert_eq!(directory.below(&path), None);
+                above = directory.parent();
+            }
+            prop_assert_eq!(path.below(&path), None);
         }
     }
 }
