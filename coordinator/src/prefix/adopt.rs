@@ -7,9 +7,10 @@
 
 use super::error::PrefixError;
 use super::flush::piece_bytes;
+use super::publish::Step;
 use super::split::split;
 use super::streams::{Job, run};
-use super::{FlushLimits, Prefix, StepHook, inode};
+use super::{FlushLimits, Prefix, StepHook};
 use crate::part::records::encode_manifest;
 use crate::part::{Log, Tree, Units, scan_part};
 use scrfs::config::Class;
@@ -22,7 +23,7 @@ use scrfs::name::Name;
 use scrfs::redundancy::{Scheme, Stream};
 use scrfs::store::Store;
 use scrfs::store::posix::{make_directories, sync_directory};
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -93,81 +94,75 @@ impl Prefix {
         step: StepHook<'_>,
     ) -> Result<(), PrefixError> {
         let path = self.paths.dataset(name);
-        let number = inode(&path).filter(|_| path != self.paths.control());
-        let inode = number.ok_or_else(|| PrefixError::NoSuch {
+        let found = fs::symlink_metadata(&path).ok();
+        let found = found.filter(|found| found.is_dir() && path != self.paths.control());
+        let found = found.ok_or_else(|| PrefixError::NoSuch {
             name: name.clone(),
             prefix: self.paths.root().to_owned(),
         })?;
         let step = |name| step(name).map_err(PrefixError::io_at(name, &path));
-        let found = fs::symlink_metadata(&path).map_err(PrefixError::io_at("stat", &path))?;
-        let manifest = scan_part(&path, NONE, Slot(0), Epoch(0))?;
+        let parts = self.read_directory(&path, progress, &step)?;
+        step("claim a number")?;
+        let key = self.claim_key()?;
+        let seal = self.write_parts(key, parts, &step)?;
+        let entry = adopted(key, name, class, &found, seal);
+        step("write the entry")?;
+        self.store.put(&self.paths.entry(key), &entry.encode())?;
+        Ok(())
+    }
+
+    /// Reads all of a directory, in parts, each with its checksums.
+    pub(super) fn read_directory(
+        &self,
+        path: &Path,
+        progress: &dyn Fn(u64, u64),
+        step: Step<'_>,
+    ) -> Result<Vec<(Manifest, Sums)>, PrefixError> {
+        let manifest = scan_part(path, NONE, Slot(0), Epoch(0))?;
         step("read the files")?;
         let mut parts = Vec::new();
         let (mut read, all) = (0, manifest.log_bytes);
         for part in split(manifest.clone()) {
-            let sums = self.sum_up(&path, &part, &|bytes| progress(read + bytes, all))?;
+            let sums = self.sum_up(path, &part, &|bytes| progress(read + bytes, all))?;
             read += part.log_bytes;
             parts.push((part, sums));
         }
-        if scan_part(&path, NONE, Slot(0), Epoch(0))? != manifest {
-            return Err(PrefixError::Changed { path });
+        if scan_part(path, NONE, Slot(0), Epoch(0))? != manifest {
+            return Err(PrefixError::Changed {
+                path: path.to_owned(),
+            });
         }
-        step("claim a number")?;
-        let key = self.claim_key()?;
+        Ok(parts)
+    }
+
+    /// Writes checksums and manifests of what was read.
+    pub(super) fn write_parts(
+        &self,
+        key: DatasetKey,
+        parts: Vec<(Manifest, Sums)>,
+        step: Step<'_>,
+    ) -> Result<Seal, PrefixError> {
+        let sets = parts.iter().map(|(part, _)| vec![part.slot]).collect();
         let mut summaries = Vec::new();
-        for (part, sums) in &mut parts {
+        for (mut part, mut sums) in parts {
             (part.dataset, sums.dataset) = (key.id, key.id);
-            let (bytes, summary) = encode_manifest(part);
+            let (bytes, summary) = encode_manifest(&part);
             step("write the checksums")?;
             let sums_path = self.paths.sums(key, part.slot);
-            self.store.put(&sums_path, &seal(Kind::Sums, sums))?;
+            self.store.put(&sums_path, &seal(Kind::Sums, &sums))?;
             step("write the manifest")?;
             self.store
                 .put(&self.paths.manifest(key, part.slot), &bytes)?;
             summaries.push(summary);
         }
-        let (bytes, files) = (manifest.log_bytes, manifest.files());
-        let record = DatasetRecord {
-            id: key.id,
-            name: name.clone(),
-            committed_from: None,
-            class,
-            checkpoint: None,
-            phase: Phase::Sealed,
+        Ok(Seal {
             epoch: Epoch(0),
-            created: key.created,
-            sealed: Some(key.created),
-            protected: None,
-            flushing: false,
-            flushed: Some(key.created),
-            seal: Some(Seal {
-                epoch: Epoch(0),
-                scheme: Scheme::Single,
-                chunk_bytes: CHUNK_BYTES,
-                unit_bytes: UNIT_BYTES,
-                sets: parts.iter().map(|(part, _)| vec![part.slot]).collect(),
-                parts: summaries,
-            }),
-            error: None,
-            mode: found.mode() & 0o7777,
-            uid: found.uid(),
-            gid: found.gid(),
-        };
-        let entry = IndexEntry {
-            record,
-            state: EntryState::Complete,
-            attempt: Epoch(0),
-            inode,
-            replaces: None,
-            flushed: key.created,
-            bytes,
-            files,
-            job: String::new(),
-            adopted: true,
-        };
-        step("write the entry")?;
-        self.store.put(&self.paths.entry(key), &entry.encode())?;
-        Ok(())
+            scheme: Scheme::Single,
+            chunk_bytes: CHUNK_BYTES,
+            unit_bytes: UNIT_BYTES,
+            sets,
+            parts: summaries,
+        })
     }
 
     /// Reads everything, makes sure that it is durable, and gives the checksums.
@@ -204,7 +199,7 @@ impl Prefix {
     }
 
     /// A key that nobody else has: who makes its directory has it.
-    fn claim_key(&self) -> Result<DatasetKey, PrefixError> {
+    pub(super) fn claim_key(&self) -> Result<DatasetKey, PrefixError> {
         let all = self.paths.all_manifests();
         make_directories(&all)?;
         let mut key = DatasetKey {
@@ -222,5 +217,47 @@ impl Prefix {
         }
         sync_directory(&all)?;
         Ok(key)
+    }
+}
+
+/// The entry of a dataset that somebody else wrote: all of it is there, in the directory that was `found`.
+pub(super) fn adopted(
+    key: DatasetKey,
+    name: &Name,
+    class: Class,
+    found: &Metadata,
+    seal: Seal,
+) -> IndexEntry {
+    let (bytes, files) = (seal.bytes(), seal.files());
+    let record = DatasetRecord {
+        id: key.id,
+        name: name.clone(),
+        committed_from: None,
+        class,
+        checkpoint: None,
+        phase: Phase::Sealed,
+        epoch: Epoch(0),
+        created: key.created,
+        sealed: Some(key.created),
+        protected: None,
+        flushing: false,
+        flushed: Some(key.created),
+        seal: Some(seal),
+        error: None,
+        mode: found.mode() & 0o7777,
+        uid: found.uid(),
+        gid: found.gid(),
+    };
+    IndexEntry {
+        record,
+        state: EntryState::Complete,
+        attempt: Epoch(0),
+        inode: found.ino(),
+        replaces: None,
+        flushed: key.created,
+        bytes,
+        files,
+        job: String::new(),
+        adopted: true,
     }
 }

@@ -28,7 +28,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-type Step<'a> = &'a dyn Fn(&'static str) -> Result<(), PrefixError>;
+/// [`super::StepHook`], with the path in its error.
+pub(super) type Step<'a> = &'a dyn Fn(&'static str) -> Result<(), PrefixError>;
 
 impl Prefix {
     /// Carries an entry from wherever it is to `Complete`, and tidies up behind it.
