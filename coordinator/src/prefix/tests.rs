@@ -10,6 +10,7 @@ mod jobs;
 mod power;
 mod refusals;
 mod resume;
+mod scr;
 #[cfg(target_arch = "x86_64")]
 mod traced;
 #[cfg(target_arch = "x86_64")]
