@@ -37,8 +37,9 @@ pub use log::FILES_MAX;
 pub(crate) use log::{Log, lock};
 pub(crate) use mend::{Leisure, Looked, UNITS_MENDED_MAX, mend_log};
 pub use records::{SealedPart, StoredManifest};
+pub(crate) use scan::extents;
 pub use scan::scan_part;
-pub(crate) use tree::{Tree, file_type, remove_tree};
+pub(crate) use tree::{Tree, file_type, mtime, remove_tree};
 pub(crate) use units::Units;
 
 /// Logs an error with all that led to it.

@@ -219,7 +219,7 @@ impl Scan {
 }
 
 /// Where a file has data. Filesystems that do not know say: everywhere.
-fn extents(file: &File, size: u64) -> io::Result<Vec<DataExtent>> {
+pub(crate) fn extents(file: &File, size: u64) -> io::Result<Vec<DataExtent>> {
     let mut extents = Vec::new();
     let mut at = 0;
     while at < size {

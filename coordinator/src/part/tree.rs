@@ -255,8 +255,18 @@ impl Tree {
 
     /// Gives what is at `to` another name.
     pub(crate) fn make_hard_link(&self, path: &RelPath, to: &RelPath) -> Result<(), StoreError> {
+        self.link_from(self, to, path)
+    }
+
+    /// Gives what is at `from` in another tree a name in this one.
+    pub(crate) fn link_from(
+        &self,
+        other: &Self,
+        from: &RelPath,
+        path: &RelPath,
+    ) -> Result<(), StoreError> {
         let (new_parent, new_name) = self.parent(path)?;
-        let (old_parent, old_name) = self.parent(to)?;
+        let (old_parent, old_name) = other.parent(from)?;
         nix::unistd::linkat(old_parent, old_name, new_parent, new_name, AtFlags::empty())
             .map_err(fail("make the hard link", &self.path_of(path)))
     }

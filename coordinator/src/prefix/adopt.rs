@@ -45,6 +45,8 @@ pub enum Added {
     PutBack,
     /// Somebody else wrote it.
     Adopted,
+    /// SCR wrote it to several places: it has a directory now.
+    Gathered,
 }
 
 impl Prefix {

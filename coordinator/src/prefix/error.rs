@@ -116,6 +116,17 @@ pub enum PrefixError {
         /// What it is needed for.
         why: &'static str,
     },
+    /// Something has the name that a dataset of SCR's needs for a directory of its own.
+    #[error(
+        "`{name}` of SCR is to be gathered at {path:?}, where something else is: move that away, or put \
+         its files into another directory yourself, and add that"
+    )]
+    Taken {
+        /// The dataset.
+        name: Name,
+        /// What is there.
+        path: PathBuf,
+    },
     /// Somebody else changed it at the same moment.
     #[error("{path:?} was changed by somebody else just now: look, and try again")]
     Changed {
@@ -229,6 +240,7 @@ impl PrefixError {
             Self::NotOurs { .. }
             | Self::Collision { .. }
             | Self::InUse { .. }
+            | Self::Taken { .. }
             | Self::Changed { .. } => Cause::Conflict,
             Self::Incomplete { .. }
             | Self::Damaged { .. }

@@ -21,6 +21,7 @@ mod done;
 mod error;
 mod fetch;
 pub(crate) mod flush;
+mod gather;
 mod outgoing;
 mod pointers;
 mod publish;

@@ -50,10 +50,12 @@ pub(super) struct Outgoing {
 /// What attempts before have finished, and may be taken over: trees, and in each of them entries.
 pub(super) type Earlier = Vec<(Tree, BTreeMap<usize, u64>)>;
 
-fn refused(error: &StoreError) -> bool {
+pub(super) fn refused(error: &StoreError) -> bool {
     matches!(
         error.source.raw_os_error(),
-        Some(libc::EPERM | libc::ENOTSUP | libc::ENOSYS | libc::EINVAL | libc::EMLINK)
+        Some(
+            libc::EPERM | libc::ENOTSUP | libc::ENOSYS | libc::EINVAL | libc::EMLINK | libc::EXDEV
+        )
     )
 }
 

@@ -224,7 +224,8 @@ impl Prefix {
         }
     }
 
-    fn finish(&self, entry: &IndexEntry) -> Result<(), PrefixError> {
+    /// Gives a dataset its name that had all but that.
+    pub(super) fn finish(&self, entry: &IndexEntry) -> Result<(), PrefixError> {
         let attempt = self.paths.attempt(entry.key(), entry.attempt);
         let path = if self.has_its_name(entry) {
             self.paths.dataset(&entry.record.name)

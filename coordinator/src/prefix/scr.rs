@@ -1,21 +1,26 @@
 //! A prefix that SCR has written: what is in it, and taking one of its datasets in.
 //!
 //! Only read. A dataset is taken in when SCR says that it is complete, when `rank2file` and its parts say
-//! which files it has, and when these are there, as many and with as many bytes as SCR noted. Then it is
-//! adopted like any other directory (see `adopt`): its files must lie in one directory of the prefix, and
-//! that directory's name is the dataset's name from then on.
+//! which files it has, and when these are there, as many and with as many bytes as SCR noted.
+//!
+//! When all of them lie in one directory of the prefix that holds nothing else, it is adopted like any other
+//! directory (see `adopt`), whose name is the dataset's from then on. So is one that has the dataset's name, with
+//! whatever else is in it. Else a directory is made of them (see `gather`).
 
-use super::Prefix;
 use super::adopt::Added;
 use super::error::PrefixError;
+use super::{Prefix, StepHook};
 use crate::part::{Tree, file_type};
 use nix::sys::stat::SFlag;
 use scrfs::config::Class;
+use scrfs::id::DatasetId;
 use scrfs::layout::scr::{Rank2File, ScrDataset, ScrError, ScrIndex};
 use scrfs::name::{Name, RelPath};
 use scrfs::store::Store;
 use std::collections::BTreeSet;
 use std::fs;
+use std::iter::successors;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Files that say which files there are: more than a million ranks need.
@@ -39,12 +44,22 @@ impl Prefix {
     ///
     /// # Errors
     ///
-    /// It is not complete, or its files are not those that SCR noted, or not in one directory.
+    /// It is not complete, or its files are not those that SCR noted, or its name is taken.
     pub fn add_scr(
         &self,
         name: &Name,
         class: Option<Class>,
         progress: &dyn Fn(u64, u64),
+    ) -> Result<Option<(Name, Added)>, PrefixError> {
+        self.add_scr_with(name, class, progress, &|_| Ok(()))
+    }
+
+    pub(super) fn add_scr_with(
+        &self,
+        name: &Name,
+        class: Option<Class>,
+        progress: &dyn Fn(u64, u64),
+        step: StepHook<'_>,
     ) -> Result<Option<(Name, Added)>, PrefixError> {
         let Some(index) = self.scr_index()? else {
             return Ok(None);
@@ -57,11 +72,18 @@ impl Prefix {
             return Err(self.in_use(name, "is not complete, or failed, says SCR"));
         }
         let files = self.scr_files(found)?;
-        let directory = self.common_directory(name, &files)?;
-        self.check_scr_files(found, &files)?;
+        self.check_scr_files(found, &Tree::open(self.paths.root())?, files.iter())?;
         let class = class.unwrap_or(scr_class(found));
-        let added = self.add(&directory, class, progress)?;
-        Ok(Some((directory, added)))
+        Ok(Some(match self.directory_of(name, &files)? {
+            Some(directory) => {
+                let added = self.add_with(&directory, class, progress, step)?;
+                (directory, added)
+            }
+            None => {
+                let added = self.gather(found, &files, class, progress, step)?;
+                (name.clone(), added)
+            }
+        }))
     }
 
     fn read_scr(&self, path: &Path) -> Result<Option<Vec<u8>>, PrefixError> {
@@ -99,52 +121,85 @@ impl Prefix {
                 Rank2File::Files(found) => files.extend(found),
             }
         }
-        Ok(files)
+        let is_reserved = |file: &&RelPath| {
+            let path = self.paths.root().join(file.as_path());
+            path.starts_with(self.paths.scr()) || path.starts_with(self.paths.control())
+        };
+        let lacks = files.is_empty().then_some(ScrError::Lacks("files"));
+        let reserved = files.iter().find(is_reserved);
+        let wrong = lacks.or(reserved.map(|file| ScrError::Reserved(file.to_string())));
+        match wrong {
+            Some(source) => Err(PrefixError::Scr {
+                path: directory.join("rank2file"),
+                source,
+            }),
+            None => Ok(files),
+        }
     }
 
-    fn common_directory(
+    /// The directory of the prefix that is the dataset as it lies there, if there is one.
+    fn directory_of(
         &self,
         name: &Name,
         files: &BTreeSet<RelPath>,
-    ) -> Result<Name, PrefixError> {
-        let first = |path: &RelPath| {
-            let mut parts = path.as_bytes().splitn(2, |&byte| byte == b'/');
-            let first = parts.next().map(<[u8]>::to_vec);
-            first.filter(|_| parts.next().is_some())
+    ) -> Result<Option<Name>, PrefixError> {
+        let top = |path: &RelPath| successors(path.parent(), RelPath::parent).last();
+        let mut tops: BTreeSet<_> = files.iter().map(top).collect();
+        let (Some(Some(top)), true) = (tops.pop_first(), tops.is_empty()) else {
+            return Ok(None);
         };
-        let tops: BTreeSet<_> = files.iter().map(first).collect();
-        let mut tops = tops.into_iter();
-        match (tops.next(), tops.next()) {
-            (Some(Some(top)), None) => Name::new(&top).ok(),
-            _ => None,
+        let is_it = top.as_bytes() == name.as_bytes() || self.holds_only(&top, files)?;
+        Ok(Name::new(top.as_bytes()).ok().filter(|_| is_it))
+    }
+
+    /// Whether a directory holds these files and, but for directories, nothing else.
+    fn holds_only(
+        &self,
+        directory: &RelPath,
+        files: &BTreeSet<RelPath>,
+    ) -> Result<bool, PrefixError> {
+        let mut todo = vec![directory.clone()];
+        while let Some(directory) = todo.pop() {
+            let path = self.paths.root().join(directory.as_path());
+            let list = || PrefixError::io_at("list", &path);
+            for entry in fs::read_dir(&path).map_err(list())? {
+                let entry = entry.map_err(list())?;
+                let is_directory = entry.file_type().map_err(list())?.is_dir();
+                match directory.join(entry.file_name().as_bytes()) {
+                    Ok(below) if is_directory => todo.push(below),
+                    Ok(file) if files.contains(&file) => {}
+                    _ => return Ok(false),
+                }
+            }
         }
-        .ok_or_else(|| {
-            self.in_use(
-                name,
-                "does not lie in one directory: move its files into one",
-            )
-        })
+        Ok(true)
     }
 
     /// That the files are there, as many as SCR noted and with as many bytes.
-    fn check_scr_files(
+    pub(super) fn check_scr_files<'a>(
         &self,
         dataset: &ScrDataset,
-        files: &BTreeSet<RelPath>,
+        tree: &Tree,
+        files: impl Iterator<Item = &'a RelPath>,
     ) -> Result<(), PrefixError> {
-        let tree = Tree::open(self.paths.root())?;
-        let mut bytes = 0;
+        let (mut count, mut bytes) = (0u64, 0u64);
         for path in files {
             let found = tree.stat(path)?;
             if file_type(&found) != SFlag::S_IFREG {
-                return Err(self.in_use(&dataset.name, "has something else where SCR had a file"));
+                return Err(PrefixError::Incomplete {
+                    dataset: DatasetId(dataset.id),
+                    path: tree.path_of(path),
+                    what: "type",
+                    expected: "a file".to_owned(),
+                    found: "something else".to_owned(),
+                });
             }
-            bytes += u64::try_from(found.st_size).unwrap_or(0);
+            count += 1;
+            bytes = bytes.saturating_add(u64::try_from(found.st_size).unwrap_or(0));
         }
-        let count = files.len() as u64;
         let differ = |what, expected: Option<u64>, found: u64| match expected {
             Some(expected) if expected != found => Err(PrefixError::Incomplete {
-                dataset: scrfs::id::DatasetId(dataset.id),
+                dataset: DatasetId(dataset.id),
                 path: PathBuf::from(dataset.name.as_os_str()),
                 what,
                 expected: expected.to_string(),

@@ -274,6 +274,7 @@ fn add(at: &Where, name: &Name, class: Option<Class>, default: Class) -> anyhow:
             Added::Already => "is there already",
             Added::PutBack => "is back",
             Added::Adopted => "has been read and added",
+            Added::Gathered => "has been gathered in a directory, read and added",
         }
     );
     Ok(0)

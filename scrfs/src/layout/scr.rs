@@ -56,6 +56,9 @@ pub enum ScrError {
     /// A path that leads elsewhere.
     #[error("it names the file {0:?}, which does not lie in the prefix")]
     Outside(String),
+    /// A path that leads to where SCR or scrfs keep theirs.
+    #[error("it names {0:?}, which is no file of a dataset")]
+    Reserved(String),
 }
 
 /// A tree of keys.

@@ -265,6 +265,8 @@ impl Stage {
                 || is_under_way
                     && match (&shown, then) {
                         (Shown::Loose(found), Shown::Whole(id)) => found == id,
+                        // Gathered, and not complete yet; or about to be deleted.
+                        (Shown::Theirs, _) => true,
                         // Between two renames.
                         (Shown::Not, Shown::Whole(_)) => self.plain,
                         _ => false,

@@ -1,5 +1,6 @@
 //! What is done to a prefix, on which world, and what is to be seen of it.
 
+use super::super::scr::written_by_scr;
 use super::super::*;
 use super::loses_power;
 use crate::part::testing::{Described, set_mtime};
@@ -15,6 +16,7 @@ pub(super) enum Step {
     Delete(&'static str),
     Drop(&'static str),
     Add(&'static str),
+    AddScr(&'static str),
     Retain(u64),
     Choose(&'static str),
     Fail(u64),
@@ -63,7 +65,7 @@ pub(super) struct Stage {
     pub(super) plain: bool,
 }
 
-pub(super) const SCENARIOS: [Scenario; 11] = [
+pub(super) const SCENARIOS: [Scenario; 12] = [
     Scenario {
         name: "first",
         begin: |world| vec![rich(world, 5, "ckpt.5"), rich(world, 6, "ckpt.6")],
@@ -125,6 +127,25 @@ pub(super) const SCENARIOS: [Scenario; 11] = [
         steps: &[
             (Step::Add("theirs"), &[("theirs", Whole(5))]),
             (Step::Delete("theirs"), &[("theirs", Not)]),
+        ],
+    },
+    Scenario {
+        name: "gather",
+        begin: |world| {
+            of_scr(world);
+            three(world)
+        },
+        plain: false,
+        first: &[
+            ("ckpt.2", Whole(2)),
+            ("ckpt.3", Whole(3)),
+            ("ckpt.4", Whole(4)),
+            ("run/theirs", Theirs),
+            ("step 6", Not),
+        ],
+        steps: &[
+            (Step::AddScr("step 6"), &[("step 6", Whole(5))]),
+            (Step::Delete("step 6"), &[("step 6", Not)]),
         ],
     },
     Scenario {
@@ -213,8 +234,9 @@ impl Scenario {
         };
         world.prefix.job = "job".into();
         let records = (self.begin)(&world);
-        let strange = world.published("theirs");
-        let theirs = strange.is_dir().then(|| describe(&strange));
+        let strange = ["theirs", "run/theirs"].map(|name| world.published(name));
+        let theirs = strange.iter().find(|path| path.is_dir());
+        let theirs = theirs.map(|path| describe(path));
         Stage {
             world,
             records,
@@ -275,6 +297,7 @@ impl Step {
             Self::Add(text) => prefix
                 .add(&name(text), Class::Checkpoint, &|_, _| {})
                 .map(drop),
+            Self::AddScr(text) => prefix.add_scr(&name(text), None, &|_, _| {}).map(drop),
             Self::Retain(keep) => prefix.retain(keep, &BTreeSet::new()).map(drop),
             Self::Choose(text) => prefix.choose(&name(text), None).map(drop),
             Self::Fail(id) => prefix.fail(record(id).key()),
@@ -359,6 +382,17 @@ fn theirs(world: &World) {
     fs::write(path.join("b"), [9; 20_000]).unwrap();
 }
 
+/// A dataset of SCR's that has its directory below one that others are in, too.
+fn of_scr(world: &World) {
+    let six: [(&str, &[u8]); 2] = [
+        ("run/theirs/a", &[6; 20_000]),
+        ("run/theirs/below/b", b"theirs"),
+    ];
+    let seven: [(&str, &[u8]); 1] = [("run/seven", b"others")];
+    let root = world.prefix.paths().root();
+    written_by_scr(root, &[(6, "step 6", &six), (7, "step 7", &seven)]);
+}
+
 fn replaced(world: &World) -> Vec<DatasetRecord> {
     let other = world.files(2, "ckpt.2", &[("a", b"other")]);
     let old = world.files(5, "ckpt", &[("a", b"old"), ("b", &[5; 5000])]);
@@ -431,6 +465,7 @@ scenarios! {
     invariant_a_deleted_dataset_is_whole_or_gone "delete"
     invariant_what_was_dropped_and_added_is_there "drop and add"
     invariant_what_others_wrote_stays_until_it_is_deleted "adopt"
+    invariant_what_scr_wrote_is_gathered_or_not "gather"
     invariant_the_newest_are_kept "retain"
     invariant_a_choice_is_made_or_not "choose and fail"
     invariant_what_a_crash_left_is_finished_after_another "reconcile"
