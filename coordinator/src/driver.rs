@@ -195,7 +195,7 @@ impl<F: Fabric> Driver<F> {
         let inventory = inventory::take(&stores, node, group)?;
         let prefix = Arc::new(Target::at(&config.prefix).of_job(&config.job));
         let places = match me {
-            LEADER => Places::wanted(&config.log, prefix.paths().cloned()),
+            LEADER => Places::wanted(&config.log, prefix.event_place()),
             _ => Places::default(),
         };
         let journal = Journal::begin(places).context("no thread for events")?;
@@ -633,10 +633,10 @@ impl<F: Fabric> Driver<F> {
 
     /// On rank 0: reads what the runs before have written down of their failures. A prefix that hangs holds nothing up.
     fn learn(&self) {
-        let paths = self.looker.as_ref().and_then(|_| self.prefix.paths());
-        if let Some(paths) = paths.cloned() {
+        if self.looker.is_some() {
+            let prefix = Arc::clone(&self.prefix);
             self.tasks.spawn(move |_| {
-                let learnt = effects::learn(&paths);
+                let learnt = effects::learn(&prefix);
                 Event::Outcome(Outcome::Learnt(learnt))
             });
         }

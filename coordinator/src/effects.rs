@@ -11,7 +11,7 @@ use scrfs::id::{DatasetId, DatasetKey, Epoch, Slot};
 use scrfs::interval::{History, Learnt};
 use scrfs::layout::envelope::{Kind, seal};
 use scrfs::layout::index::IndexEntry;
-use scrfs::layout::path::{CachePaths, PrefixPaths};
+use scrfs::layout::path::CachePaths;
 use scrfs::layout::pointer::Pointers;
 use scrfs::layout::record::{DatasetRecord, PartSummary};
 use scrfs::name::Name;
@@ -49,17 +49,10 @@ pub(crate) fn put(
 }
 
 /// Which failures and recoveries the events of a prefix tell of. What cannot be read tells of none.
-pub(crate) fn learn(paths: &PrefixPaths) -> Learnt {
+pub(crate) fn learn(prefix: &Target) -> Learnt {
     let mut history = History::default();
-    for path in [paths.events_before(), paths.events()] {
-        let read = fs::File::open(&path).and_then(|file| history.read(io::BufReader::new(file)));
-        match read {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "nothing is learnt from it");
-            }
-        }
+    if let Err(error) = prefix.events(&mut |line| history.line(line)) {
+        tracing::warn!(error = %chain(&error), "not all events are learnt from");
     }
     Learnt::of(&history.learnt())
 }

@@ -1,12 +1,17 @@
-//! Events, written down: lines in `<prefix>/.scrfs/events.jsonl`, and to syslog.
+//! Events, written down: lines in `<prefix>/.scrfs/events.jsonl` or in objects, and to syslog.
 //!
 //! Rank 0 of an epoch writes those of datasets, from the changes of its records, and the supervisor those of the
-//! job and its nodes. A line is one `write()` to a file
-//! opened for appending, so that lines of two jobs do not mix. A thread of its own writes: nobody
-//! ever waits for a prefix that hangs. What it cannot take is counted, and the count is an event.
-//! The file is bounded: a full one becomes `events.jsonl.1`, in place of the one before.
+//! job and its nodes. A thread of its own writes: nobody ever waits for a prefix that hangs. What it cannot take
+//! is counted, and the count is an event.
+//!
+//! In a directory a line is one `write()` to a file opened for appending, so that lines of two jobs do not mix.
+//! The file is bounded: a full one becomes `events.jsonl.1`, in place of the one before. In an object store lines
+//! gather for some seconds (`objects::events`).
 
-use scrfs::event::{Event, JobEvent, events};
+use crate::effects::chain;
+#[cfg(feature = "objects")]
+use crate::objects::events::Pages;
+use scrfs::event::{Event, JobEvent, dropped, events};
 use scrfs::layout::path::PrefixPaths;
 use scrfs::layout::record::{DatasetRecord, UnixMillis};
 use std::fs::{self, OpenOptions};
@@ -17,30 +22,44 @@ use std::sync::mpsc::{
     Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel,
 };
 use std::time::Duration;
+#[cfg(feature = "objects")]
+use std::time::Instant;
 
 /// Lines that wait for the writer.
 const WAITING_MAX: usize = 1024;
 /// Length of a file that is full.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 /// For the last lines to be written when the coordinator ends.
-const END_PATIENCE: Duration = Duration::from_secs(2);
+const END_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks for something to do when nothing waits.
+const IDLE: Duration = Duration::from_secs(3600);
 /// Where syslog listens.
 const SYSLOG: &str = "/dev/log";
 /// Facility user, severity informational.
 const SYSLOG_PRIORITY: &str = "<14>";
 
+/// Where they are in a prefix.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// The file of a directory.
+    File(PrefixPaths),
+    /// Objects.
+    #[cfg(feature = "objects")]
+    Pages(Pages),
+}
+
 /// What events are written to.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Places {
     /// The prefix.
-    pub(crate) prefix: Option<PrefixPaths>,
+    pub(crate) prefix: Option<Place>,
     /// Syslog's socket.
     pub(crate) syslog: Option<PathBuf>,
 }
 
 impl Places {
     /// What the configuration wants.
-    pub(crate) fn wanted(log: &scrfs::config::LogConfig, prefix: Option<PrefixPaths>) -> Self {
+    pub(crate) fn wanted(log: &scrfs::config::LogConfig, prefix: Option<Place>) -> Self {
         Self {
             prefix: prefix.filter(|_| log.events),
             syslog: log.syslog.then(|| SYSLOG.into()),
@@ -105,8 +124,7 @@ impl Journal {
     fn note(&mut self, line: Vec<u8>) {
         let Some(lines) = &self.lines else { return };
         if self.dropped > 0 {
-            let dropped = format!("{{\"event\":\"dropped\",\"count\":{}}}\n", self.dropped);
-            match lines.try_send(dropped.into_bytes()) {
+            match lines.try_send(dropped(self.dropped)) {
                 Ok(()) => self.dropped = 0,
                 Err(_) => {
                     self.dropped += 1;
@@ -151,18 +169,63 @@ impl Writer {
     }
 
     fn run(&mut self, lines: &Receiver<Vec<u8>>) {
-        for line in lines {
-            if let Some(paths) = self.places.prefix.clone()
-                && let Err(error) = Self::append(&paths, &line)
-            {
-                self.complain(&paths.events(), &error);
+        loop {
+            let line = lines.recv_timeout(self.wait().unwrap_or(IDLE));
+            if let Ok(line) = &line {
+                self.write(line);
             }
-            if let Some(socket) = self.places.syslog.clone()
-                && let Err(error) = self.tell_syslog(&socket, &line)
-            {
-                self.syslog = None;
-                self.complain(&socket, &error);
+            let is_over = line == Err(RecvTimeoutError::Disconnected);
+            if is_over || self.wait().is_some_and(|wait| wait.is_zero()) {
+                self.put();
             }
+            if is_over {
+                return;
+            }
+        }
+    }
+
+    /// How long it may be until [`Self::put`]; `None` when nothing waits for it.
+    fn wait(&self) -> Option<Duration> {
+        match self.places.prefix.as_ref()? {
+            Place::File(_) => None,
+            #[cfg(feature = "objects")]
+            Place::Pages(pages) => pages.wait(Instant::now()),
+        }
+    }
+
+    /// Writes what has gathered.
+    fn put(&mut self) {
+        #[cfg(feature = "objects")]
+        if let Some(Place::Pages(pages)) = &mut self.places.prefix {
+            let place = pages.place();
+            if let Err(error) = pages.put(Instant::now()) {
+                self.complain(&place, &error);
+            }
+        }
+    }
+
+    fn write(&mut self, line: &[u8]) {
+        match &mut self.places.prefix {
+            None => {}
+            Some(Place::File(paths)) => {
+                let path = paths.events();
+                if let Err(error) = Self::append(paths, line) {
+                    self.complain(&path, &error);
+                }
+            }
+            #[cfg(feature = "objects")]
+            Some(Place::Pages(pages)) => {
+                let place = pages.place();
+                if let Err(error) = pages.add(line, Instant::now()) {
+                    self.complain(&place, &error);
+                }
+            }
+        }
+        if let Some(socket) = self.places.syslog.clone()
+            && let Err(error) = self.tell_syslog(&socket, line)
+        {
+            self.syslog = None;
+            self.complain(&socket, &error);
         }
     }
 
@@ -204,9 +267,14 @@ impl Writer {
         Ok(())
     }
 
-    fn complain(&mut self, path: &Path, error: &io::Error) {
+    fn complain(&mut self, path: &Path, error: &(dyn std::error::Error + 'static)) {
         if !std::mem::replace(&mut self.has_complained, true) {
-            tracing::error!(?path, %error, "events cannot be written; the run goes on without");
+            let error = chain(error);
+            tracing::error!(
+                ?path,
+                error,
+                "events cannot be written; the run goes on without"
+            );
         }
     }
 }
@@ -248,7 +316,7 @@ mod tests {
         fs::create_dir(paths.root()).unwrap();
         let (open, sealed) = records(root.path());
         let mut journal = Journal::begin(Places {
-            prefix: Some(paths.clone()),
+            prefix: Some(Place::File(paths.clone())),
             syslog: Some(root.path().join("log")),
         })
         .unwrap();
@@ -301,7 +369,7 @@ mod tests {
         nix::unistd::mkfifo(&paths.events(), mode).unwrap();
         let (_, sealed) = records(root.path());
         let mut journal = Journal::begin(Places {
-            prefix: Some(paths.clone()),
+            prefix: Some(Place::File(paths.clone())),
             syslog: None,
         })
         .unwrap();

@@ -3,6 +3,7 @@
 //! Which of them, the prefix's name says: `s3://bucket/path` and the like, or anything else. Both do
 //! the same; nothing here but the choice.
 
+use crate::journal::Place;
 #[cfg(feature = "objects")]
 use crate::objects::ObjectPrefix;
 use crate::part::Part;
@@ -146,6 +147,21 @@ impl Target {
             Self::Bucket(_) => None,
             Self::Unusable { .. } => None,
         }
+    }
+
+    /// Where events are written.
+    pub(crate) fn event_place(&self) -> Option<Place> {
+        match self {
+            Self::Directory(prefix) => Some(Place::File(prefix.paths().clone())),
+            #[cfg(feature = "objects")]
+            Self::Bucket(prefix) => Some(Place::Pages(prefix.event_pages())),
+            Self::Unusable { .. } => None,
+        }
+    }
+
+    /// What happened: all lines of events, without their ends, oldest first.
+    pub fn events(&self, each: &mut dyn FnMut(&[u8])) -> Result<(), PrefixError> {
+        either!(self, prefix => prefix.events(each))
     }
 
     /// All datasets of the index, ascending by number, without those whose name another has taken.

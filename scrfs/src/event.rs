@@ -201,6 +201,11 @@ impl JobEvent {
     }
 }
 
+/// So many lines were left out here: a line that says so.
+pub fn dropped(count: u64) -> Vec<u8> {
+    format!("{{\"event\":\"dropped\",\"count\":{count}}}\n").into_bytes()
+}
+
 /// The newest lines, of which there are not many bytes.
 #[derive(Debug, Default)]
 pub struct Recent {

@@ -22,16 +22,15 @@ use super::suspect::Suspect;
 use super::vain::Vain;
 use super::words;
 use crate::journal::{Journal, Places};
+use crate::target::Target;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use scrfs::config::is_object_url;
 use scrfs::event::{JobEvent, JobWhat};
 use scrfs::halt::{Conditions, Halt, Situation};
 use scrfs::id::Epoch;
-use scrfs::layout::path::PrefixPaths;
 use scrfs::name::Name;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -172,9 +171,8 @@ impl<'a> Supervisor<'a> {
             .context("no thread to keep the run's record")?;
         let outside = Outside::start(&config.prefix, allocation, all.clone())
             .context("no thread to ask the prefix and the resource manager")?;
-        let prefix = Some(&config.prefix).filter(|prefix| !is_object_url(prefix));
-        let prefix = prefix.map(|prefix| PrefixPaths::new(prefix));
-        let journal = Journal::begin(Places::wanted(&config.log, prefix))
+        let place = Target::at(&config.prefix).event_place();
+        let journal = Journal::begin(Places::wanted(&config.log, place))
             .context("no thread to write events")?;
         let mut supervisor = Self {
             args,

@@ -9,12 +9,14 @@
 //! .scrfs/inflight/<key>/<attempt>          IndexEntry: somebody makes these objects
 //! .scrfs/index/<key>                       IndexEntry: the dataset is complete, and which attempt it is
 //! .scrfs/dropped/<key>, failed/<key>, gone/<key>, current, pointers     as in a directory
+//! .scrfs/events/<begun>.<writer>.jsonl     lines of events
 //! ```
 //!
 //! Invariants: every attempt has objects of its own, so that nothing is ever changed that somebody may read. A
 //! dataset is there from the moment that its entry is put, which is the last thing a flush does; it is deleted
 //! from the moment that it is marked gone. What has neither is what [`ObjectPrefix::reconcile`] removes.
 
+pub(crate) mod events;
 mod fetch;
 mod flush;
 mod store;

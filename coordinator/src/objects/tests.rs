@@ -23,6 +23,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+mod events;
+
 static GO: AtomicBool = AtomicBool::new(false);
 
 /// Takes so many changes, then none.
@@ -248,6 +250,7 @@ fn the_page_on_the_layout_has_the_keys() {
         manifest_key(key, attempt, slot),
         sums_key(key, attempt, slot),
         marker(key, attempt),
+        super::events::page_key(1000, 0x1f),
     ];
     assert_eq!(said, made);
 }

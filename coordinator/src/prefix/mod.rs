@@ -19,6 +19,7 @@ mod complete;
 mod direct;
 mod done;
 mod error;
+mod events;
 mod fetch;
 pub(crate) mod flush;
 mod gather;

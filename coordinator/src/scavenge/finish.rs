@@ -2,7 +2,7 @@
 
 use super::crew::{Crew, Task};
 use crate::effects::chain;
-use crate::journal::{Journal, Places};
+use crate::journal::{Journal, Place, Places};
 use crate::part::report;
 use crate::prefix::{Cause, Prefix};
 use anyhow::{Context, Result, bail, ensure};
@@ -137,7 +137,8 @@ impl Scavenge<'_> {
             return Ok(outcome);
         }
         self.prefix.reconcile(&keys)?;
-        let places = Places::wanted(self.log, Some(self.prefix.paths().clone()));
+        let place = Place::File(self.prefix.paths().clone());
+        let places = Places::wanted(self.log, Some(place));
         let mut journal = Journal::begin(places).context("no thread to write events")?;
         let mut given_up: BTreeMap<DatasetKey, String> = BTreeMap::new();
         let mut done = BTreeSet::new();
