@@ -1,5 +1,5 @@
 //! A prefix in an object store: a real server of S3 (moto's) on the launcher's node of a virtual cluster, which
-//! all nodes reach by the network. Flush, list, restart from it on empty caches, delete.
+//! all nodes reach by the network. Flush, list, restart from it on empty caches, delete; events.
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
@@ -150,6 +150,22 @@ impl World {
         text
     }
 
+    /// What happened, and to what of it, in order; and how many objects say so.
+    fn events(&self) -> (Vec<String>, usize) {
+        let output = self.scrfs(&["events"]);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let said = text.lines().map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let name = line["name"].as_str().unwrap_or("");
+            format!("{} {name}", line["event"].as_str().unwrap())
+        });
+        let all = format!("http://{SERVER}/bucket?list-type=2&prefix=runs/7/.scrfs/events/");
+        let keys = self.curl(&[&all]).stdout;
+        let count = String::from_utf8_lossy(&keys).matches("<Key>").count();
+        (said.collect(), count)
+    }
+
     fn list(&self) -> serde_json::Value {
         let output = self.scrfs(&["list", "--json"]);
         assert!(output.status.success(), "{output:?}");
@@ -188,6 +204,22 @@ fn a_job_flushes_to_s3_and_another_restarts_from_there() {
     assert!(file.stdout == wanted);
     let latest = world.curl(&[&format!("http://{SERVER}/bucket/runs/7/latest")]);
     assert_eq!(latest.stdout, b"ckpt.1\n");
+    // The supervisor's and rank 0's, in the order of their times.
+    let (events, objects) = world.events();
+    let mut rest = events.iter();
+    for wanted in [
+        "job_began ",
+        "launched ",
+        "created ckpt.1.tmp",
+        "committed ckpt.1",
+        "flushed ckpt.1",
+        "job_ended ",
+    ] {
+        let found = rest.any(|said| said == wanted);
+        assert!(found, "no {wanted} in its place: {events:?}");
+    }
+    assert_eq!(rest.next(), None, "{events:?}");
+    assert!((2..=4).contains(&objects), "{objects}: {events:?}");
     // On nodes that know nothing of it.
     for node in 1..=NODES {
         let mut remove = world.cluster.command(node, "sh");
@@ -196,6 +228,15 @@ fn a_job_flushes_to_s3_and_another_restarts_from_there() {
     }
     let output = world.run();
     assert!(output.contains("restarted from ../ckpt.1"), "{output}");
+    let (events, _) = world.events();
+    let count = |wanted| events.iter().filter(|said| *said == wanted).count();
+    assert_eq!(count("job_ended "), 2, "{events:?}");
+    assert_eq!(count("fetched ckpt.1"), 1, "{events:?}");
+    let advised = world.scrfs(&["advise", "--prefix", PREFIX, "--cost", "10s", "--json"]);
+    assert!(advised.status.success(), "{advised:?}");
+    let advised: serde_json::Value = serde_json::from_slice(&advised.stdout).unwrap();
+    let ran = advised["seen"]["process"]["seconds"].as_f64();
+    assert!(ran > Some(0.0), "{advised}");
     let current = world.scrfs(&["current"]);
     assert_eq!(current.stdout, b"ckpt.1\n");
     let refused = world.scrfs(&["delete", "ckpt.1"]);

@@ -1,4 +1,4 @@
-//! `scrfs list`, `current`, `delete`, `drop`, `add` and `verify`: what people ask of a prefix, with a job running or
+//! `scrfs list`, `current`, `delete`, `drop`, `add`, `verify` and `events`: what people ask of a prefix, with a job running or
 //! without.
 //!
 //! They need no mount, no daemon, no MPI and no lock: they read the records that lie in the prefix and
@@ -92,6 +92,11 @@ pub enum Track {
         #[arg(long)]
         json: bool,
     },
+    /// What happened, a line of JSON each, oldest first
+    Events {
+        #[command(flatten)]
+        at: Where,
+    },
     /// Put a dropped dataset back, or take in a directory that somebody else wrote
     Add {
         #[command(flatten)]
@@ -171,6 +176,7 @@ fn done(track: &Track) -> anyhow::Result<u8> {
             socket,
             json,
         } => verify::verify(at, socket.as_deref(), name, *json),
+        Track::Events { at } => events(at),
         Track::Add {
             at,
             name,
@@ -280,9 +286,25 @@ fn add(at: &Where, name: &Name, class: Option<Class>, default: Class) -> anyhow:
     Ok(0)
 }
 
-/// Writes to stdout; a reader that has gone is no failure.
+fn events(at: &Where) -> anyhow::Result<u8> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut written = Ok(());
+    Target::open_to_read(&at.prefix)?.events(&mut |line| {
+        if written.is_ok() {
+            written = out.write_all(line).and_then(|()| out.write_all(b"\n"));
+        }
+    })?;
+    is_written(written.and_then(|()| out.flush())).map(|()| 0)
+}
+
+/// Writes to stdout.
 fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
+    is_written(io::stdout().write_all(text.as_bytes()))
+}
+
+/// A reader that has gone is no failure.
+fn is_written(written: io::Result<()>) -> anyhow::Result<()> {
+    match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).context("cannot write to stdout")
         }

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use std::fmt::Write as _;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// Where a mount is looked for when nobody says where.
@@ -156,13 +157,14 @@ fn read(path: &Path) -> anyhow::Result<String> {
 /// What the runs of a prefix have written down of their failures.
 fn learn(prefix: &Path, is_named: bool) -> anyhow::Result<(Seen, Recoveries)> {
     if is_object_url(prefix) {
-        // No events are written there.
-        anyhow::ensure!(
-            !is_named,
-            "{}: object stores have no events",
-            prefix.display()
-        );
-        return Ok(Default::default());
+        return match learn_from_objects(prefix) {
+            // Who asks may not have the credentials that the daemon has.
+            Err(error) if !is_named => {
+                eprintln!("scrfs: nothing is learnt from events: {error:#}");
+                Ok(Default::default())
+            }
+            learnt => learnt,
+        };
     }
     if is_named {
         std::fs::metadata(prefix).with_context(|| format!("cannot read {}", prefix.display()))?;
@@ -178,6 +180,29 @@ fn learn(prefix: &Path, is_named: bool) -> anyhow::Result<(Seen, Recoveries)> {
         };
         history.read(BufReader::new(file)).with_context(words)?;
     }
+    Ok(history.learnt())
+}
+
+/// The coordinator's program is the one that reads object stores.
+fn learn_from_objects(prefix: &Path) -> anyhow::Result<(Seen, Recoveries)> {
+    const PROGRAM: &str = "scrfs-coordinator";
+    let program = crate::daemon::find_program(PROGRAM)
+        .with_context(|| format!("{PROGRAM} is neither beside this program nor on the PATH"))?;
+    let mut reader = std::process::Command::new(&program)
+        .args(["events".as_ref(), "--prefix".as_ref(), prefix.as_os_str()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    let mut history = History::default();
+    let read = match reader.stdout.take() {
+        Some(lines) => history.read(BufReader::new(lines)),
+        None => Ok(()),
+    };
+    let status = reader.wait().context("the end of what reads events")?;
+    let words = || format!("cannot read the events of {}", prefix.display());
+    read.with_context(words)?;
+    anyhow::ensure!(status.success(), "{}: {status}", words());
     Ok(history.learnt())
 }
 

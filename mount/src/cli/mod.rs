@@ -114,6 +114,8 @@ enum Verb {
     Add(prefix::AddArgs),
     /// Re-read datasets against their checksums, and repair what can be repaired
     Verify(prefix::VerifyArgs),
+    /// What happened to the jobs and datasets of a prefix, a line of JSON each, oldest first
+    Events(prefix::EventsArgs),
     /// The effective configuration, and where each value came from
     Config(config::ConfigArgs),
     /// How often to checkpoint and to flush
@@ -172,6 +174,7 @@ pub fn main() -> ExitCode {
         Verb::Drop(args) => prefix::drop_entry(&args),
         Verb::Add(args) => prefix::add(&args),
         Verb::Verify(args) => prefix::verify(&args),
+        Verb::Events(args) => prefix::events(&args),
         Verb::Config(args) => config::run(&args),
         Verb::Advise(args) => advise::run(&args),
         Verb::Simulate(args) => simulate::run(&args),

@@ -1,4 +1,4 @@
-//! `scrfs list`, `current`, `delete`, `drop`, `add` and `verify`: finds out which prefix and caches are meant.
+//! `scrfs list`, `current`, `delete`, `drop`, `add`, `verify` and `events`: finds out which prefix and caches are meant.
 //!
 //! The work is `scrfs-coordinator`'s, which this process becomes: it has what reads and writes a prefix.
 //! A mount is not needed; where there is one, its prefix and its cache are meant when nothing else is
@@ -32,6 +32,12 @@ pub(super) struct ListArgs {
     /// Show those that were dropped, instead
     #[arg(long)]
     dropped: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct EventsArgs {
+    #[command(flatten)]
+    options: PrefixOptions,
 }
 
 #[derive(clap::Args, Debug)]
@@ -146,6 +152,11 @@ pub(super) fn list(args: &ListArgs) -> Result<(), Failure> {
     let (_, directories) = args.options.resolve()?;
     let flags = [(args.json, "--json"), (args.dropped, "--dropped")];
     exec("list", directories, &flags)
+}
+
+pub(super) fn events(args: &EventsArgs) -> Result<(), Failure> {
+    let (_, directories) = args.options.resolve()?;
+    exec("events", directories, &[])
 }
 
 pub(super) fn current(args: &CurrentArgs) -> Result<(), Failure> {
