@@ -15,6 +15,7 @@ use scrfs::layout::path::parse_deleted;
 use scrfs::store::Store;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -71,17 +72,12 @@ impl Prefix {
         }
         for name in self.store.list(&self.paths.inflights())? {
             let key = name.to_str().and_then(DatasetKey::parse);
-            let stays = key.is_some_and(|key| {
-                waiting.contains(&key) || keep.contains(&key) && !complete.contains(&key)
-            });
-            let path = self.paths.inflights().join(&name);
-            let theirs = key.is_some_and(|key| self.is_of_another_job(key));
-            if stays || theirs && !is_older(&path, abandoned) {
+            let Some(key) = key else {
+                self.tidy(&self.paths.inflights().join(&name));
                 continue;
-            }
-            self.tidy(&path);
-            if let Some(key) = key.filter(|key| !complete.contains(key) && !keep.contains(key)) {
-                self.tidy(&self.paths.manifests(key));
+            };
+            if !waiting.contains(&key) && (complete.contains(&key) || !keep.contains(&key)) {
+                self.clear_attempts(key, abandoned, keep.contains(&key));
             }
         }
         // What a waiting dataset has set aside is needed should it be given up.
@@ -137,19 +133,41 @@ impl Prefix {
                 epoch.is_some_and(|epoch| epoch > last)
             };
             let goes_on = self.store.list(&path)?.iter().any(is_of_later);
-            if is_publishing || goes_on || self.is_of_another_job(key) {
-                continue;
-            }
-            self.tidy(&path);
-            let owners = [self.paths.entry(key), self.paths.dropped_entry(key)];
-            if owners
-                .iter()
-                .all(|path| fs::symlink_metadata(path).is_err())
-            {
-                self.tidy(&self.paths.manifests(key));
+            if !is_publishing && !goes_on {
+                self.clear_attempts(key, None, false);
             }
         }
         Ok(())
+    }
+
+    /// Removes attempts, and with them the manifests, of a dataset that the index did not have when it was
+    /// read. Another job may have completed it since: what says whose an attempt is goes after its entry
+    /// has come, so that the entry is looked for once that is gone.
+    pub(super) fn clear_attempts(
+        &self,
+        key: DatasetKey,
+        abandoned: Option<SystemTime>,
+        is_kept: bool,
+    ) {
+        let path = self.paths.inflight(key);
+        match self.is_of_another_job(key) {
+            Ok(false) => {}
+            Ok(true) if is_older(&path, abandoned) => {}
+            Ok(true) => return,
+            Err(error) => {
+                report(
+                    "whose an attempt in the prefix is, is not known: it stays",
+                    &error,
+                );
+                return;
+            }
+        }
+        let owners = [self.paths.entry(key), self.paths.dropped_entry(key)];
+        let is_owned = owners.iter().any(|path| !is_missing(path));
+        self.tidy(&path);
+        if !is_owned && !is_kept {
+            self.tidy(&self.paths.manifests(key));
+        }
     }
 
     /// Manifests that belong to nothing, and records that never came to their place.
@@ -168,7 +186,7 @@ impl Prefix {
                     paths.dropped_entry(key),
                     paths.inflight(key),
                 ];
-                keep.contains(&key) || owners.iter().any(|path| fs::symlink_metadata(path).is_ok())
+                keep.contains(&key) || owners.iter().any(|path| !is_missing(path))
             });
             if !belongs && is_older(&path, abandoned) {
                 self.tidy(&path);
@@ -185,9 +203,9 @@ impl Prefix {
         Ok(())
     }
 
-    fn is_of_another_job(&self, key: DatasetKey) -> bool {
-        let job = self.store.get(&self.paths.inflight_job(key));
-        matches!(job, Ok(Some(job)) if job != self.job.as_bytes())
+    fn is_of_another_job(&self, key: DatasetKey) -> Result<bool, PrefixError> {
+        let job = self.store.get(&self.paths.inflight_job(key))?;
+        Ok(job.is_some_and(|job| job != self.job.as_bytes()))
     }
 
     /// What has not changed since then, nobody is at work on. By the file server's clock, which stamps
@@ -263,6 +281,11 @@ impl Prefix {
         }
         self.tidy(&self.paths.entry(entry.key()));
     }
+}
+
+/// Whether there is certainly nothing.
+fn is_missing(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Whether neither a file or directory nor anything directly in it has changed since `then`.

@@ -71,6 +71,28 @@ fn what_another_job_is_at_work_on_is_left_to_it_while_it_may_live() {
 }
 
 #[test]
+fn what_another_job_has_completed_meanwhile_keeps_its_manifests() {
+    let mut world = World::new();
+    let root = world.prefix.paths().root().to_owned();
+    world.prefix = Prefix::open(&root).unwrap().of_job("one");
+    let (copying, publishing) = interrupted(&world);
+    let theirs = Prefix::open(&root).unwrap().of_job("two");
+    // The other has read the index, and seen attempts that have no entry.
+    world.prefix.complete_flush(&copying).unwrap();
+    theirs.clear_attempts(copying.key(), None, false);
+    world.fetches_all_of(&copying);
+    // Whose it is cannot be read: it may be at work.
+    let job = world.prefix.paths().inflight_job(publishing.key());
+    fs::remove_file(&job).unwrap();
+    fs::create_dir(&job).unwrap();
+    theirs.clear_attempts(publishing.key(), None, false);
+    assert!(job.exists());
+    fs::remove_dir(&job).unwrap();
+    world.prefix.complete_flush(&publishing).unwrap();
+    world.fetches_all_of(&publishing);
+}
+
+#[test]
 fn what_another_job_has_abandoned_is_finished_or_removed() {
     let mut world = World::new();
     let root = world.prefix.paths().root().to_owned();
