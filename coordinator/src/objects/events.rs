@@ -119,7 +119,8 @@ impl Pages {
             let lost = self.page.text.iter().skip(self.page.put);
             let lost = lost.filter(|&&byte| byte == b'\n').count() as u64;
             self.page = Page {
-                begun: self.newest,
+                // No two have one name.
+                begun: self.newest.max(self.page.begun.saturating_add(1)),
                 text: if lost > 0 { dropped(lost) } else { Vec::new() },
                 put: 0,
             };

@@ -81,6 +81,16 @@ fn each_writer_has_its_pages_and_readers_get_the_lines_by_time() {
 }
 
 #[test]
+fn pages_that_are_begun_in_one_millisecond_are_two() {
+    let world = World::new();
+    let mut pages = world.prefix.event_pages();
+    (0..4000).for_each(|_| add(&mut pages, "j", 7));
+    pages.put(Instant::now()).unwrap();
+    assert!(world.pages().len() > 2);
+    assert_eq!(world.events().len(), 4000);
+}
+
+#[test]
 fn lines_gather_until_they_are_due_or_a_page_is_full() {
     let world = World::new();
     let mut pages = world.prefix.event_pages();
