@@ -3,7 +3,7 @@
 //!
 //! Every run has a mount of its own. `cp` reads the very files that are flushed, from where the cache
 //! has them, and writes to the same file system; which of both comes first alternates. A flush makes its files
-//! durable and reads them back, `cp` does neither: so there are two limits, `cp` alone, and `cp` with a sync
+//! durable and holds each unit against its checksum, `cp` does neither: so there are two limits, `cp` alone, and `cp` with a sync
 //! after it. The program writes over one file of the mount, in requests of 1 MiB: first alone, then for as
 //! long as the flush takes.
 
