@@ -26,7 +26,7 @@ use bytes::Bytes;
 use scrfs::config::Config;
 use scrfs::control::{FromDaemon, Role, ToDaemon};
 use scrfs::fabric::{Envelope, Fabric, Lane, Waker};
-use scrfs::id::{DatasetId, Epoch, Rank, Slot};
+use scrfs::id::{DatasetKey, Epoch, Rank, Slot};
 use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::{DatasetRecord, UnixMillis};
 use scrfs::protocol::Now;
@@ -38,6 +38,7 @@ use scrfs::protocol::tree::FAN;
 use scrfs::store::StoreError;
 use scrfs::store::posix::PosixStore;
 use scrfs::stores::Stores;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -137,8 +138,9 @@ pub struct Driver<F: Fabric> {
     moves: Moves,
     placing: Placing,
     pieces: Pieces,
-    /// What programs of this epoch read in the prefix.
-    read_in_place: Option<DatasetId>,
+    /// What a restart of this epoch has wanted of the prefix. Programs may read it there; and what could not
+    /// be had is better than what follows it.
+    wanted_back: BTreeSet<DatasetKey>,
     /// Recovery has ended here.
     is_ready: bool,
     /// Something that is lost has been read.
@@ -237,7 +239,7 @@ impl<F: Fabric> Driver<F> {
             moves: Moves::default(),
             placing,
             pieces: Pieces::new(me, size),
-            read_in_place: None,
+            wanted_back: BTreeSet::new(),
             is_ready: false,
             has_made: false,
             tasks,
@@ -612,6 +614,11 @@ impl<F: Fabric> Driver<F> {
                 report("what is brought back stays where its record is", &error);
             }
         };
+        if let Order::Fetch { record, .. } | Order::CheckInPlace { record, .. } = order
+            && !self.is_ready
+        {
+            self.wanted_back.insert(record.key());
+        }
         match order {
             Order::Encode { dataset, .. } | Order::Verify { dataset, .. } => {
                 self.moves.disturb(*dataset);
@@ -626,7 +633,6 @@ impl<F: Fabric> Driver<F> {
                 self.moves.disturb(record.id);
                 place(record, holders);
             }
-            Order::CheckInPlace { record, .. } => self.read_in_place = Some(record.id),
             _ => {}
         }
     }
@@ -700,11 +706,10 @@ impl<F: Fabric> Driver<F> {
                 let prefix = self.prefix.clone();
                 let keep = self.config.flush.keep;
                 let fetching = self.works.fetching();
-                let read_in_place = self.read_in_place.iter().copied();
                 let parts = &self.parts;
-                let fetching = fetching.chain(read_in_place);
-                let spare = fetching.filter_map(|id| Some(parts.record(id)?.key()));
-                let spare = spare.chain([record.key()]).collect();
+                let fetching = fetching.filter_map(|id| Some(parts.record(id)?.key()));
+                let wanted_back = self.wanted_back.iter().copied();
+                let spare = fetching.chain(wanted_back).chain([record.key()]).collect();
                 self.tasks.spawn(move |_| {
                     let dataset = record.id;
                     let result = effects::complete_flush(&prefix, &record);

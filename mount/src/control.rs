@@ -682,6 +682,7 @@ fn words(name: &dyn Display, refusal: Refusal) -> String {
         Refusal::NoSpace => "does not fit: no space on some node",
         Refusal::Failed => "failed; the coordinator's log says why",
         Refusal::Damaged => "is damaged; the coordinator's log says where",
+        Refusal::Unavailable => "is not to be had just now; the coordinator's log says why",
         Refusal::Again => "has no coordinator; is scrfs-coordinator running? see daemon.log",
     };
     format!("{name} {why}")

@@ -41,7 +41,7 @@ fn refusal_errno(refusal: Refusal) -> i32 {
         Refusal::NotEmpty => libc::ENOTEMPTY,
         Refusal::ReadOnly => libc::EROFS,
         Refusal::NoSpace => libc::ENOSPC,
-        Refusal::Failed | Refusal::Damaged => libc::EIO,
+        Refusal::Failed | Refusal::Damaged | Refusal::Unavailable => libc::EIO,
         // EAGAIN is no documented result of mkdir or rename: programs would not expect it.
         Refusal::Again => libc::EBUSY,
     }

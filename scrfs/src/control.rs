@@ -101,6 +101,8 @@ pub enum Refusal {
     Again,
     /// What is kept is not what was stored, by its checksum (`EIO`).
     Damaged,
+    /// The prefix is not to be had just now (`EIO`): another try may go well.
+    Unavailable,
 }
 
 /// A change of directories in an open dataset, or of what is shown of a sealed one, carried out on every node.

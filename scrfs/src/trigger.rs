@@ -277,6 +277,7 @@ impl Triggers {
                 | Refusal::NoSpace
                 | Refusal::Failed
                 | Refusal::Damaged
+                | Refusal::Unavailable
                 | Refusal::Again,
             ) => {
                 let pause = PAUSE_MIN_MS

@@ -121,6 +121,14 @@ const REGRESSIONS: &[(u64, &str)] = &[
         24182,
         "taken for one that can be rebuilt, and nobody left had the checksums",
     ),
+    (
+        12_164,
+        "a name taken between two tries of a fetch: two datasets of one name",
+    ),
+    (
+        15_958,
+        "a fetch not tried again, its name being taken: a wait never answered",
+    ),
 ];
 
 fn base() -> &'static Config {

@@ -4,7 +4,7 @@ use super::{Context, Turn};
 use crate::driver::Event;
 use crate::effects::{chain, part_failure};
 use crate::part::Part;
-use crate::prefix::FlushLimits;
+use crate::prefix::{Cause, FlushLimits, PrefixError};
 use crate::target::Target;
 use crate::works::TaskEnd;
 use scrfs::config::Bandwidth;
@@ -186,7 +186,7 @@ impl Copying {
                 let progress = |bytes| meter.advance(slot, bytes, report);
                 let done = prefix
                     .fetch_part(&record, slot, &paths, &progress, &cancel)
-                    .map_err(|error| Failure::new(Refusal::Failed, chain(&error)));
+                    .map_err(|error| failure(&error));
                 Event::Task(TaskEnd {
                     ticket,
                     slot,
@@ -212,7 +212,7 @@ impl Copying {
             context.tasks.spawn(move |_| {
                 let result = prefix
                     .check_part(&record, slot)
-                    .map_err(|error| Failure::new(Refusal::Failed, chain(&error)));
+                    .map_err(|error| failure(&error));
                 Event::Task(TaskEnd {
                     ticket,
                     slot,
@@ -238,6 +238,21 @@ impl Copying {
     }
 }
 
+/// As the leader is told of it.
+fn failure(error: &PrefixError) -> Failure {
+    let refusal = match error.cause() {
+        Cause::NoSpace => Refusal::NoSpace,
+        Cause::Unavailable => Refusal::Unavailable,
+        Cause::ReadOnly
+        | Cause::Denied
+        | Cause::Damaged
+        | Cause::Conflict
+        | Cause::Cancelled
+        | Cause::Other => Refusal::Failed,
+    };
+    Failure::new(refusal, chain(error))
+}
+
 fn flush_slot(
     prefix: &Target,
     record: &DatasetRecord,
@@ -249,5 +264,5 @@ fn flush_slot(
     prefix
         .flush_part(record, part, limits, progress, cancel)
         .map(drop)
-        .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
+        .map_err(|error| failure(&error))
 }

@@ -60,8 +60,18 @@ impl World {
         let Job { at, kind } = job;
         self.note(|| format!("{at} ends {kind:?}"));
         // Who looks, looks again.
-        let unlucky = match kind {
+        let unlucky = match &kind {
             Kind::Look => None,
+            Kind::Work { order, .. } => {
+                let from_prefix = matches!(order, Order::Fetch { .. } | Order::CheckInPlace { .. });
+                self.unlucky().map(|mut failure| {
+                    // Another try may go well, or not.
+                    if from_prefix && failure.refusal == Refusal::Failed {
+                        failure.refusal = Refusal::Unavailable;
+                    }
+                    failure
+                })
+            }
             _ => self.unlucky(),
         };
         // What fails may have done half of its work, or all.

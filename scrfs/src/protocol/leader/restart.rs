@@ -2,7 +2,7 @@
 //!
 //! From the cache, though some of it be lost: what the scheme tolerates is read by making it of the
 //! rest, while it is rebuilt behind the programs (with `restart.rebuild_first` before they start, an
-//! older one when that fails); else from the prefix, fetched, or with `restart.bypass` where it is. What programs have removed comes back, under its
+//! older one when that fails, or when the prefix does not give one at several tries); else from the prefix, fetched, or with `restart.bypass` where it is. What programs have removed comes back, under its
 //! name, when what was newer then is gone: before anything older is taken. What was the newest when it
 //! was removed comes back only in a new run, and only when there is nothing else: whoever removed
 //! it wanted to go back to another one.
@@ -11,6 +11,7 @@ use super::agree::Proposal;
 use super::work::Working;
 use super::{Leader, Led, Purpose, Ticket};
 use crate::config::Class;
+use crate::control::Activity;
 use crate::id::{DatasetId, Rank, Slot};
 use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
@@ -50,6 +51,24 @@ impl Leader {
         let in_place = self.looking.in_place;
         if let Some(dataset) = in_place.filter(|dataset| self.datasets.contains_key(dataset)) {
             return self.be_ready(now, Some(dataset), step);
+        }
+        let again = |led: &Led| {
+            led.record.phase == Phase::Evicted && led.retry.contains_key(&Activity::Fetch)
+        };
+        let mut newest_first = self.datasets.iter().rev();
+        if let Some((&dataset, led)) = newest_first.find(|(_, led)| again(led)) {
+            if !led.may_try(Activity::Fetch) {
+                return;
+            }
+            // Somebody may have taken its name meanwhile.
+            if !self.is_taken(&led.record.name, dataset) {
+                return self.take_from_prefix(dataset, step);
+            }
+            if let Some(led) = self.datasets.get_mut(&dataset) {
+                led.retry.remove(&Activity::Fetch);
+                led.record.error = Some("not fetched: its name was taken".into());
+            }
+            return self.update_reached(dataset, step);
         }
         let cached = self
             .datasets

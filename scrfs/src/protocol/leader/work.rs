@@ -95,13 +95,15 @@ impl Retry {
 
 /// How often a rebuild is tried before what it was for is given up.
 const REBUILD_TRIES: u32 = 3;
+/// How often a fetch for a restart is tried again, over half a minute, before an older one is.
+const FETCH_TRIES: u32 = 5;
 /// Pause before failed work is tried for the first time again, in milliseconds; doubles each time.
 const RETRY_MS: u64 = 1_000;
 /// Longest pause.
 const RETRY_MS_MAX: u64 = 30_000;
 
 impl Led {
-    fn may_try(&self, activity: Activity) -> bool {
+    pub(super) fn may_try(&self, activity: Activity) -> bool {
         self.retry.get(&activity).is_none_or(|retry| retry.due)
     }
 
@@ -308,6 +310,11 @@ impl Leader {
             .min_by_key(|(_, failure)| failure.refusal == Refusal::Again);
         let full = failed.is_some_and(|(_, failure)| failure.refusal == Refusal::NoSpace);
         let damaged = failed.is_some_and(|(_, failure)| failure.refusal == Refusal::Damaged);
+        // Nothing but what may pass, before programs start: what is older is second best.
+        let passes = !self.ready
+            && failures
+                .values()
+                .all(|failure| matches!(failure.refusal, Refusal::Unavailable | Refusal::Again));
         let error = failed.map(|(rank, failure)| format!("{rank}: {failure}"));
         let parts = self
             .datasets
@@ -318,6 +325,7 @@ impl Leader {
             return;
         };
         let working = led.working.take();
+        let tries = |led: &Led| led.retry.get(&activity).map_or(0, |retry| retry.times) + 1;
         if led.leaving {
             return self.fetched(dataset, Err(Refusal::Missing), step);
         }
@@ -347,7 +355,13 @@ impl Leader {
                 }
                 self.update_reached(dataset, step);
             }
+            (Some(Working::Fetch { .. } | Working::CheckInPlace), Some(error))
+                if passes && tries(led) <= FETCH_TRIES =>
+            {
+                self.failed(now, dataset, activity, error, step);
+            }
             (Some(Working::Fetch { assigned }), None) => {
+                led.retry.remove(&activity);
                 led.holders.extend(assigned);
                 led.record.phase = Phase::Sealed;
                 self.room.touch(dataset);
@@ -374,9 +388,8 @@ impl Leader {
                 step.effect(Effect::CompleteFlush { record });
             }
             (Some(Working::Rebuild { .. }), Some(error)) => {
-                let tried = led.retry.get(&activity).map_or(0, |retry| retry.times) + 1;
                 // Without space for it, it is as good to read as it was.
-                if tried < REBUILD_TRIES || (self.ready && full) {
+                if tries(led) < REBUILD_TRIES || (self.ready && full) {
                     return self.failed(now, dataset, activity, error, step);
                 }
                 let flushed = led.record.flushed.is_some();
@@ -389,12 +402,14 @@ impl Leader {
                 self.update_reached(dataset, step);
             }
             (Some(Working::CheckInPlace), result) => {
+                led.retry.remove(&activity);
                 // Everybody is told of it first.
                 self.looking.in_place = result.is_none().then_some(dataset);
                 led.record.error = result.map(|error| format!("not restarted from: {error}"));
                 self.update_reached(dataset, step);
             }
             (Some(Working::Fetch { .. }), Some(error)) => {
+                led.retry.remove(&activity);
                 led.record.error = Some(format!("fetch failed: {error}"));
                 self.update_reached(dataset, step);
                 let refusal = if full {

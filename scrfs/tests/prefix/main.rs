@@ -1,6 +1,8 @@
 //! What the leader sends to the prefix and when, on a few nodes whose work ends when a test says so.
 #![allow(clippy::unwrap_used)]
 
+mod restart;
+
 use scrfs::config::{Class, Config, Sources};
 use scrfs::control::{FromDaemon, Pressure, Refusal, Request, StorePressure, ToDaemon};
 use scrfs::id::{DatasetId, DatasetKey, Epoch, Rank, Slot};
@@ -341,10 +343,10 @@ impl Nodes {
     }
 
     /// The work of one rank fails.
-    fn fail(&mut self, rank: Rank, text: &str) {
+    fn fail(&mut self, rank: Rank, refusal: Refusal, text: &str) {
         let at = self.works.iter().position(|(at, ..)| *at == rank);
         let (at, ticket, _) = self.works.remove(at.expect("it has work"));
-        let result = Err(Failure::new(Refusal::Failed, text));
+        let result = Err(Failure::new(refusal, text));
         self.outcome(at, Outcome::Worked { ticket, result });
     }
 
@@ -465,40 +467,6 @@ fn what_is_deleted_while_the_job_runs_is_no_more_when_it_was_only_there() {
 }
 
 #[test]
-fn a_fetch_looks_first_and_is_answered_when_it_is_there() {
-    let mut nodes = Nodes::start(1, &config(|_| {}), nothing(), &[checkpoint(4)]);
-    nodes.flush_all();
-    let ask = |name: &[u8]| Request::Fetch {
-        name: Name::new(name).unwrap(),
-    };
-    nodes.ask(1, ask(b"ckpt.2"));
-    nodes.ask(2, ask(b"ckpt.3"));
-    nodes.ask(3, ask(b"ckpt.4"));
-    assert_eq!((nodes.looks, nodes.replies.len()), (3, 0));
-    let view = PrefixView {
-        complete: vec![flushed(2, Phase::Sealed)],
-        ..PrefixView::default()
-    };
-    nodes.see(view.clone());
-    let replies = [(2, Err(Refusal::Missing)), (3, Ok(()))];
-    assert_eq!(nodes.replies, replies);
-    let orders: Vec<_> = nodes.works.iter().map(|(_, _, order)| order).collect();
-    assert!(
-        matches!(orders[..], [Order::Fetch { record, .. }] if record.id == DatasetId(2)),
-        "{orders:?}"
-    );
-    nodes.finish();
-    assert_eq!(nodes.replies[2..], [(1, Ok(()))]);
-    assert_eq!(nodes.state(2), Some(State::Flushed));
-    // It is there now.
-    nodes.ask(9, ask(b"ckpt.2"));
-    nodes.see(view);
-    assert_eq!(nodes.replies[3..], [(9, Ok(()))]);
-    let fetches = |(_, _, order): &(_, _, Order)| matches!(order, Order::Fetch { .. });
-    assert!(!nodes.works.iter().any(fetches));
-}
-
-#[test]
 fn a_flush_that_makes_no_headway_is_shown_until_it_does() {
     let mut nodes = Nodes::start(1, &config(|_| {}), nothing(), &[checkpoint(1)]);
     let error = |nodes: &Nodes| nodes.shown[&DatasetId(1)].error.clone();
@@ -520,63 +488,6 @@ fn fetch(name: &[u8]) -> Request {
     Request::Fetch {
         name: Name::new(name).unwrap(),
     }
-}
-
-#[test]
-fn what_only_the_prefix_has_is_told_when_it_changes() {
-    let view = |ids: &[u64]| PrefixView {
-        complete: ids.iter().map(|&id| flushed(id, Phase::Sealed)).collect(),
-        ..PrefixView::default()
-    };
-    let cached = [flushed(9, Phase::Sealed)];
-    let mut nodes = Nodes::start(1, &config(|_| {}), Some(view(&[2])), &cached);
-    assert_eq!(
-        (nodes.shelves, &nodes.shelf[..]),
-        (1, &["ckpt.2".into()][..])
-    );
-    for _ in 0..3 {
-        nodes.see(view(&[2]));
-    }
-    assert_eq!(nodes.shelves, 1);
-    nodes.see(view(&[2, 3]));
-    assert_eq!((nodes.shelves, nodes.shelf.len()), (2, 2));
-    nodes.see(view(&[]));
-    assert_eq!((nodes.shelves, nodes.shelf.len()), (3, 0));
-}
-
-#[test]
-fn a_fetch_that_is_asked_before_programs_may_start_waits() {
-    let wanted = config(|config| config.restart.fetch = true);
-    let view = PrefixView {
-        complete: vec![flushed(2, Phase::Sealed), flushed(5, Phase::Sealed)],
-        ..PrefixView::default()
-    };
-    let mut nodes = Nodes::start(1, &wanted, Some(view.clone()), &[]);
-    let fetches = |nodes: &Nodes| {
-        let orders = nodes.works.iter().map(|(_, _, order)| order);
-        let fetched = orders.filter_map(|order| match order {
-            Order::Fetch { record, .. } => Some(record.id.0),
-            _ => None,
-        });
-        fetched.collect::<Vec<_>>()
-    };
-    assert_eq!(fetches(&nodes), [5], "what to restart from");
-    nodes.ask(1, fetch(b"ckpt.2"));
-    nodes.see(view.clone());
-    assert_eq!((fetches(&nodes), nodes.replies.len()), (vec![5], 0));
-    let looks = nodes.looks;
-    while !nodes.works.is_empty() && fetches(&nodes) != [2] {
-        nodes.finish();
-    }
-    assert_eq!(
-        (nodes.looks, nodes.replies.len()),
-        (looks + 1, 0),
-        "now it may look"
-    );
-    nodes.see(view);
-    assert_eq!(fetches(&nodes), [2]);
-    nodes.finish();
-    assert_eq!(nodes.replies, [(1, Ok(()))]);
 }
 
 #[test]
@@ -714,72 +625,6 @@ fn what_only_the_prefix_makes_safe_succeeds_nothing_before_that_is_asked() {
         let known: Vec<_> = nodes.shown.keys().map(|id| id.0).collect();
         assert_eq!((known, nodes.asked.len()), (left, 0));
     }
-}
-
-#[test]
-fn a_restart_in_place_is_offered_when_its_files_were_seen_and_nothing_is_fetched_unasked() {
-    let view = PrefixView {
-        complete: vec![flushed(1, Phase::Sealed), flushed(2, Phase::Sealed)],
-        ..PrefixView::default()
-    };
-    let bypass = config(|config| config.restart.bypass = true);
-    let mut nodes = Nodes::start(2, &bypass, Some(view.clone()), &[]);
-    let checked = |nodes: &Nodes| {
-        let orders = nodes.works.iter().map(|(at, _, order)| (at, order));
-        let checked = orders.map(|(at, order)| match order {
-            Order::CheckInPlace { record, holders } => (record.id.0, at.0, holders.len()),
-            other => panic!("{other:?}"),
-        });
-        checked.collect::<BTreeSet<_>>()
-    };
-    assert_eq!(
-        (nodes.ready, checked(&nodes)),
-        (None, BTreeSet::from([(2, 0, 1), (2, 1, 1)]))
-    );
-    nodes.finish();
-    assert_eq!((nodes.ready, nodes.works.len()), (Some(Some(2)), 0));
-    assert_eq!(nodes.state(2), Some(State::Evicted), "everybody knows it");
-    // Who wants it in the caches gets it.
-    let name = Name::new(b"ckpt.2").unwrap();
-    nodes.ask(5, Request::Fetch { name });
-    nodes.see(view.clone());
-    assert!(matches!(nodes.works[..], [(_, _, Order::Fetch { .. }), ..]));
-    // What a person has marked is not offered, here either.
-    let marked = PrefixView {
-        failed: BTreeSet::from([key(&view.complete[1])]),
-        ..view.clone()
-    };
-    let mut nodes = Nodes::start(2, &bypass, Some(marked), &[]);
-    nodes.finish();
-    assert_eq!((nodes.ready, nodes.works.len()), (Some(Some(1)), 0));
-    // Nor is one of which a node misses a file; the next older one is.
-    let mut nodes = Nodes::start(2, &bypass, Some(view.clone()), &[]);
-    nodes.fail(Rank(1), "no such file");
-    nodes.finish();
-    assert_eq!(checked(&nodes), BTreeSet::from([(1, 0, 1), (1, 1, 1)]));
-    let error = nodes.shown[&DatasetId(2)].error.clone();
-    assert_eq!(
-        error.as_deref(),
-        Some("not restarted from: rank 1: no such file")
-    );
-    nodes.finish();
-    assert_eq!((nodes.ready, nodes.works.len()), (Some(Some(1)), 0));
-    // And nothing, where there is no other.
-    let one = PrefixView {
-        complete: vec![flushed(2, Phase::Sealed)],
-        ..PrefixView::default()
-    };
-    let mut nodes = Nodes::start(2, &bypass, Some(one), &[]);
-    nodes.fail(Rank(0), "no such file");
-    nodes.finish();
-    assert_eq!((nodes.ready, nodes.works.len()), (Some(None), 0));
-    // What the caches have is not read in the prefix.
-    let record = sealed(3, Class::Checkpoint, 2);
-    let nodes = Nodes::start(2, &bypass, Some(view.clone()), &[record]);
-    assert_eq!(nodes.ready, Some(Some(3)));
-    // Nobody has asked for it.
-    let nodes = Nodes::start(2, &config(|_| {}), Some(view), &[]);
-    assert_eq!((nodes.ready, nodes.works.len()), (None, 2));
 }
 
 #[test]
