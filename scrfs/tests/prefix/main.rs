@@ -407,6 +407,46 @@ fn when_flushes_fall_behind_the_newest_win_and_output_is_not_left_out() {
 }
 
 #[test]
+fn nothing_newer_is_in_the_prefix_without_the_output_before_it() {
+    let unprotected = |record: DatasetRecord| DatasetRecord {
+        protected: None,
+        ..record
+    };
+    let output = || unprotected(sealed(1, Class::Output, 1));
+    let encoding = |nodes: &Nodes| {
+        let orders = nodes.works.iter().filter_map(|(_, _, order)| match order {
+            Order::Encode { dataset, .. } => Some(dataset.0),
+            _ => None,
+        });
+        orders.collect::<Vec<_>>()
+    };
+    // The newest is protected first, but for output that others wait for.
+    let records = [output(), checkpoint(2), unprotected(checkpoint(3))];
+    let mut nodes = Nodes::start(1, &config(|_| {}), nothing(), &records);
+    assert_eq!((nodes.flushing(), encoding(&nodes)), (None, vec![1]));
+    nodes.finish();
+    assert_eq!(nodes.flush_all(), [1, 2, 3]);
+    // A checkpoint is no output: the newer one wins.
+    let records = [unprotected(checkpoint(1)), checkpoint(2)];
+    let nodes = Nodes::start(1, &config(|_| {}), nothing(), &records);
+    assert_eq!(nodes.flushing().map(|(id, _)| id), Some(2));
+    // What fails is passed, for it may fail for ever.
+    let records = [sealed(1, Class::Output, 1), checkpoint(2)];
+    let mut nodes = Nodes::start(1, &config(|_| {}), nothing(), &records);
+    assert_eq!(nodes.flushing().map(|(id, _)| id), Some(1));
+    nodes.fail(Rank(0), Refusal::Failed, "is there and is not ours");
+    assert_eq!(nodes.flushing().map(|(id, _)| id), Some(2));
+    let mut nodes = Nodes::start(1, &config(|_| {}), nothing(), &[output(), checkpoint(2)]);
+    assert_eq!((nodes.flushing(), encoding(&nodes)), (None, vec![1]));
+    nodes.fail(Rank(0), Refusal::Failed, "no space");
+    assert_eq!(
+        nodes.flushing().map(|(id, _)| id),
+        Some(1),
+        "without parity, then"
+    );
+}
+
+#[test]
 fn no_more_nodes_write_at_once_than_may() {
     let records = [sealed(1, Class::Checkpoint, 5)];
     let narrow = config(|config| config.flush.width = 2);

@@ -1,7 +1,7 @@
 //! Which work comes next: fetch and rebuild for a restart first, then protection, then the prefix.
 //!
-//! Before programs may start there is the newest checkpoint that can be had, see `restart`. After that, one rebuild or encode at a time, newest first,
-//! beside one flush at a time, oldest first. Failed work is tried again with growing pauses, and
+//! Before programs may start there is the newest checkpoint that can be had, see `restart`. After that, one rebuild or encode at a time, newest first
+//! but for output that flushes wait for, beside one flush at a time, oldest first. Failed work is tried again with growing pauses, and
 //! its error shown in the record meanwhile. What goes to make room is chosen in `room`.
 
 use super::{LEADER, Leader, Led, Purpose};
@@ -115,6 +115,20 @@ impl Led {
         self.record.is_cached() && self.record.protected.is_none() && self.lost.is_empty()
     }
 
+    fn may_encode(&self) -> bool {
+        self.is_resting()
+            && self.wants_encode()
+            // Members pull from each other: all must know of the seal.
+            && self.has_reached(Level::Sealed)
+            && self.may_try(Activity::Encode)
+    }
+
+    fn may_flush(&self) -> bool {
+        let is_guarded =
+            self.record.protected.is_some() || self.retry.contains_key(&Activity::Encode);
+        self.is_resting() && is_guarded
+    }
+
     fn wants_rebuild(&self) -> bool {
         self.record.is_cached() && self.is_weak()
     }
@@ -126,6 +140,26 @@ impl Leader {
             && led.record.flushed.is_none()
             && led.lost.is_empty()
             && self.is_due(led)
+    }
+
+    /// The oldest that may be flushed now; or output before it that cannot yet, for nothing newer is to be in
+    /// the prefix without it: a restart from that would never make it again. What has failed is passed.
+    fn next_to_flush(&self) -> Option<(&DatasetId, &Led)> {
+        self.datasets.iter().find(|(_, led)| {
+            self.wants_flush(led)
+                && !led.leaving
+                && led.may_try(Activity::Flush)
+                && (led.may_flush() || led.record.class.is_output())
+        })
+    }
+
+    /// Output that must be protected before something newer, which is, may be flushed.
+    fn holds_up_flushes(&self) -> Option<(&DatasetId, &Led)> {
+        let (first, led) = self.next_to_flush().filter(|(_, led)| !led.may_flush())?;
+        let mut newer = self.datasets.range(first..).skip(1);
+        newer
+            .any(|(_, led)| led.may_flush() && self.wants_flush(led))
+            .then_some((first, led))
     }
 
     /// Whether a program has removed it, and the prefix has, or is to have, another one of its name.
@@ -176,13 +210,10 @@ impl Leader {
         if !self.datasets.values().any(busy) {
             let next = self.datasets.iter().rev().find(|(_, led)| {
                 led.is_resting()
-                    && ((led.wants_rebuild() && led.may_try(Activity::Rebuild))
-                        || (led.wants_encode()
-                            // Members pull from each other: all must know of the seal.
-                            && led.has_reached(Level::Sealed)
-                            && led.may_try(Activity::Encode)))
+                    && ((led.wants_rebuild() && led.may_try(Activity::Rebuild)) || led.may_encode())
             });
-            if let Some((&dataset, led)) = next {
+            let held_up = self.holds_up_flushes().filter(|(_, led)| led.may_encode());
+            if let Some((&dataset, led)) = held_up.or(next) {
                 if led.wants_rebuild() {
                     self.rebuild(dataset, step);
                 } else {
@@ -192,12 +223,8 @@ impl Leader {
         }
         let flushing = |led: &Led| matches!(led.working, Some(Working::Flush { .. }));
         if self.prefix.is_some() && !self.datasets.values().any(flushing) {
-            let next = self.datasets.iter().find(|(_, led)| {
-                let guarded =
-                    led.record.protected.is_some() || led.retry.contains_key(&Activity::Encode);
-                led.is_resting() && guarded && self.wants_flush(led) && led.may_try(Activity::Flush)
-            });
-            if let Some((&dataset, _)) = next {
+            let next = self.next_to_flush();
+            if let Some((&dataset, _)) = next.filter(|(_, led)| led.may_flush()) {
                 self.flush(dataset, step);
             }
         }
