@@ -257,7 +257,7 @@ done
 fn a_restart_reads_the_prefix_in_place_if_it_is_to() {
     let site = Site::start(2);
     let rsh = site.cluster.rsh();
-    let write = "for it in 1 2; do
+    let write = "for it in 1 2 3; do
             RSH node1 mkdir /scr/ckpt.$it.tmp && RSH node2 \"echo of node2 > /scr/ckpt.$it.tmp/f\" &&
             RSH node1 mv -T /scr/ckpt.$it.tmp /scr/ckpt.$it || exit
         done";
@@ -265,16 +265,16 @@ fn a_restart_reads_the_prefix_in_place_if_it_is_to() {
     site.run(&["--job", "before"], &["sh", "-c", &write])
         .expect(0);
     // Not from the newest: a file of it was cut.
-    fs::write(site.prefix().join("ckpt.2/f"), "of").unwrap();
+    fs::write(site.prefix().join("ckpt.3/f"), "of").unwrap();
     let read = "for node in node1 node2; do
             RSH $node 'readlink /scr/.scr/restart; cat /scr/.scr/restart/f; ls /scr/.scr/status'
         done
         cat $1/f
         # The next one is in the caches again, and so is what is restarted from.
-        RSH node1 'mkdir /scr/ckpt.3.tmp && echo 3 > /scr/ckpt.3.tmp/f && mv -T /scr/ckpt.3.tmp /scr/ckpt.3'
+        RSH node1 'mkdir /scr/ckpt.4.tmp && echo 4 > /scr/ckpt.4.tmp/f && mv -T /scr/ckpt.4.tmp /scr/ckpt.4'
         RSH node2 readlink /scr/.scr/restart
-        # What is read in place is not superfluous while it may be.
-        RSH node1 SCRFS wait --for flushed ckpt.3
+        # What a restart has wanted is not superfluous before the epoch ends.
+        RSH node1 SCRFS wait --for flushed ckpt.4
         ls -d $1/../ckpt.?";
     let scrfs = binary("scrfs").unwrap();
     let read = read.replace("RSH", rsh.to_str().unwrap());
@@ -286,14 +286,14 @@ fn a_restart_reads_the_prefix_in_place_if_it_is_to() {
     let restart = format!("sh -c '{}' sh {{restart}}", read.replace('\'', "'\\''"));
     let options = ["--job", "after", "--restart-cmd", &restart];
     let output = site.run_with(&bypass, &options, &["false"]).expect(0);
-    let place = site.prefix().join("ckpt.1").display().to_string();
+    let place = site.prefix().join("ckpt.2").display().to_string();
     let lines = |line: &str| output.lines().filter(|it| *it == line).count();
     assert_eq!(lines(&place), 2, "{output}");
     assert_eq!(lines("of node2"), 3, "{output}");
-    assert_eq!(lines("ckpt.1.evicted"), 2, "{output}");
-    assert_eq!(lines("../ckpt.3"), 1, "{output}");
+    assert_eq!(lines("ckpt.2.evicted"), 2, "{output}");
+    assert_eq!(lines("../ckpt.4"), 1, "{output}");
     let left = |number: u32| lines(&format!("{place}/../ckpt.{number}"));
-    assert_eq!([1, 2, 3].map(left), [1, 0, 1], "{output}");
+    assert_eq!([1, 2, 3, 4].map(left), [0, 1, 1, 1], "{output}");
     assert!(output.contains(&format!("restart in place, from {place}")));
 }
 
