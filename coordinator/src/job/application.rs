@@ -108,13 +108,11 @@ impl Supervisor<'_> {
             launch: &launch,
             this: &self.programs.coordinator,
         };
-        let words = {
-            let asking = Asking {
-                version: version_of,
-                is_program,
-            };
-            launcher::adapt(&command, &target, asking)
+        let asking = Asking {
+            version: version_of,
+            is_program,
         };
+        let words = launcher::adapt(&command, &target, asking);
         let (program, arguments) = words.split_first().context("nothing to launch")?;
         self.report.stage(&format!(
             "launch {number} on {}: {}",
