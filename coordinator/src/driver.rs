@@ -8,6 +8,7 @@
 //! cannot be written ends this coordinator, and with it the epoch, for it can no longer keep its word;
 //! a packet of another epoch is dropped.
 
+use crate::completing::Completing;
 use crate::effects;
 use crate::inventory;
 use crate::journal::{Journal, Places};
@@ -63,6 +64,8 @@ pub(crate) enum Event {
     Copied(Copied),
     /// What was moved away is gone.
     Swept,
+    /// Old checkpoints were removed from the prefix.
+    Retained,
 }
 
 /// How this coordinator is started.
@@ -138,6 +141,7 @@ pub struct Driver<F: Fabric> {
     moves: Moves,
     placing: Placing,
     pieces: Pieces,
+    completing: Completing,
     /// What a restart of this epoch has wanted of the prefix. Programs may read it there; and what could not
     /// be had is better than what follows it.
     wanted_back: BTreeSet<DatasetKey>,
@@ -239,6 +243,7 @@ impl<F: Fabric> Driver<F> {
             moves: Moves::default(),
             placing,
             pieces: Pieces::new(me, size),
+            completing: Completing::default(),
             wanted_back: BTreeSet::new(),
             is_ready: false,
             has_made: false,
@@ -269,7 +274,8 @@ impl<F: Fabric> Driver<F> {
                 self.handle_event(event)?;
             }
             self.move_bytes()?;
-            if self.stopping && self.node.is_idle(self.now()) && self.works.is_idle() {
+            let is_idle = self.works.is_idle() && self.completing.is_idle();
+            if self.stopping && is_idle && self.node.is_idle(self.now()) {
                 tracing::info!("coordinator ends as asked");
                 return Ok(self.fabric);
             }
@@ -290,8 +296,13 @@ impl<F: Fabric> Driver<F> {
                 self.moves.sweep(&self.tasks);
                 if let Some(looker) = &mut self.looker {
                     looker.tick(&self.tasks);
+                    if let Some(failure) = looker.silent() {
+                        let result = Err(failure);
+                        self.outcome(Outcome::PrefixSeen { result })?;
+                    }
                 }
-                for outcome in self.works.stuck() {
+                let stuck = self.works.stuck();
+                for outcome in stuck.into_iter().chain(self.completing.stuck()) {
                     self.outcome(outcome)?;
                 }
             }
@@ -396,14 +407,41 @@ impl<F: Fabric> Driver<F> {
                 None => Ok(()),
             },
             Event::Swept => Ok(()),
+            Event::Retained => {
+                if self.completing.removed() {
+                    self.retain();
+                }
+                Ok(())
+            }
             Event::Daemon(word) => {
                 let step = self.node.handle_daemon(word);
                 self.carry_out(step)
             }
             Event::DaemonGone(why) => bail!("the daemon is gone: {why}"),
-            Event::Outcome(outcome) => self.outcome(outcome),
+            Event::Outcome(outcome) => {
+                if let Outcome::FlushCompleted { dataset, result } = &outcome {
+                    self.completing.ended(*dataset);
+                    if result.is_ok() {
+                        self.retain();
+                    }
+                }
+                self.outcome(outcome)
+            }
             Event::Task(end) => self.with_works(|works, context| works.task_ended(end, context)),
         }
+    }
+
+    /// Removes old checkpoints from the prefix, but for what is being fetched, and what the restart wanted.
+    fn retain(&mut self) {
+        let (works, parts, wanted) = (&self.works, &self.parts, &self.wanted_back);
+        let spare = || {
+            let fetching = works.fetching();
+            let fetching = fetching.filter_map(|id| Some(parts.record(id)?.key()));
+            fetching.chain(wanted.iter().copied()).collect()
+        };
+        let keep = self.config.flush.keep;
+        self.completing
+            .retain(keep, spare, &self.prefix, &self.tasks);
     }
 
     fn outcome(&mut self, outcome: Outcome) -> Result<()> {
@@ -703,21 +741,7 @@ impl<F: Fabric> Driver<F> {
                 Ok(())
             }
             Effect::CompleteFlush { record } => {
-                let prefix = self.prefix.clone();
-                let keep = self.config.flush.keep;
-                let fetching = self.works.fetching();
-                let parts = &self.parts;
-                let fetching = fetching.filter_map(|id| Some(parts.record(id)?.key()));
-                let wanted_back = self.wanted_back.iter().copied();
-                let spare = fetching.chain(wanted_back).chain([record.key()]).collect();
-                self.tasks.spawn(move |_| {
-                    let dataset = record.id;
-                    let result = effects::complete_flush(&prefix, &record);
-                    if result.is_ok() {
-                        effects::retain(&prefix, keep, &spare);
-                    }
-                    Event::Outcome(Outcome::FlushCompleted { dataset, result })
-                });
+                self.completing.begin(*record, &self.prefix, &self.tasks);
                 Ok(())
             }
             Effect::AskPrefix { record } => {

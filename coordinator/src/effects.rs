@@ -2,7 +2,7 @@
 
 use crate::part::{self, PartError};
 use crate::parts::Parts;
-use crate::prefix::PrefixError;
+use crate::prefix::{Cause, PrefixError};
 use crate::target::Target;
 use nix::unistd::{Gid, Uid, chown};
 use scrfs::config::Config;
@@ -134,11 +134,33 @@ pub(crate) fn scan(
     Ok(summary)
 }
 
-/// Verifies what all nodes flushed, and makes it visible.
-pub(crate) fn complete_flush(prefix: &Target, record: &DatasetRecord) -> Result<(), Failure> {
-    prefix
-        .complete_flush(record)
-        .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
+/// Why a flush failed, for the protocol: of the prefix, which fails others as well and may be had later, or of
+/// what was flushed.
+pub(crate) fn flush_failure(error: &PrefixError) -> Failure {
+    let refusal = match error.cause() {
+        Cause::NoSpace => Refusal::NoSpace,
+        Cause::Unavailable | Cause::ReadOnly => Refusal::Unavailable,
+        Cause::Cancelled => Refusal::Again,
+        // What is gone there is copied again.
+        Cause::Damaged if !matches!(error, PrefixError::Part(_)) => Refusal::Unavailable,
+        Cause::Denied | Cause::Damaged | Cause::Conflict | Cause::Other => Refusal::Failed,
+    };
+    Failure::new(refusal, chain(error))
+}
+
+/// Why a fetch failed, for the protocol.
+pub(crate) fn fetch_failure(error: &PrefixError) -> Failure {
+    let refusal = match error.cause() {
+        Cause::NoSpace => Refusal::NoSpace,
+        Cause::Unavailable => Refusal::Unavailable,
+        Cause::ReadOnly
+        | Cause::Denied
+        | Cause::Damaged
+        | Cause::Conflict
+        | Cause::Cancelled
+        | Cause::Other => Refusal::Failed,
+    };
+    Failure::new(refusal, chain(error))
 }
 
 /// Whether the prefix has a dataset that was flushed.

@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod bench;
+mod completing;
 pub mod driver;
 mod effects;
 mod inventory;

@@ -6,7 +6,7 @@
 //! nothing is flushed before it. Later ones read nothing while the directories of records have not changed.
 
 use crate::driver::{Event, Tasks};
-use crate::effects::{self, chain};
+use crate::effects::{self, chain, fetch_failure};
 use crate::prefix::PrefixError;
 use crate::target::Target;
 use scrfs::config::Config;
@@ -54,7 +54,8 @@ pub(crate) struct Looker {
     config: Arc<Config>,
     epoch: Epoch,
     memory: Arc<Mutex<Memory>>,
-    busy: bool,
+    /// Since when there has been no answer, and whether that was said.
+    busy: Option<(Instant, bool)>,
     next: Instant,
     failures: u32,
 }
@@ -77,7 +78,7 @@ impl Looker {
             config,
             epoch,
             memory: Arc::new(Mutex::new(memory)),
-            busy: false,
+            busy: None,
             next: Instant::now(),
             failures: 0,
         }
@@ -100,7 +101,7 @@ impl Looker {
                 seen = look();
             }
             seen.map(|view| view.map(Box::new))
-                .map_err(|error| Failure::new(Refusal::Failed, chain(&error)))
+                .map_err(|error| fetch_failure(&error))
         }
     }
 
@@ -114,7 +115,7 @@ impl Looker {
         // Without a place in between: what is not taken here comes as an event.
         let (sender, receiver) = sync_channel::<Seen>(0);
         let look = self.task(patience);
-        self.busy = true;
+        self.busy = Some((Instant::now(), false));
         tasks.run(move |report| {
             if let Err(late) = sender.send(look()) {
                 report(Event::Seen(late.0));
@@ -136,12 +137,21 @@ impl Looker {
 
     /// Looks if it is time to.
     pub(crate) fn tick(&mut self, tasks: &Tasks) {
-        if self.busy || Instant::now() < self.next {
+        if self.busy.is_some() || Instant::now() < self.next {
             return;
         }
-        self.busy = true;
+        self.busy = Some((Instant::now(), false));
         let look = self.task(Duration::ZERO);
         tasks.run(move |report| report(Event::Seen(look())));
+    }
+
+    /// Once, when a look has not been answered for long.
+    pub(crate) fn silent(&mut self) -> Option<Failure> {
+        let (since, is_said) = self.busy.as_mut()?;
+        let is_long = since.elapsed() >= PATIENCE_WITHOUT;
+        let is_news = is_long && !std::mem::replace(is_said, true);
+        let root = self.config.prefix.display();
+        is_news.then(|| Failure::new(Refusal::Unavailable, format!("{root} does not answer")))
     }
 
     /// Looks as soon as can be.
@@ -151,7 +161,7 @@ impl Looker {
 
     /// A look has ended.
     pub(crate) fn ended(&mut self, seen: Seen) -> Seen {
-        self.busy = false;
+        self.busy = None;
         self.failures = match &seen {
             Ok(_) => 0,
             Err(_) => self.failures.saturating_add(1),

@@ -118,6 +118,16 @@ impl Target {
         }
     }
 
+    /// Where a dataset's files are when it is complete, for people.
+    pub fn home_of(&self, record: &DatasetRecord) -> PathBuf {
+        match self {
+            Self::Directory(prefix) => prefix.paths().dataset(&record.name),
+            #[cfg(feature = "objects")]
+            Self::Bucket(prefix) => prefix.place_of(record),
+            Self::Unusable { url, .. } => url.into(),
+        }
+    }
+
     /// The same, for what `job` does there.
     #[must_use]
     pub fn of_job(self, job: &str) -> Self {

@@ -18,6 +18,7 @@ use crate::target::Target;
 use crate::transfer::{Engine, JobEvent, JobId};
 use encode::Encode;
 use prefix::Copying;
+pub(crate) use prefix::STUCK_AFTER;
 use rebuild::Rebuild;
 use scrfs::config::Config;
 use scrfs::control::{Activity, Refusal};

@@ -2,13 +2,13 @@
 
 use super::{Context, Turn};
 use crate::driver::Event;
-use crate::effects::{chain, part_failure};
+use crate::effects::{fetch_failure, flush_failure, part_failure};
 use crate::part::Part;
-use crate::prefix::{Cause, FlushLimits, PrefixError};
+use crate::prefix::FlushLimits;
 use crate::target::Target;
 use crate::works::TaskEnd;
 use scrfs::config::Bandwidth;
-use scrfs::control::{Activity, Refusal};
+use scrfs::control::Activity;
 use scrfs::id::{DatasetId, Rank, Slot};
 use scrfs::layout::record::DatasetRecord;
 use scrfs::protocol::message::Failure;
@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// A flush that nothing is heard of for so long makes no headway.
-const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// A copy that nothing is heard of for so long makes no headway.
+pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// Progress is told this often, not more.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
@@ -32,8 +32,8 @@ pub(super) struct Copying {
     missing: BTreeSet<Slot>,
     cancel: Arc<AtomicBool>,
     meter: Arc<Meter>,
-    /// Where a flush writes to.
-    target: PathBuf,
+    /// Where it writes to or reads from.
+    place: PathBuf,
     /// It was told that it makes no headway.
     is_stuck: bool,
 }
@@ -99,28 +99,30 @@ impl Copying {
             missing: BTreeSet::new(),
             cancel: Arc::default(),
             meter: Arc::clone(&meter),
-            target: PathBuf::new(),
+            place: PathBuf::new(),
             is_stuck: false,
         };
         (copying, meter)
     }
 
-    /// Says once that a flush makes no headway, and once that it does again.
+    /// Says once that a copy makes no headway, and once that it does again.
     pub(super) fn stuck(&mut self) -> Option<Outcome> {
         let heard = self.meter.heard.lock().ok()?;
         let silent = heard.elapsed();
         drop(heard);
         let is_stuck = silent >= STUCK_AFTER;
-        if self.activity != Activity::Flush || is_stuck == self.is_stuck {
+        if is_stuck == self.is_stuck {
             return None;
         }
         self.is_stuck = is_stuck;
-        let target = self.target.display();
-        let text = match is_stuck {
-            true => format!("flush: nothing could be written to {target} for {silent:.0?}"),
-            false => String::new(),
+        let (dataset, place) = (self.dataset, self.place.display());
+        let text = match (is_stuck, self.activity) {
+            (false, _) => String::new(),
+            (true, Activity::Flush) => {
+                format!("flush: nothing could be written to {place} for {silent:.0?}")
+            }
+            (true, _) => format!("fetch: nothing could be read from {place} for {silent:.0?}"),
         };
-        let dataset = self.dataset;
         Some(Outcome::Stuck { dataset, text })
     }
 
@@ -135,7 +137,7 @@ impl Copying {
         let record = context.record(dataset)?;
         let prefix = Arc::clone(context.prefix);
         let (mut copying, meter) = Self::new(dataset, Activity::Flush);
-        copying.target = prefix.place_of(&record);
+        copying.place = prefix.place_of(&record);
         let bandwidth = match context.config.flush.bandwidth {
             Bandwidth::Unlimited => None,
             Bandwidth::BytesPerSecond(bytes) => Some(bytes),
@@ -177,6 +179,7 @@ impl Copying {
         context.parts.forget(record.id, &[]);
         context.parts.learn(record);
         let (mut copying, meter) = Self::new(record.id, Activity::Fetch);
+        copying.place = prefix.home_of(record);
         for &(slot, _) in holders.iter().filter(|(_, rank)| *rank == me) {
             copying.missing.insert(slot);
             let (prefix, meter) = (Arc::clone(&prefix), Arc::clone(&meter));
@@ -186,7 +189,7 @@ impl Copying {
                 let progress = |bytes| meter.advance(slot, bytes, report);
                 let done = prefix
                     .fetch_part(&record, slot, &paths, &progress, &cancel)
-                    .map_err(|error| failure(&error));
+                    .map_err(|error| fetch_failure(&error));
                 Event::Task(TaskEnd {
                     ticket,
                     slot,
@@ -206,13 +209,14 @@ impl Copying {
         context: &mut Context<'_>,
     ) -> Self {
         let (mut copying, _) = Self::new(record.id, Activity::Fetch);
+        copying.place = context.prefix.home_of(record);
         for &(slot, _) in holders.iter().filter(|(_, rank)| *rank == me) {
             copying.missing.insert(slot);
             let (prefix, record) = (Arc::clone(context.prefix), record.clone());
             context.tasks.spawn(move |_| {
                 let result = prefix
                     .check_part(&record, slot)
-                    .map_err(|error| failure(&error));
+                    .map_err(|error| fetch_failure(&error));
                 Event::Task(TaskEnd {
                     ticket,
                     slot,
@@ -238,21 +242,6 @@ impl Copying {
     }
 }
 
-/// As the leader is told of it.
-fn failure(error: &PrefixError) -> Failure {
-    let refusal = match error.cause() {
-        Cause::NoSpace => Refusal::NoSpace,
-        Cause::Unavailable => Refusal::Unavailable,
-        Cause::ReadOnly
-        | Cause::Denied
-        | Cause::Damaged
-        | Cause::Conflict
-        | Cause::Cancelled
-        | Cause::Other => Refusal::Failed,
-    };
-    Failure::new(refusal, chain(error))
-}
-
 fn flush_slot(
     prefix: &Target,
     record: &DatasetRecord,
@@ -264,5 +253,5 @@ fn flush_slot(
     prefix
         .flush_part(record, part, limits, progress, cancel)
         .map(drop)
-        .map_err(|error| failure(&error))
+        .map_err(|error| flush_failure(&error))
 }

@@ -69,8 +69,10 @@ struct Led {
     flush_now: bool,
     /// Flushes fell behind: newer checkpoints go to the prefix instead of this one.
     left_out: bool,
-    /// The error in its record is that its flush makes no headway.
+    /// The error in its record is that its flush makes no headway, or cannot begin.
     is_stuck: bool,
+    /// Its flush has failed for a reason of its own, which no other dataset has: newer ones do not wait for it.
+    is_passed: bool,
     /// Another dataset has taken its name in the prefix.
     is_replaced: bool,
     /// Who wants it fetched.
@@ -106,6 +108,7 @@ impl Led {
             flush_now: false,
             left_out: false,
             is_stuck: false,
+            is_passed: false,
             is_replaced: false,
             fetchers: Vec::new(),
             is_fetched: false,
@@ -119,8 +122,14 @@ impl Led {
 
     /// Whether its name is taken; also while it is being fetched.
     fn is_live(&self) -> bool {
-        let fetched = matches!(self.working, Some(Working::Fetch { .. }));
-        (fetched || matches!(self.record.phase, Phase::Open | Phase::Sealed)) && !self.leaving
+        let is_there = matches!(self.record.phase, Phase::Open | Phase::Sealed);
+        (is_there || self.is_being_fetched()) && !self.leaving
+    }
+
+    /// Whether it is on its way here, or will be when its fetch is tried again.
+    fn is_being_fetched(&self) -> bool {
+        let is_waited_for = !self.fetchers.is_empty() && self.record.phase == Phase::Evicted;
+        is_waited_for || matches!(self.working, Some(Working::Fetch { .. }))
     }
 
     fn holders_list(&self) -> Vec<(Slot, Rank)> {
@@ -597,7 +606,7 @@ impl Leader {
                         self.looking.removed.insert(led.record.key());
                     }
                     let waiting = led.waiters.into_iter().map(|(_, asker)| asker);
-                    let waiting = waiting.chain(led.verifiers);
+                    let waiting = waiting.chain(led.verifiers).chain(led.fetchers);
                     for asker in waiting.chain(led.deferred.into_iter().map(|(asker, _)| asker)) {
                         Self::reply(asker, Err(Refusal::Missing), step);
                     }

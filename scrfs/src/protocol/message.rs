@@ -36,6 +36,15 @@ impl Failure {
             text: text.into(),
         }
     }
+
+    /// Of a flush: whether another dataset would have been copied. Else it is the prefix that has no space or
+    /// cannot be had, or somebody said stop.
+    pub fn is_its_own(&self) -> bool {
+        !matches!(
+            self.refusal,
+            Refusal::NoSpace | Refusal::Unavailable | Refusal::Again
+        )
+    }
 }
 
 impl fmt::Display for Failure {

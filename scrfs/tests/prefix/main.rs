@@ -1,6 +1,7 @@
 //! What the leader sends to the prefix and when, on a few nodes whose work ends when a test says so.
 #![allow(clippy::unwrap_used)]
 
+mod failing;
 mod restart;
 
 use scrfs::config::{Class, Config, Sources};
@@ -125,6 +126,18 @@ impl Nodes {
         records: &[DatasetRecord],
         has_parity: &dyn Fn(&DatasetRecord) -> bool,
     ) -> Self {
+        Self::start_where(size, config, view, records, has_parity, &|_| true)
+    }
+
+    /// The same, on some of the nodes.
+    fn start_where(
+        size: u32,
+        config: &Config,
+        view: Option<PrefixView>,
+        records: &[DatasetRecord],
+        has_parity: &dyn Fn(&DatasetRecord) -> bool,
+        has_parts: &dyn Fn(Rank) -> bool,
+    ) -> Self {
         let mut all = Self {
             nodes: Vec::new(),
             wires: VecDeque::new(),
@@ -149,10 +162,14 @@ impl Nodes {
                 sums: true,
                 parity: has_parity(record),
             };
-            let datasets = records.iter().map(|record| InventoryEntry {
+            let records = records.iter().filter(|_| has_parts(rank));
+            let datasets = records.map(|record| InventoryEntry {
                 record: record.clone().into(),
                 parts: vec![part(record)],
-                copies: Vec::new(),
+                copies: (0..size)
+                    .filter(|rank| !has_parts(Rank(*rank)))
+                    .map(Slot)
+                    .collect(),
             });
             let inventory = Inventory {
                 node: rank.to_string(),
@@ -332,10 +349,7 @@ impl Nodes {
 
     /// All work that has begun ends well.
     fn finish(&mut self) {
-        for (at, ticket, _) in std::mem::take(&mut self.works) {
-            let result = Ok(());
-            self.outcome(at, Outcome::Worked { ticket, result });
-        }
+        self.finish_work();
         for record in std::mem::take(&mut self.completing) {
             let (dataset, result) = (record.id, Ok(()));
             self.outcome(Rank(0), Outcome::FlushCompleted { dataset, result });

@@ -9,9 +9,10 @@
 //! Only marks count that say something: failed, gone. That a dataset is not seen there may be the file
 //! system that does not show it: the prefix is asked for that one (`held`).
 
+use super::work::FETCH_TRIES;
 use super::{Asker, Leader, Led, Purpose};
 use crate::config::Class;
-use crate::control::{Level, Refusal, Shelved};
+use crate::control::{Activity, Level, Refusal, Shelved};
 use crate::id::{DatasetId, DatasetKey, Rank};
 use crate::layout::record::{DatasetRecord, Phase};
 use crate::name::Name;
@@ -42,6 +43,19 @@ pub(super) struct Looking {
     shelf: Option<Vec<Shelved>>,
     /// What programs have removed in this epoch: nobody looks for it any more.
     pub(super) removed: BTreeSet<DatasetKey>,
+    /// Why the last look failed, unless one has ended well since.
+    trouble: Option<String>,
+    /// How many looks have failed since one ended well.
+    failures: u32,
+}
+
+impl Led {
+    /// Its flush goes on, or can: that it did not is said no longer.
+    pub(super) fn clear_obstacle(&mut self) {
+        if std::mem::take(&mut self.is_stuck) {
+            self.record.error = None;
+        }
+    }
 }
 
 /// No more of what only the prefix has is told of, newest first.
@@ -134,12 +148,64 @@ impl Leader {
         }
     }
 
+    /// Says at what is due for the prefix why its flush cannot begin, as long as that is so.
+    pub(super) fn show_obstacles(&mut self, step: &mut Step) {
+        let away = self
+            .looking
+            .trouble
+            .as_ref()
+            .filter(|_| self.prefix.is_none());
+        let away = away.map(|trouble| format!("flush cannot begin: {trouble}"));
+        let failed = self.failed_before_others().map(|(failed, name)| {
+            let text = format!("flush waits for `{name}`, output that comes before it and failed");
+            (failed, text)
+        });
+        let mut changed = Vec::new();
+        for (&dataset, led) in &self.datasets {
+            if !led.is_resting() || led.record.seal.is_none() {
+                continue;
+            }
+            let is_due = led.record.is_cached()
+                && led.record.flushed.is_none()
+                && self.is_asked_for(led)
+                && !self.is_succeeded(led);
+            let before = failed.as_ref().filter(|(failed, _)| *failed < dataset);
+            let obstacle = away
+                .as_ref()
+                .or(before.map(|(_, text)| text))
+                .filter(|_| is_due);
+            let may_say = led.record.error.is_none() || led.is_stuck;
+            match obstacle {
+                Some(text) if may_say && led.record.error.as_ref() != Some(text) => {
+                    changed.push((dataset, Some(text.clone())));
+                }
+                None if led.is_stuck => changed.push((dataset, None)),
+                _ => {}
+            }
+        }
+        for (dataset, obstacle) in changed {
+            if let Some(led) = self.datasets.get_mut(&dataset) {
+                led.clear_obstacle();
+                led.is_stuck = obstacle.is_some();
+                led.record.error = obstacle.or(led.record.error.take());
+            }
+            self.update(dataset, Purpose::Noted, step);
+        }
+    }
+
     /// A member's flush makes no headway, or does again.
     pub(super) fn stuck(&mut self, from: Rank, dataset: DatasetId, text: &str, step: &mut Step) {
         let Some(led) = self.datasets.get_mut(&dataset) else {
             return;
         };
-        if !led.record.flushing || led.is_stuck != text.is_empty() {
+        if !led.record.flushing {
+            // Of a fetch, whose record cannot be changed now: nobody could read it yet.
+            if !text.is_empty() {
+                tracing::error!(%dataset, name = %led.record.name, "{from}: {text}");
+            }
+            return;
+        }
+        if led.is_stuck != text.is_empty() {
             return;
         }
         led.is_stuck = !text.is_empty();
@@ -154,6 +220,13 @@ impl Leader {
         result: Result<Option<Box<PrefixView>>, Failure>,
         step: &mut Step,
     ) {
+        match &result {
+            Ok(_) => (self.looking.trouble, self.looking.failures) = (None, 0),
+            Err(failure) => {
+                self.looking.trouble = Some(failure.text.clone());
+                self.looking.failures = self.looking.failures.saturating_add(1);
+            }
+        }
         match result {
             Ok(Some(view)) if self.beginning.is_none() => {
                 if let Some(before) = self.prefix.replace(*view) {
@@ -165,9 +238,13 @@ impl Leader {
             Ok(None) => {}
             Err(failure) => {
                 tracing::error!(%failure, "the prefix cannot be looked at; it will be tried again");
-                for (asker, _) in self.take_asked() {
-                    Self::reply(asker, Err(Refusal::Failed), step);
+                let passes = failure.refusal == Refusal::Unavailable;
+                if !passes || self.looking.failures > FETCH_TRIES {
+                    for (asker, _) in self.take_asked() {
+                        Self::reply(asker, Err(Refusal::Failed), step);
+                    }
                 }
+                return self.schedule(now, step);
             }
         }
         for (asker, name) in self.take_asked() {
@@ -358,6 +435,31 @@ impl Leader {
                 Err(Refusal::Busy)
             }
             _ => Ok(record.clone()),
+        }
+    }
+
+    /// Tries fetches again that somebody waits for; or says that nothing comes of them.
+    pub(super) fn fetch_again(&mut self, step: &mut Step) {
+        let is_told = |dataset| {
+            let mut tickets = self.tickets.values();
+            !tickets.any(|ticket| ticket.evicts == Some(dataset))
+        };
+        let due = self.datasets.iter().filter(|(dataset, led)| {
+            let may = led.may_try(Activity::Fetch) || !led.is_being_fetched();
+            !led.fetchers.is_empty() && led.is_resting() && may && is_told(**dataset)
+        });
+        let due: Vec<DatasetId> = due.map(|(dataset, _)| *dataset).collect();
+        for dataset in due {
+            let Some(led) = self.datasets.get(&dataset) else {
+                continue;
+            };
+            if !led.is_being_fetched() {
+                self.fetched(dataset, Err(Refusal::Failed), step);
+            } else if self.is_taken(&led.record.name, dataset) {
+                self.fetched(dataset, Err(Refusal::Exists), step);
+            } else {
+                self.fetch(dataset, step);
+            }
         }
     }
 

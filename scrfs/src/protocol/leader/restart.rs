@@ -139,6 +139,13 @@ impl Leader {
 
     fn be_ready(&mut self, now: Now, restart: Option<DatasetId>, step: &mut Step) {
         self.ready = true;
+        let lost = |led: &&Led| led.record.class.is_output() && led.record.phase == Phase::Lost;
+        for led in self.datasets.values().filter(lost) {
+            if restart.is_some_and(|restart| led.record.id < restart) {
+                tracing::error!(dataset = %led.record.id, name = %led.record.name,
+                    "output that is lost, and older than what programs restart from: they do not make it again");
+            }
+        }
         // Programs that start now may open what only the prefix has.
         self.looking.is_untold = true;
         self.tell_shelf(step);

@@ -9,6 +9,7 @@ use crate::control::{Activity, Level, Progress, Refusal};
 use crate::findings::Findings;
 use crate::id::{DatasetId, Rank, Slot};
 use crate::layout::record::Phase;
+use crate::name::Name;
 use crate::protocol::Now;
 use crate::protocol::message::{Checking, Failure, Message, Order};
 use crate::protocol::recover;
@@ -95,8 +96,8 @@ impl Retry {
 
 /// How often a rebuild is tried before what it was for is given up.
 const REBUILD_TRIES: u32 = 3;
-/// How often a fetch for a restart is tried again, over half a minute, before an older one is.
-const FETCH_TRIES: u32 = 5;
+/// How often a fetch is tried again, over half a minute, before an older one is, or who wants it hears of it.
+pub(super) const FETCH_TRIES: u32 = 5;
 /// Pause before failed work is tried for the first time again, in milliseconds; doubles each time.
 const RETRY_MS: u64 = 1_000;
 /// Longest pause.
@@ -126,7 +127,11 @@ impl Led {
     fn may_flush(&self) -> bool {
         let is_guarded =
             self.record.protected.is_some() || self.retry.contains_key(&Activity::Encode);
-        self.is_resting() && is_guarded
+        self.is_resting() && is_guarded && self.lost.is_empty()
+    }
+
+    fn may_rebuild(&self) -> bool {
+        self.is_resting() && self.wants_rebuild() && self.may_try(Activity::Rebuild)
     }
 
     fn wants_rebuild(&self) -> bool {
@@ -142,18 +147,34 @@ impl Leader {
             && self.is_due(led)
     }
 
-    /// The oldest that may be flushed now; or output before it that cannot yet, for nothing newer is to be in
-    /// the prefix without it: a restart from that would never make it again. What has failed is passed.
+    /// Whether nothing newer is to be in the prefix before it: a restart from that would never make it again. What
+    /// has failed of itself, or of what it is made from, is passed: it may fail for ever.
+    fn comes_first(&self, led: &Led) -> bool {
+        let is_lost = !led.lost.is_empty() && led.retry.contains_key(&Activity::Rebuild);
+        led.record.class.is_output()
+            && led.record.is_cached()
+            && led.record.flushed.is_none()
+            && self.is_due(led)
+            && !(led.leaving || led.is_passed || is_lost)
+    }
+
+    /// The oldest that may be flushed now; or output before it that cannot yet.
     fn next_to_flush(&self) -> Option<(&DatasetId, &Led)> {
         self.datasets.iter().find(|(_, led)| {
-            self.wants_flush(led)
-                && !led.leaving
-                && led.may_try(Activity::Flush)
-                && (led.may_flush() || led.record.class.is_output())
+            let may = || led.may_flush() && led.may_try(Activity::Flush);
+            self.comes_first(led) || (self.wants_flush(led) && may())
         })
     }
 
-    /// Output that must be protected before something newer, which is, may be flushed.
+    /// Output whose flush has failed, so that nothing newer comes into the prefix.
+    pub(super) fn failed_before_others(&self) -> Option<(DatasetId, &Name)> {
+        let mut all = self.datasets.iter();
+        let failed = |led: &Led| led.retry.contains_key(&Activity::Flush) && self.comes_first(led);
+        let (&id, led) = all.find(|(_, led)| failed(led))?;
+        Some((id, &led.record.name))
+    }
+
+    /// Output that must be whole and protected before something newer, which is, may be flushed.
     fn holds_up_flushes(&self) -> Option<(&DatasetId, &Led)> {
         let (first, led) = self.next_to_flush().filter(|(_, led)| !led.may_flush())?;
         let mut newer = self.datasets.range(first..).skip(1);
@@ -175,11 +196,13 @@ impl Leader {
 
     /// Whether anything is left to protect or flush that has not failed.
     pub(super) fn has_work(&self, _now: Now) -> bool {
+        let failed = self.failed_before_others().map(|(failed, _)| failed);
         self.datasets.values().any(|led| {
             (led.wants_encode() && !led.retry.contains_key(&Activity::Encode))
                 || (self.prefix.is_some()
                     && self.wants_flush(led)
-                    && !led.retry.contains_key(&Activity::Flush))
+                    && !led.retry.contains_key(&Activity::Flush)
+                    && failed.is_none_or(|failed| led.record.id < failed))
                 || (led.wants_rebuild() && !led.retry.contains_key(&Activity::Rebuild))
         })
     }
@@ -206,15 +229,15 @@ impl Leader {
         self.tell_shelf(step);
         self.schedule_pointers(now, step);
         self.make_room(step);
+        self.fetch_again(step);
         let busy = |led: &Led| led.working.as_ref().is_some_and(Working::is_urgent);
         if !self.datasets.values().any(busy) {
-            let next = self.datasets.iter().rev().find(|(_, led)| {
-                led.is_resting()
-                    && ((led.wants_rebuild() && led.may_try(Activity::Rebuild)) || led.may_encode())
-            });
-            let held_up = self.holds_up_flushes().filter(|(_, led)| led.may_encode());
+            let may_be_made_safe =
+                |(_, led): &(&DatasetId, &Led)| led.may_rebuild() || led.may_encode();
+            let next = self.datasets.iter().rev().find(may_be_made_safe);
+            let held_up = self.holds_up_flushes().filter(may_be_made_safe);
             if let Some((&dataset, led)) = held_up.or(next) {
-                if led.wants_rebuild() {
+                if led.may_rebuild() {
                     self.rebuild(dataset, step);
                 } else {
                     self.encode(dataset, step);
@@ -223,11 +246,13 @@ impl Leader {
         }
         let flushing = |led: &Led| matches!(led.working, Some(Working::Flush { .. }));
         if self.prefix.is_some() && !self.datasets.values().any(flushing) {
+            let may = |led: &Led| led.may_flush() && led.may_try(Activity::Flush);
             let next = self.next_to_flush();
-            if let Some((&dataset, _)) = next.filter(|(_, led)| led.may_flush()) {
+            if let Some((&dataset, _)) = next.filter(|(_, led)| may(led)) {
                 self.flush(dataset, step);
             }
         }
+        self.show_obstacles(step);
         self.schedule_verify(step);
     }
 
@@ -296,6 +321,7 @@ impl Leader {
             return;
         };
         led.record.flushing = true;
+        led.clear_obstacle();
         led.advanced.clear();
         let holders = led.holders_list();
         self.update(dataset, Purpose::Noted, step);
@@ -337,11 +363,9 @@ impl Leader {
             .min_by_key(|(_, failure)| failure.refusal == Refusal::Again);
         let full = failed.is_some_and(|(_, failure)| failure.refusal == Refusal::NoSpace);
         let damaged = failed.is_some_and(|(_, failure)| failure.refusal == Refusal::Damaged);
-        // Nothing but what may pass, before programs start: what is older is second best.
-        let passes = !self.ready
-            && failures
-                .values()
-                .all(|failure| matches!(failure.refusal, Refusal::Unavailable | Refusal::Again));
+        let passes = failures
+            .values()
+            .all(|failure| matches!(failure.refusal, Refusal::Unavailable | Refusal::Again));
         let error = failed.map(|(rank, failure)| format!("{rank}: {failure}"));
         let parts = self
             .datasets
@@ -382,8 +406,11 @@ impl Leader {
                 }
                 self.update_reached(dataset, step);
             }
+            // For a restart what is older is second best; who wants this one can wait.
             (Some(Working::Fetch { .. } | Working::CheckInPlace), Some(error))
-                if passes && tries(led) <= FETCH_TRIES =>
+                if passes
+                    && (!self.ready || !led.fetchers.is_empty())
+                    && tries(led) <= FETCH_TRIES =>
             {
                 self.failed(now, dataset, activity, error, step);
             }
@@ -447,7 +474,11 @@ impl Leader {
                 self.fetched(dataset, Err(refusal), step);
             }
             // Every file is there: what failed can be done again at leisure.
-            (Some(Working::Encode | Working::Restore | Working::Flush { .. }), Some(error)) => {
+            (Some(Working::Flush { .. }), Some(error)) => {
+                led.is_passed = failures.values().any(Failure::is_its_own);
+                self.failed(now, dataset, activity, error, step);
+            }
+            (Some(Working::Encode | Working::Restore), Some(error)) => {
                 self.failed(now, dataset, activity, error, step);
             }
             // Ends elsewhere.
@@ -503,13 +534,9 @@ impl Leader {
                 self.update_reached(dataset, step);
             }
             Err(failure) => {
-                self.failed(
-                    now,
-                    dataset,
-                    Activity::Flush,
-                    format!("{LEADER}: {failure}"),
-                    step,
-                );
+                led.is_passed = failure.is_its_own();
+                let error = format!("{LEADER}: {failure}");
+                self.failed(now, dataset, Activity::Flush, error, step);
             }
         }
         self.schedule(now, step);
