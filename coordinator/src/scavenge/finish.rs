@@ -61,7 +61,9 @@ pub(crate) struct Outcome {
     pub(super) lost: Vec<Lost>,
     pub(super) absent: Vec<Absent>,
     /// What the next run restarts from, when no cache has anything newer.
-    restart: Option<String>,
+    pub(super) restart: Option<String>,
+    /// Output that cannot be saved, and that a restart from there never makes again.
+    pub(super) restart_without: Vec<String>,
     /// Datasets that any node knows.
     #[serde(skip)]
     pub(super) known: usize,
@@ -99,6 +101,12 @@ impl Outcome {
         }
         if let Some(name) = &self.restart {
             lines.push(format!("the next run restarts from {name}"));
+            if !self.restart_without.is_empty() {
+                let lost = self.restart_without.join(", ");
+                lines.push(format!(
+                    "{name} is newer than output that is lost, and a run from there never makes that again                      ({lost}): `scrfs list` shows older checkpoints, `scrfs current NAME` chooses one"
+                ));
+            }
         }
         lines
     }
@@ -342,6 +350,10 @@ impl Scavenge<'_> {
             .iter()
             .find(|record| Some(record.key()) == view.current);
         outcome.restart = current.map(|record| record.name.to_string());
+        let is_missing =
+            |lost: &&Lost| lost.class.is_output() && current.is_some_and(|it| lost.id < it.id.0);
+        let missing = outcome.lost.iter().filter(is_missing);
+        outcome.restart_without = missing.map(|lost| lost.name.clone()).collect();
         Ok(())
     }
 

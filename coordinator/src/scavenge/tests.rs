@@ -311,6 +311,30 @@ fn what_is_damaged_at_rest_is_rebuilt_and_too_much_of_it_gives_the_one_before() 
     world.check("d.1", &older);
 }
 
+#[test]
+fn a_restart_that_never_makes_lost_output_again_is_warned_of() {
+    let world = World::new(4);
+    world.dataset(3, Class::Checkpoint, Scheme::Xor);
+    world.scavenge();
+    world.dataset(1, Class::Output, Scheme::Xor);
+    world.dataset(5, Class::Output, Scheme::Xor);
+    world.lose(1);
+    world.lose(2);
+    let outcome = world.scavenge_with(1_000_001, &mut world.roots()).unwrap();
+    assert_eq!(outcome.restart.as_deref(), Some("d.3"));
+    assert_eq!(outcome.lost.len(), 2, "{outcome:?}");
+    assert_eq!(
+        outcome.restart_without,
+        ["d.1"],
+        "the other one is made again"
+    );
+    let lines = outcome.lines().join("\n");
+    assert!(
+        lines.contains("d.3 is newer than output that is lost"),
+        "{lines}"
+    );
+}
+
 /// A crew of which one node is lost while it copies.
 struct Dying {
     crew: Roots,
