@@ -255,6 +255,9 @@ pub struct LogConfig {
     pub syslog: bool,
 }
 
+/// The job's id outside a batch system, when nobody gives one: any number of jobs may have it at once.
+pub const DEFAULT_JOB: &str = "default";
+
 /// The effective configuration of one mount.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Config {

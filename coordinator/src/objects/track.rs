@@ -10,6 +10,7 @@
 use super::{CONTROL, ObjectPrefix, encode, mark, marker};
 use crate::part::report;
 use crate::prefix::{Added, PrefixError, current_of, superfluous};
+use scrfs::config::DEFAULT_JOB;
 use scrfs::id::{DatasetKey, Epoch};
 use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::index::{Choice, EntryState, IndexEntry};
@@ -265,7 +266,9 @@ impl ObjectPrefix {
                 self.objects.remove(&found.key)?;
                 continue;
             }
-            if keep.contains(&key) || begun.job != self.job && !self.is_abandoned(&begun)? {
+            // Any number of jobs may be without an id of their own.
+            let is_theirs = begun.job != self.job || self.job == DEFAULT_JOB;
+            if keep.contains(&key) || is_theirs && !self.is_abandoned(&begun)? {
                 continue;
             }
             self.remove_attempt(&begun.record.name, key, begun.attempt)?;

@@ -3,12 +3,13 @@
 //!
 //! Run by rank 0 at the start of an epoch, before anything is flushed in it. An entry `Flushing` was
 //! written after every file had been checked: the dataset is all there, and is given its name now.
-//! What has no entry is an attempt that did not end. A dataset whose name is taken by something that is
+//! What has no entry is an attempt that did not end; jobs without an id of their own leave each other's alone. A dataset whose name is taken by something that is
 //! not ours waits, with its entry, until that is moved away.
 
 use super::error::{Cause, PrefixError};
 use super::{Prefix, inode};
 use crate::part::{Tree, report};
+use scrfs::config::DEFAULT_JOB;
 use scrfs::id::{DatasetKey, Epoch};
 use scrfs::layout::index::{EntryState, IndexEntry};
 use scrfs::layout::path::parse_deleted;
@@ -203,9 +204,11 @@ impl Prefix {
         Ok(())
     }
 
+    /// Whether somebody else may be at work on it.
     fn is_of_another_job(&self, key: DatasetKey) -> Result<bool, PrefixError> {
         let job = self.store.get(&self.paths.inflight_job(key))?;
-        Ok(job.is_some_and(|job| job != self.job.as_bytes()))
+        let is_nameless = self.job == DEFAULT_JOB;
+        Ok(job.is_some_and(|job| is_nameless || job != self.job.as_bytes()))
     }
 
     /// What has not changed since then, nobody is at work on. By the file server's clock, which stamps

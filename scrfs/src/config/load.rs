@@ -272,7 +272,7 @@ impl Loader<'_> {
                 };
                 value = id;
             } else {
-                value = "default".into();
+                value = super::DEFAULT_JOB.into();
             }
         }
         let component = !matches!(value.as_str(), "" | "." | "..") && value.len() <= 255;

@@ -1,6 +1,7 @@
 //! Several jobs that have one prefix, and do not know of each other.
 
 use super::*;
+use scrfs::config::DEFAULT_JOB;
 use scrfs::protocol::step::Presence;
 use std::collections::BTreeSet;
 
@@ -68,6 +69,29 @@ fn what_another_job_is_at_work_on_is_left_to_it_while_it_may_live() {
     assert_eq!(world.ids(), all);
     world.fetches_all_of(&copying);
     world.fetches_all_of(&publishing);
+}
+
+#[test]
+fn jobs_without_an_id_leave_each_other_alone() {
+    let mut world = World::new();
+    let root = world.prefix.paths().root().to_owned();
+    world.prefix = Prefix::open(&root).unwrap().of_job(DEFAULT_JOB);
+    let (copying, publishing) = interrupted(&world);
+    let theirs = Prefix::open(&root).unwrap().of_job(DEFAULT_JOB);
+    theirs.reconcile(&BTreeSet::new()).unwrap();
+    theirs.end_job(Epoch(9)).unwrap();
+    // What was all there has its name, whoever gave it.
+    assert!(world.ids().contains(&(6, EntryState::Complete)));
+    world.prefix.complete_flush(&copying).unwrap();
+    world.prefix.complete_flush(&publishing).unwrap();
+    world.fetches_all_of(&copying);
+    world.fetches_all_of(&publishing);
+    // In the end nobody is at work on it.
+    let left = world.files(7, "left", &[("a", b"half")]);
+    world.flush_slots(&left);
+    age_all(&root.join(".scrfs"));
+    theirs.reconcile(&BTreeSet::new()).unwrap();
+    assert_eq!(world.leftovers(), [""; 0]);
 }
 
 #[test]
