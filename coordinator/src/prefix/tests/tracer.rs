@@ -49,7 +49,8 @@ pub(super) fn traced_world() -> Option<PathBuf> {
     Some(root)
 }
 
-/// Lets the test `name` run to its end on the world at `root`; what it said. `None`: this user may not trace.
+/// Lets the test `name` run to its end on the world at `root`; what it said. `None`: this user may not trace,
+/// and nobody has asked for all tests (`SCRFS_REQUIRE_ALL`).
 pub(super) fn trace(name: &str, root: &Path, watch: &mut dyn Watch) -> Option<String> {
     Some(Traced::begin(name, root, watch)?.run())
 }
@@ -110,6 +111,11 @@ impl<'a> Traced<'a> {
             let name = task.unwrap().file_name();
             let thread = Pid::from_raw(name.to_str().unwrap().parse().unwrap());
             if let Err(errno) = ptrace::seize(thread, options) {
+                let required = std::env::var_os("SCRFS_REQUIRE_ALL").is_some();
+                assert!(
+                    !required,
+                    "SCRFS_REQUIRE_ALL is set, and this user may not trace ({errno})"
+                );
                 eprintln!("skipped: this user may not trace ({errno})");
                 return None;
             }
