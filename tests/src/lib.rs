@@ -3,6 +3,7 @@
 //!
 //! Invariants: nothing here is part of the product; nothing made here outlives its owner.
 
+mod alone;
 mod binary;
 pub mod cluster;
 pub mod demo;
@@ -10,6 +11,7 @@ pub mod slurm;
 mod wait;
 pub mod workload;
 
+pub use alone::Alone;
 pub use binary::binary;
 pub use cluster::{Builder, Cluster, Loss};
 pub use slurm::Slurm;
