@@ -139,7 +139,9 @@ pub(super) fn status_of(dataset: &Dataset, current: Option<DatasetId>) -> Datase
     let record = &dataset.record;
     let mut status = DatasetStatus::of(record, current == Some(record.id));
     status.missing_nodes = dataset.missing.iter().map(ToString::to_string).collect();
-    if let Some(progress) = dataset.progress.get(&Activity::Flush) {
+    // The record says when it is done; what was last heard before that stays.
+    let flush = dataset.progress.get(&Activity::Flush);
+    if let Some(progress) = flush.filter(|_| record.flushed.is_none()) {
         status.flushed_bytes = progress.done_bytes;
         if let (State::Flushing, Some((since, first))) = (record.state(), dataset.flushing_since) {
             let done = progress.done_bytes.saturating_sub(first);
@@ -147,7 +149,8 @@ pub(super) fn status_of(dataset: &Dataset, current: Option<DatasetId>) -> Datase
             status.remaining_seconds = estimate(since.elapsed(), done, left);
         }
     }
-    if let Some(progress) = dataset.progress.get(&Activity::Encode) {
+    let encode = dataset.progress.get(&Activity::Encode);
+    if let Some(progress) = encode.filter(|_| record.protected.is_none() || dataset.weak) {
         status.protected_bytes = progress.done_bytes;
     }
     let verify = dataset.progress.get(&Activity::Verify);
