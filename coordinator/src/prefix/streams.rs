@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 /// A wait for the pace looks at the cancel flag this often.
 const NAP: Duration = Duration::from_millis(100);
@@ -189,26 +189,26 @@ async fn copy<W>(
 where
     W: Fn(u64, u64) -> Result<(), PrefixError> + Send + Sync + 'static,
 {
-    let mut running: JoinSet<(usize, u64, Duration, Result<(), PrefixError>)> = JoinSet::new();
-    let mut width = Width::new(streams);
-    let mut lanes = Lanes::new(job.total, job.piece, streams);
-    let mut outcome = Ok(());
-    let mut done = 0;
+    let mut running: JoinSet<Ended> = JoinSet::new();
+    let mut copy = Copying {
+        width: Width::new(streams),
+        lanes: Lanes::new(job.total, job.piece, streams),
+        outcome: Ok(()),
+        done: 0,
+        progress,
+    };
     loop {
-        while outcome.is_ok() && running.len() < width.now {
-            let Some((lane, offset, len)) = lanes.take() else {
+        while copy.outcome.is_ok() && running.len() < copy.width.now {
+            let Some((lane, offset, len)) = copy.lanes.take() else {
                 break;
             };
             if job.skip.is_some_and(|skip| skip(offset, len)) {
-                lanes.ended(lane);
-                done += len;
-                progress(done);
+                copy.lanes.ended(lane);
+                copy.advance(len);
                 continue;
             }
-            if !may_begin(job, len).await {
-                outcome = Err(PrefixError::Cancelled {
-                    dataset: job.dataset,
-                });
+            copy.wait_for_turn(job, len, &mut running).await;
+            if copy.outcome.is_err() {
                 break;
             }
             let work = Arc::clone(&work);
@@ -219,38 +219,67 @@ where
             });
         }
         match running.join_next().await {
-            None => return outcome,
-            Some(Ok((lane, len, took, Ok(())))) => {
-                lanes.ended(lane);
-                width.learn(took);
-                done += len;
-                progress(done);
-            }
-            Some(Ok((.., Err(error)))) => outcome = outcome.and(Err(error)),
-            Some(Err(error)) => {
-                // A bug in the work: let it be seen as one.
-                std::panic::resume_unwind(error.into_panic());
-            }
+            None => return copy.outcome,
+            Some(joined) => copy.ended(joined),
         }
     }
 }
 
-/// Waits for the pace; whether it is still wanted.
-async fn may_begin(job: &Job<'_>, len: u64) -> bool {
-    let turn = job
-        .pace
-        .and_then(|(pace, bandwidth)| pace.turn(len, Some(bandwidth)));
-    loop {
-        if job.cancel.load(Ordering::Relaxed) {
-            return false;
+/// A piece that has ended: its lane, its bytes, how long it took, what came of it.
+type Ended = (usize, u64, Duration, Result<(), PrefixError>);
+
+/// How far it has come.
+struct Copying<'a> {
+    width: Width,
+    lanes: Lanes,
+    outcome: Result<(), PrefixError>,
+    done: u64,
+    progress: &'a dyn Fn(u64),
+}
+
+impl Copying<'_> {
+    fn advance(&mut self, len: u64) {
+        self.done += len;
+        (self.progress)(self.done);
+    }
+
+    fn ended(&mut self, joined: Result<Ended, JoinError>) {
+        match joined {
+            Ok((lane, len, took, Ok(()))) => {
+                self.lanes.ended(lane);
+                self.width.learn(took);
+                self.advance(len);
+            }
+            Ok((.., Err(error))) if self.outcome.is_ok() => self.outcome = Err(error),
+            Ok(_) => {}
+            // A bug in the work: let it be seen as one.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
-        let rest = turn.map_or(Duration::ZERO, |turn| {
-            turn.saturating_duration_since(Instant::now())
-        });
-        if rest.is_zero() {
-            return true;
+    }
+
+    /// Waits until the pace allows for a piece, it is wanted no longer, or another has failed. Meanwhile it is told
+    /// of what has ended: with a narrow pace all streams but one are for ever waiting for the next turn.
+    async fn wait_for_turn(&mut self, job: &Job<'_>, len: u64, running: &mut JoinSet<Ended>) {
+        let turn = job
+            .pace
+            .and_then(|(pace, bandwidth)| pace.turn(len, Some(bandwidth)));
+        loop {
+            while let Some(joined) = running.try_join_next() {
+                self.ended(joined);
+            }
+            if self.outcome.is_ok() && job.cancel.load(Ordering::Relaxed) {
+                self.outcome = Err(PrefixError::Cancelled {
+                    dataset: job.dataset,
+                });
+            }
+            let rest = turn.map_or(Duration::ZERO, |turn| {
+                turn.saturating_duration_since(Instant::now())
+            });
+            if self.outcome.is_err() || rest.is_zero() {
+                return;
+            }
+            tokio::time::sleep(rest.min(NAP)).await;
         }
-        tokio::time::sleep(rest.min(NAP)).await;
     }
 }
 
@@ -258,6 +287,7 @@ async fn may_begin(job: &Job<'_>, len: u64) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicU64;
 
     fn job(cancel: &AtomicBool) -> Job<'_> {
         let (dataset, total, piece, streams) = (DatasetId(1), 1000, 64, 3);
@@ -364,6 +394,30 @@ mod tests {
         assert_eq!(width.now, 2);
         (0..1000).for_each(|_| width.learn(quick));
         assert_eq!(width.now, 8);
+    }
+
+    /// Else who looks takes a slow copy for one that stands still, and its end comes as a surprise.
+    #[test]
+    fn what_is_done_is_told_while_the_next_piece_waits_for_its_turn() {
+        let (cancel, pace) = (AtomicBool::new(false), Pace::default());
+        let slow = Job {
+            streams: 8,
+            // 32 ms a piece.
+            pace: Some((&pace, 2000)),
+            ..job(&cancel)
+        };
+        let [told, begun, untold] = [0; 3].map(|none| Arc::new(AtomicU64::new(none)));
+        let seen = [&told, &begun, &untold].map(Arc::clone);
+        let progress = |bytes| told.store(bytes, Ordering::Relaxed);
+        run(&slow, &progress, move |_, len| {
+            let [told, begun, untold] = &seen;
+            let before = begun.fetch_add(len, Ordering::Relaxed);
+            untold.fetch_max(before - told.load(Ordering::Relaxed), Ordering::Relaxed);
+            Ok(())
+        })
+        .unwrap();
+        let untold = untold.load(Ordering::Relaxed);
+        assert!(untold <= 3 * 64, "{untold} bytes were not told of");
     }
 
     #[test]
