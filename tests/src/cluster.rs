@@ -42,6 +42,8 @@ pub use agent::Agent;
 pub use rsh::{EXIT_FAILED as RSH_EXIT_FAILED, client as rsh_client};
 pub use warden::Warden;
 
+pub(crate) use process::Process;
+
 use control::{Place, Reply, Request, ask};
 
 /// How a node is lost.

@@ -143,6 +143,7 @@ fn is_in(pid: u32, inode: u64) -> bool {
 }
 
 /// A handle on one process, which stays its own when the process id is reused.
+#[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
     pidfd: OwnedFd,
