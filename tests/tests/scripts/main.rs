@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod byneed;
+mod reads;
 mod removal;
 mod site;
