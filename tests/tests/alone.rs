@@ -5,10 +5,11 @@
 
 use anyhow::{Context, Result, ensure};
 use scrfs_tests::{Alone, binary, wait_until};
+use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -252,7 +253,7 @@ fn the_bench_measures_both_ways_to_the_bytes_and_leaves_nothing() -> Result<()> 
         "$SCRFS bench --store /dev/shm --file 16 --files 100 --part 16 --runs 1 --json; \
          test -z \"$(ls /dev/shm)\"",
     )?;
-    let figures: Vec<serde_json::Value> = serde_json::from_str(&said)?;
+    let figures: Vec<Value> = serde_json::from_str(&said)?;
     for wanted in [
         "mount: write a new file, 1 MiB requests",
         "mount: read a file through a mapping",
@@ -493,6 +494,49 @@ fn bars_are_drawn_on_terminals_and_nowhere_else() -> Result<()> {
     )?;
     ensure!(has_bar(&drawn), "verify: {drawn:?}");
     Ok(())
+}
+
+/// With a bandwidth that is known, so is what the estimate should be.
+#[test]
+fn the_status_of_a_flush_tells_its_bytes_and_the_time_that_is_left() -> Result<()> {
+    const BYTES: u64 = 96 << 20;
+    let alone = Alone::new(256 << 20)?;
+    // Not a disk, which others may use.
+    alone.sh("mount -t tmpfs tmpfs $P && SCRFS_FLUSH_BANDWIDTH=8MiB $MOUNT $P")?;
+    alone.commit("ckpt.1", (BYTES >> 10) as u32)?;
+    let mut seen = Vec::new();
+    let (end, all, file) = wait_until(SOON, "the flush", || {
+        let all: Value = serde_json::from_str(&alone.sh("$SCRFS status --json")?)?;
+        // Its name changes with the progress: it may go before it is opened.
+        let file = alone.try_sh("cat /scr/.scr/status/ckpt.1.*")?;
+        let file = serde_json::from_slice(&file.stdout).unwrap_or(Value::Null);
+        let now = Instant::now();
+        for told in [&all["datasets"][0], &file] {
+            if told["state"] == "flushing" {
+                ensure!(told["bytes"] == BYTES, "{told}");
+                let done = told["flushed_bytes"].as_u64().context("no bytes")?;
+                seen.push((now, done, told["remaining_seconds"].as_u64()));
+            }
+        }
+        let is_flushed = |told: &Value| told["state"] == "flushed";
+        Ok((is_flushed(&all["datasets"][0]) && is_flushed(&file)).then_some((now, all, file)))
+    })?;
+    for told in [&all["datasets"][0], &file] {
+        let rest = &told["remaining_seconds"];
+        ensure!(told["flushed_bytes"] == BYTES && rest.is_null(), "{told}");
+    }
+    ensure!(seen.is_sorted_by_key(|(_, done, _)| *done), "{seen:?}");
+    let in_the_middle = |done| (BYTES / 4..BYTES * 3 / 4).contains(&done);
+    let mut middle = seen.iter().filter(|(_, done, _)| in_the_middle(*done));
+    ensure!(middle.clone().count() >= 10, "{seen:?}");
+    middle.try_for_each(|&(at, done, told)| {
+        let told = told.with_context(|| format!("no estimate at {done} bytes"))? as f64;
+        let left = (end - at).as_secs_f64();
+        // It is of whole seconds.
+        let fits = told >= left / 2.0 && told <= left * 2.0 + 1.0;
+        ensure!(fits, "{told} s were told, {left:.1} s were left");
+        Ok(())
+    })
 }
 
 #[test]
