@@ -14,6 +14,7 @@ use crate::cli::Failure;
 use crate::control::{Facts, ProcessCommand, Server, short_address};
 use crate::fuse::{MountSettings, Mounted};
 use crate::heartbeat::{Heartbeat, Pulse};
+use crate::patience::patiently;
 use crate::space::Spaces;
 use crate::store::{self, Place};
 use crate::vfs::{Settings, Vfs, alias};
@@ -293,7 +294,7 @@ pub fn start(plan: Plan) -> Result<Started, Failure> {
     let places = store::places(&plan.config)?;
     let cache = home(&places)?.cache.clone();
     check_fuse()?;
-    check_prefix(&plan.config.prefix)?;
+    patiently(&plan.config.prefix, || check_prefix(&plan.config.prefix))?;
     for place in &places {
         make_cache(&place.cache)?;
     }

@@ -21,6 +21,7 @@ pub mod gate;
 pub mod halt;
 pub mod heartbeat;
 pub mod mountpoint;
+mod patience;
 pub mod space;
 pub mod store;
 pub mod sys;

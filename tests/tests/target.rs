@@ -171,6 +171,22 @@ fn a_target_that_hangs_when_an_epoch_begins_is_flushed_to_when_it_answers() -> R
 }
 
 #[test]
+fn a_mount_waits_for_a_target_that_hangs_and_says_so() -> Result<()> {
+    let node = Alone::new(512 << 20)?;
+    below(&node)?;
+    let disk = bindfs(&node)?;
+    let hanging = disk.hang()?;
+    node.sh("$MOUNT $P > /run/tmp/said 2>&1 &")?;
+    node.wait_for("grep -q \"waiting for $P.* to answer\" /run/tmp/said")?;
+    node.sh("test ! -e /scr/.scr")?;
+    hanging.go_on()?;
+    node.wait_for("test -e /scr/.scr")?;
+    let sum = commit_at_once(&node, "ckpt.1")?;
+    wait_flushed(&node, "ckpt.1", &sum)?;
+    node.sh("$SCRFS unmount /scr").map(drop)
+}
+
+#[test]
 fn a_target_whose_server_dies_is_flushed_to_when_it_is_mounted_again() -> Result<()> {
     let node = Alone::new(512 << 20)?;
     below(&node)?;

@@ -1,6 +1,7 @@
 //! `scrfs config`, and the options that every command with a configuration takes.
 
 use super::{Failure, print};
+use crate::patience::patiently;
 use scrfs::config::{Config, Provenance, Sources, is_object_url};
 use std::path::{Path, PathBuf};
 
@@ -93,7 +94,7 @@ impl ConfigOptions {
         let (user, must_exist) = Config::user_file(named, prefix.as_deref(), &environment);
         let sources = Sources {
             env: &environment,
-            user: read(&user, must_exist)?,
+            user: patiently(&user, || read(&user, must_exist))?,
             system: read(Path::new(SYSTEM_FILE), false)?,
             cli,
         };
