@@ -135,6 +135,17 @@ impl Done {
 mod tests {
     use super::*;
 
+    /// The example in `docs/layout.md` was not made by this code.
+    #[test]
+    fn a_record_is_as_the_page_on_the_layout_has_it() {
+        let page = include_str!("../../../docs/layout.md");
+        let block = page.split_once("```done\n").unwrap().1;
+        let block = block.split_once("```").unwrap().0;
+        let byte = |word| u8::from_str_radix(word, 16).unwrap();
+        let said: Vec<u8> = block.split_whitespace().map(byte).collect();
+        assert_eq!(said, record(0x0102_0304, 1, 99));
+    }
+
     #[test]
     fn records_come_back_and_others_are_not_believed() {
         let root = tempfile::tempdir().unwrap();

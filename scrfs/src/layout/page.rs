@@ -7,8 +7,9 @@ use super::manifest::{DataExtent, Entry, EntryKind, Manifest, Sums};
 use super::path::{CachePaths, Keep, PrefixPaths, parse_deleted};
 use super::pointer::{Content, Pointer, PointerRecord, Pointers, Version};
 use super::record::{DatasetRecord, EpochRecord, PartSummary, Phase, Seal, UNIT_BYTES};
-use super::run::RunKey;
+use super::run::{RunEnd, RunKey, RunLaunch, RunRecord, RunSuspect};
 use crate::config::Class;
+use crate::halt::{self, Base, Condition, HaltFiles};
 use crate::id::{DatasetId, DatasetKey, Epoch, Slot};
 use crate::name::{Name, RelPath};
 use crate::redundancy::{Scheme, Stream};
@@ -211,6 +212,123 @@ fn the_records_of_the_page_are_what_the_code_writes() {
     let mut pointers = Pointers::default();
     pointers.learn(Name::new(b"latest").expect("a name"), pointer);
     record_is("pointers", Kind::Pointers, &pointers);
+}
+
+#[test]
+fn the_record_of_a_run_is_as_the_page_has_it() {
+    let launch = RunLaunch {
+        began: 10,
+        ended: Some(RunEnd {
+            at: 500,
+            how: "failed".into(),
+            is_well: false,
+        }),
+        checkpoints: 2,
+        last: Some(400),
+    };
+    let suspect = RunSuspect {
+        from: Some(name()),
+        deaths: 1,
+        has_blamed: false,
+    };
+    let run = RunRecord {
+        job: "job".into(),
+        host: "n0".into(),
+        process: 77,
+        begun: 1000,
+        arguments: vec!["sh".into(), "x".into()],
+        directory: "/d".into(),
+        environment: vec![("A".into(), "1".into())],
+        epoch: Epoch(3),
+        epochs: 2,
+        positions: vec![Some(("n1".into(), Some(4))), None],
+        spares: vec![("n2".into(), None)],
+        excluded: vec!["n3".into()],
+        down: vec![("n4".into(), "lost".into(), true)],
+        launches: vec![launch],
+        newest: 2,
+        suspect,
+        code: Some(1),
+        is_over: false,
+    };
+    assert_eq!(run.encode(), bytes("run"));
+    assert_eq!(RunRecord::decode(&bytes("run")), Ok(run));
+}
+
+#[test]
+fn the_halt_conditions_of_the_page_are_what_the_code_writes() {
+    let prefix = tempfile::tempdir().expect("a directory");
+    let files = HaltFiles::new(prefix.path());
+    let condition = |value| Condition {
+        value,
+        id: 31,
+        by: "me@node0".into(),
+        set: 1000,
+    };
+    for kind in halt::Kind::ALL {
+        let value = match kind {
+            halt::Kind::Now | halt::Kind::Soon => 0,
+            halt::Kind::Checkpoints => 3,
+            halt::Kind::Before | halt::Kind::After => 1_700_000_000,
+            halt::Kind::Seconds => 600,
+        };
+        files.give(kind, &condition(value)).expect("written");
+    }
+    let base = Base {
+        id: 31,
+        checkpoint: 5,
+    };
+    files.note(&base).expect("written");
+    let directory = PrefixPaths::new(prefix.path()).halt();
+    let found = std::fs::read_dir(&directory).expect("a directory");
+    assert_eq!(found.count(), block("halt").lines().count());
+    for line in block("halt").lines() {
+        let (file, text) = line.split_once(' ').expect("a name and its text");
+        let written = std::fs::read_to_string(directory.join(file)).expect("the file");
+        assert_eq!(written, format!("{}\n", text.trim_start()), "{file}");
+    }
+}
+
+#[test]
+fn the_page_has_every_kind_of_record_by_its_number() {
+    let row = PAGE
+        .lines()
+        .find(|line| line.starts_with("| 6 | 1 | kind: "));
+    let row = row.expect("the row of kinds");
+    for (kind, words) in [
+        (Kind::Dataset, "dataset"),
+        (Kind::Manifest, "manifest"),
+        (Kind::Sums, "sums"),
+        (Kind::Epoch, "epoch"),
+        (Kind::Message, "message"),
+        (Kind::Heartbeat, "heartbeat"),
+        (Kind::IndexEntry, "index entry"),
+        (Kind::Pointers, "pointers"),
+        (Kind::Choice, "choice"),
+        (Kind::Catalog, "catalog"),
+        (Kind::ScavengePlan, "plan"),
+        (Kind::ScavengeReport, "report of a scavenge"),
+        (Kind::Run, "run"),
+    ] {
+        let said = format!(" {} {words}", kind as u8);
+        assert!(row.contains(&said), "no{said} in {row}");
+        // Whoever adds one is led here by the compiler.
+        match kind {
+            Kind::Dataset
+            | Kind::Manifest
+            | Kind::Sums
+            | Kind::Epoch
+            | Kind::Message
+            | Kind::Heartbeat
+            | Kind::IndexEntry
+            | Kind::Pointers
+            | Kind::Choice
+            | Kind::Catalog
+            | Kind::ScavengePlan
+            | Kind::ScavengeReport
+            | Kind::Run => {}
+        }
+    }
 }
 
 /// That a block of the page is what the code makes of a record, and reads as it.
