@@ -21,6 +21,7 @@ pub mod part;
 mod parts;
 mod pieces;
 mod placing;
+mod pointing;
 pub mod prefix;
 pub mod scavenge;
 pub mod target;

@@ -8,7 +8,8 @@
 //! .scrfs/manifests/<key>/<attempt>/<slot>.manifest, .sums
 //! .scrfs/inflight/<key>/<attempt>          IndexEntry: somebody makes these objects
 //! .scrfs/index/<key>                       IndexEntry: the dataset is complete, and which attempt it is
-//! .scrfs/dropped/<key>, failed/<key>, gone/<key>, current, pointers     as in a directory
+//! .scrfs/dropped/<key>, failed/<key>, gone/<key>, current     as in a directory
+//! .scrfs/turns/<name>/<turn>               who has written a pointer file
 //! .scrfs/events/<begun>.<writer>.jsonl     lines of events
 //! ```
 //!
@@ -19,6 +20,7 @@
 pub(crate) mod events;
 mod fetch;
 mod flush;
+mod pointers;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,9 @@ use object_store::{
 };
 use scrfs::config::Class;
 use scrfs::id::DatasetId;
+use scrfs::layout::envelope::{Kind, seal};
 use scrfs::layout::path::CachePaths;
+use scrfs::layout::pointer::{Content, Pointer, PointerRecord, Pointers, Version};
 use scrfs::protocol::step::Presence;
 use scrfs::store::posix::PosixStore;
 use std::collections::BTreeSet;
@@ -145,6 +147,13 @@ impl MultipartStore for Cut {
     async fn abort_multipart(&self, at: &ObjectPath, id: &MultipartId) -> object_store::Result<()> {
         self.inner.abort_multipart(at, id).await
     }
+}
+
+/// An empty prefix.
+pub(super) fn in_memory() -> ObjectPrefix {
+    let store = Arc::new(InMemory::new());
+    let objects = Objects::with(store.clone(), store, "a/path", "s3://b/a/path");
+    ObjectPrefix::over(objects.unwrap())
 }
 
 struct World {
@@ -524,4 +533,89 @@ fn outputs_are_nothing_to_restart_from() {
             .unwrap()
             .is_none()
     );
+}
+
+fn pointers(number: u64, says: &str) -> Pointers {
+    let mut due = Pointers::default();
+    let record = PointerRecord {
+        version: Version { term: 1, number },
+        after: None,
+        pointer: Some(Pointer {
+            content: Content::File(says.into()),
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+        }),
+    };
+    due.learn(Name::new(b"la%test").unwrap(), record);
+    due
+}
+
+#[test]
+fn pointer_files_of_two_jobs_and_of_one_object() {
+    let mut world = World::new();
+    let old = pointers(3, "old");
+    let bytes = seal(Kind::Pointers, &old);
+    let objects = &world.prefix.objects;
+    objects.put(&format!("{CONTROL}/pointers"), bytes).unwrap();
+    let said = |world: &World| {
+        let bytes = world.prefix.objects.get("la%25test").unwrap();
+        bytes.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap())
+    };
+    assert_eq!(world.prefix.pointers().unwrap(), old);
+    world.prefix.write_pointers(&pointers(3, "late")).unwrap();
+    assert_eq!(said(&world), None);
+    for (job, number, says) in [
+        ("one", 9, "one 9"),
+        ("two", 4, "two 4"),
+        ("two", 5, "two 5"),
+    ] {
+        world.prefix = world.prefix.of_job(job);
+        world
+            .prefix
+            .write_pointers(&pointers(number, says))
+            .unwrap();
+        assert_eq!(said(&world).as_deref(), Some(says));
+        let here = world.prefix.pointers().unwrap();
+        assert_eq!(here.all, pointers(number, says).all);
+    }
+    // What was written before another's is not written again, and what was outdone goes.
+    world.prefix = world.prefix.of_job("one");
+    world.prefix.write_pointers(&pointers(9, "one 9")).unwrap();
+    assert_eq!(said(&world).as_deref(), Some("two 5"));
+    let turns = world.prefix.objects.list(&format!("{CONTROL}/turns"));
+    assert_eq!(turns.unwrap().len(), 2);
+}
+
+#[test]
+fn a_pointer_file_that_is_cut_anywhere_is_the_old_or_the_new_one() {
+    for changes in 0.. {
+        let world = World::new();
+        world.prefix.write_pointers(&pointers(1, "old")).unwrap();
+        world.cut_after(changes);
+        let written = world.prefix.write_pointers(&pointers(2, "new"));
+        world.mend();
+        let said = || {
+            let bytes = world.prefix.objects.get("la%25test").unwrap().unwrap();
+            String::from_utf8(bytes.to_vec()).unwrap()
+        };
+        assert!(["old", "new"].contains(&said().as_str()));
+        let turns = world.prefix.objects.list(&format!("{CONTROL}/turns"));
+        let mut turns = turns.unwrap().into_iter();
+        let has_begun = turns.any(|turn| turn.key.contains("/2.1.2."));
+        world.prefix.reconcile(&BTreeSet::new()).unwrap();
+        assert_eq!(said() == "new", has_begun, "{changes}");
+        let here = world.prefix.pointers().unwrap();
+        assert_eq!(
+            here.live(&Name::new(b"la%test").unwrap()).unwrap().content,
+            Content::File(said().into())
+        );
+        world.prefix.write_pointers(&pointers(2, "new")).unwrap();
+        assert_eq!(said(), "new");
+        if written.is_ok() {
+            assert!(changes > 3, "{changes}");
+            break;
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What people do to datasets, pointer files, and what a crash left: as in a directory, by single objects.
+//! What people do to datasets, and what a crash left: as in a directory, by single objects.
 //!
 //! ```text
 //! delete   gone/<key> is put               then: no entry, no objects, no manifests, no other marks
@@ -7,14 +7,12 @@
 //! fail, choose                             one object
 //! ```
 
-use super::{CONTROL, ObjectPrefix, encode, mark, marker};
+use super::{CONTROL, ObjectPrefix, mark, marker};
 use crate::part::report;
 use crate::prefix::{Added, PrefixError, current_of, superfluous};
 use scrfs::config::DEFAULT_JOB;
 use scrfs::id::{DatasetKey, Epoch};
-use scrfs::layout::envelope::{self, Kind};
 use scrfs::layout::index::{Choice, EntryState, IndexEntry};
-use scrfs::layout::pointer::{Content, Pointers};
 use scrfs::layout::record::DatasetRecord;
 use scrfs::name::Name;
 use std::collections::BTreeSet;
@@ -278,59 +276,27 @@ impl ObjectPrefix {
                 self.objects.remove(&mark("dropped", entry.key()))?;
             }
         }
-        Ok(())
+        self.tidy_pointers()
     }
 
-    /// Whether nothing of an attempt has changed for long, by the store's clock.
-    fn is_abandoned(&self, begun: &IndexEntry) -> Result<bool, PrefixError> {
+    /// What has not changed since then, nobody is at work on. By the store's clock.
+    pub(super) fn abandoned_before(&self) -> Result<Option<SystemTime>, PrefixError> {
         let clock = format!("{CONTROL}/clock");
         self.objects.put(&clock, Vec::new())?;
-        let Some(now) = self.objects.head(&clock)?.map(|found| found.modified) else {
+        let now = self.objects.head(&clock)?.map(|found| found.modified);
+        Ok(now.and_then(|now| now.checked_sub(ABANDONED_AFTER)))
+    }
+
+    /// Whether nothing of an attempt has changed for long.
+    fn is_abandoned(&self, begun: &IndexEntry) -> Result<bool, PrefixError> {
+        let Some(then) = self.abandoned_before()? else {
             return Ok(false);
         };
-        let then = now
-            .checked_sub(ABANDONED_AFTER)
-            .unwrap_or(SystemTime::UNIX_EPOCH);
         let (key, attempt) = (begun.key(), begun.attempt);
         let mut all = self
             .objects
             .list(&super::data(&begun.record.name, key, attempt))?;
         all.extend(self.objects.head(&marker(key, attempt))?);
         Ok(all.iter().all(|found| found.modified < then))
-    }
-
-    pub(crate) fn pointers(&self) -> Result<Pointers, PrefixError> {
-        let at = format!("{CONTROL}/pointers");
-        match self.objects.get(&at)? {
-            None => Ok(Pointers::default()),
-            Some(bytes) => {
-                envelope::open(Kind::Pointers, &bytes).map_err(|source| PrefixError::Damaged {
-                    path: self.objects.name_of(&at),
-                    source,
-                })
-            }
-        }
-    }
-
-    /// Writes those that are newer than what is here: each is an object of its content, a link one of what
-    /// it says.
-    pub(crate) fn write_pointers(&self, due: &Pointers) -> Result<(), PrefixError> {
-        let mut here = self.pointers()?;
-        here.term = here.term.max(due.term);
-        for (name, record) in &due.all {
-            if record.version <= here.version(name) {
-                continue;
-            }
-            let key = encode(name.as_bytes());
-            match record.pointer.as_ref().map(|pointer| &pointer.content) {
-                Some(Content::File(bytes) | Content::Link(bytes)) => {
-                    self.objects.put(&key, bytes.clone())?;
-                }
-                None => self.objects.remove(&key)?,
-            }
-            here.learn(name.clone(), record.clone());
-        }
-        let bytes = envelope::seal(Kind::Pointers, &here);
-        self.objects.put(&format!("{CONTROL}/pointers"), bytes)
     }
 }

@@ -1,34 +1,45 @@
 //! Pointer files in the prefix: plain files and links beside the datasets they name.
 //!
-//! `<prefix>/.scrfs/pointers` says which names are ours, and in which version the files are there. A
-//! name is claimed in it before its file is first written, and a version noted after: so a crash in
-//! between is made good by writing the file again. What is there and was not claimed is somebody
-//! else's and left alone.
+//! What says that a name is ours, who has written it and what, are files of `<prefix>/.scrfs/turns/<name>/`, and
+//! how several jobs write there at once is in [`crate::pointing`]. Once it was one file, `.scrfs/pointers`: what
+//! that says holds still, and nobody writes it any more. What is there and was not claimed is somebody else's and
+//! left alone.
 
+use super::reconcile::is_older;
 use super::{Prefix, PrefixError};
+use crate::part::report;
+use crate::pointing::{self, Pointed};
 use nix::unistd::{Gid, Uid};
 use scrfs::layout::envelope::{self, Kind};
-use scrfs::layout::pointer::{Content, Pointer, PointerRecord, Pointers, Version};
+use scrfs::layout::pointer::{Content, Pointer, PointerRecord, Pointers};
+use scrfs::layout::turn::{Turn, Turns, job_number};
 use scrfs::name::Name;
 use scrfs::store::Store;
+use scrfs::store::posix::sync_directory;
 use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes, Permissions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// What is claimed for a name of which nothing was written yet.
-const CLAIM: PointerRecord = PointerRecord {
-    version: Version { term: 0, number: 0 },
-    after: None,
-    pointer: None,
-};
+/// How often a record that is on its way from one name to another is looked for.
+const LOOKS: usize = 8;
 
 impl Prefix {
     /// The pointer files that were written here.
     pub fn pointers(&self) -> Result<Pointers, PrefixError> {
+        let mut here = self.old_pointers()?;
+        for name in self.names_with_turns()? {
+            self.add_pointer(&mut here, name)?;
+        }
+        Ok(here)
+    }
+
+    /// As it was kept in one file.
+    fn old_pointers(&self) -> Result<Pointers, PrefixError> {
         let path = self.paths.pointers();
         match self.store.get(&path)? {
             None => Ok(Pointers::default()),
@@ -37,62 +48,100 @@ impl Prefix {
         }
     }
 
-    /// Writes those that are newer than what is here. Goes on after one that is refused.
+    fn turns(&self, name: &Name) -> Result<Turns, PrefixError> {
+        let names = self.store.list(&self.paths.turns(name))?;
+        Ok(Turns::read(names.iter().filter_map(|name| name.to_str())))
+    }
+
+    pub(super) fn names_with_turns(&self) -> Result<Vec<Name>, PrefixError> {
+        let names = self.store.list(&self.paths.all_turns())?;
+        let names = names.iter().map(|name| Name::new(name.as_bytes()));
+        Ok(names.filter_map(Result::ok).collect())
+    }
+
+    /// What is there of one name, if anything was.
+    fn add_pointer(&self, here: &mut Pointers, name: Name) -> Result<(), PrefixError> {
+        for _ in 0..LOOKS {
+            let turns = self.turns(&name)?;
+            here.term = here.term.max(turns.term());
+            let Some(turn) = turns.newest_ended() else {
+                return Ok(());
+            };
+            match self.stored(&name, turn) {
+                Ok(Some(stored)) => {
+                    here.term = here.term.max(stored.term);
+                    here.all.extend(stored.all);
+                    return Ok(());
+                }
+                // Outdone since.
+                Ok(None) => {}
+                Err(error @ PrefixError::Damaged { .. }) => {
+                    report("what a pointer file is, is not believed", &error);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let path = self.paths.turns(&name);
+        Err(PrefixError::Changed { path })
+    }
+
+    /// What a turn has put down, while there is one.
+    fn stored(&self, name: &Name, turn: Turn) -> Result<Option<Pointers>, PrefixError> {
+        for path in [
+            self.paths.turn(name, turn),
+            self.paths.turn_begun(name, turn),
+        ] {
+            let Some(bytes) = self.store.get(&path)? else {
+                continue;
+            };
+            return match pointing::decode(&bytes, name) {
+                Ok(stored) => Ok(Some(stored)),
+                Err(source) => Err(PrefixError::Damaged { path, source }),
+            };
+        }
+        Ok(None)
+    }
+
+    /// Writes those that this job has not had there. Goes on after one that is refused.
     ///
     /// # Errors
     ///
     /// The first: a name is taken by something that is not ours, or the operating system refused.
     pub fn write_pointers(&self, due: &Pointers) -> Result<(), PrefixError> {
         self.check_usable()?;
-        let mut here = self.pointers()?;
-        here.term = here.term.max(due.term);
+        let old = self.old_pointers()?;
         let mut first = Ok(());
         for (name, record) in &due.all {
-            if record.version <= here.version(name) {
+            if record.version <= old.version(name) {
                 continue;
             }
-            let written = self.write_pointer(&mut here, name, record);
+            let at = At {
+                prefix: self,
+                term: due.term,
+            };
+            let claimed = match old.all.contains_key(name) {
+                true => Ok(()),
+                false => self.may_claim(name, record),
+            };
+            let written = claimed.and_then(|()| pointing::write(&at, &self.job, name, record));
             first = first.and(written);
         }
         first
     }
 
-    fn write_pointer(
-        &self,
-        here: &mut Pointers,
-        name: &Name,
-        record: &PointerRecord,
-    ) -> Result<(), PrefixError> {
+    fn may_claim(&self, name: &Name, record: &PointerRecord) -> Result<(), PrefixError> {
         let path = self.paths.dataset(name);
-        if !here.all.contains_key(name) {
-            if !is_free(&path, record.pointer.as_ref())? {
-                let name = name.clone();
-                return Err(PrefixError::NotOurs { path, name });
-            }
-            here.all.insert(name.clone(), CLAIM);
-            self.put_pointers(here)?;
+        if is_free(&path, record.pointer.as_ref())? || !self.turns(name)?.is_empty() {
+            return Ok(());
         }
-        match &record.pointer {
-            Some(pointer) => self.replace(&path, pointer)?,
-            None => remove(&path)?,
-        }
-        let root = self.paths.root();
-        File::open(root)
-            .and_then(|directory| directory.sync_all())
-            .map_err(PrefixError::io_at("sync", root))?;
-        here.learn(name.clone(), record.clone());
-        self.put_pointers(here)
+        let name = name.clone();
+        Err(PrefixError::NotOurs { path, name })
     }
-
-    fn put_pointers(&self, here: &Pointers) -> Result<(), PrefixError> {
-        let bytes = envelope::seal(Kind::Pointers, here);
-        Ok(self.store.put(&self.paths.pointers(), &bytes)?)
-    }
-
     /// Puts the file in its place, as a whole.
-    fn replace(&self, path: &Path, pointer: &Pointer) -> Result<(), PrefixError> {
-        let new = self.paths.pointer_new();
-        remove(&new)?;
+    fn replace(&self, name: &Name, pointer: &Pointer) -> Result<(), PrefixError> {
+        let path = &self.paths.dataset(name);
+        let new = self.new_file(name);
         let make = || -> io::Result<()> {
             match &pointer.content {
                 Content::Link(target) => symlink(OsStr::from_bytes(target), &new)?,
@@ -119,7 +168,94 @@ impl Prefix {
             }
             fs::rename(&new, path)
         };
-        make().map_err(PrefixError::io_at("write", path))
+        let made = make();
+        if made.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        made.map_err(PrefixError::io_at("write", path))
+    }
+
+    /// A pointer file on its way in: unlike that of any other writer.
+    fn new_file(&self, name: &Name) -> PathBuf {
+        let process = std::process::id();
+        let unique = RandomState::new().hash_one(process);
+        let new = format!(".file.{unique:016x}.{process}.new");
+        self.paths.turns(name).join(new)
+    }
+
+    /// Finishes or removes what jobs have left that were killed while they wrote pointer files.
+    pub(super) fn tidy_pointers(&self, abandoned: Option<SystemTime>) -> Result<(), PrefixError> {
+        let job = job_number(&self.job);
+        for name in self.names_with_turns()? {
+            let is_ours = |turn: Turn| {
+                let paths = [
+                    self.paths.turn(&name, turn),
+                    self.paths.turn_begun(&name, turn),
+                ];
+                turn.job == job || paths.iter().any(|path| is_older(path, abandoned))
+            };
+            // The term is for turns that begin; here none does.
+            let at = At {
+                prefix: self,
+                term: 0,
+            };
+            pointing::tidy(&at, &name, &is_ours);
+        }
+        Ok(())
+    }
+}
+
+/// A prefix, where a leader of this term writes.
+struct At<'a> {
+    prefix: &'a Prefix,
+    term: u64,
+}
+
+impl Pointed for At<'_> {
+    fn place(&self, name: &Name) -> PathBuf {
+        self.prefix.paths.dataset(name)
+    }
+
+    fn turns(&self, name: &Name) -> Result<Turns, PrefixError> {
+        self.prefix.turns(name)
+    }
+
+    fn begin(&self, name: &Name, turn: Turn, record: &PointerRecord) -> Result<(), PrefixError> {
+        let bytes = pointing::encode(self.term, name, record);
+        let path = self.prefix.paths.turn_begun(name, turn);
+        Ok(self.prefix.store.put(&path, &bytes)?)
+    }
+
+    fn record(&self, name: &Name, turn: Turn) -> Result<Option<PointerRecord>, PrefixError> {
+        let stored = self.prefix.stored(name, turn)?;
+        Ok(stored.and_then(|mut stored| stored.all.remove(name)))
+    }
+
+    fn write(&self, name: &Name, record: &PointerRecord) -> Result<(), PrefixError> {
+        match &record.pointer {
+            Some(pointer) => self.prefix.replace(name, pointer)?,
+            None => remove(&self.prefix.paths.dataset(name))?,
+        }
+        let root = self.prefix.paths.root();
+        File::open(root)
+            .and_then(|directory| directory.sync_all())
+            .map_err(PrefixError::io_at("sync", root))
+    }
+
+    fn end(&self, name: &Name, turn: Turn) -> Result<(), PrefixError> {
+        let paths = &self.prefix.paths;
+        let (begun, ended) = (paths.turn_begun(name, turn), paths.turn(name, turn));
+        match fs::rename(&begun, &ended) {
+            Ok(()) => Ok(sync_directory(&paths.turns(name))?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(PrefixError::io_at("rename", &begun)(error)),
+        }
+    }
+
+    fn forget(&self, name: &Name, turn: Turn) -> Result<(), PrefixError> {
+        let paths = &self.prefix.paths;
+        remove(&paths.turn_begun(name, turn))?;
+        remove(&paths.turn(name, turn))
     }
 }
 
@@ -170,6 +306,7 @@ fn system_time((seconds, nanos): (i64, u32)) -> SystemTime {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use scrfs::layout::pointer::Version;
 
     fn name(text: &str) -> Name {
         Name::new(text.as_bytes()).unwrap()
@@ -259,14 +396,134 @@ mod tests {
     fn a_crash_after_the_claim_or_after_the_file_is_made_good() {
         let root = tempfile::tempdir().unwrap();
         let prefix = Prefix::open(root.path()).unwrap();
-        let mut claimed = Pointers::default();
-        claimed.all.insert(name("latest"), CLAIM);
-        prefix.put_pointers(&claimed).unwrap();
+        let claim = PointerRecord {
+            version: Version::default(),
+            after: None,
+            pointer: None,
+        };
+        in_one_file(&prefix, &[("latest", claim)]);
         fs::write(root.path().join("latest"), "of the attempt").unwrap();
         prefix
             .write_pointers(&due(1, &[("latest", file("ckpt.1\n"))]))
             .unwrap();
         let latest = fs::read(root.path().join("latest")).unwrap();
         assert_eq!(latest, b"ckpt.1\n");
+    }
+
+    /// As it was written once.
+    fn in_one_file(prefix: &Prefix, all: &[(&str, PointerRecord)]) {
+        let all = all
+            .iter()
+            .map(|(text, record)| (name(text), record.clone()));
+        let pointers = Pointers {
+            term: 4,
+            all: all.collect(),
+        };
+        let bytes = envelope::seal(Kind::Pointers, &pointers);
+        prefix.store.put(&prefix.paths.pointers(), &bytes).unwrap();
+    }
+
+    #[test]
+    fn what_was_kept_in_one_file_holds() {
+        let root = tempfile::tempdir().unwrap();
+        let prefix = Prefix::open(root.path()).unwrap().of_job("one");
+        let old = due(7, &[("kept", file("kept")), ("latest", file("old"))]);
+        let old: Vec<_> = ["kept", "latest"]
+            .map(|it| (it, old.all[&name(it)].clone()))
+            .into();
+        in_one_file(&prefix, &old);
+        let before = fs::read(prefix.paths.pointers()).unwrap();
+        for (it, _) in &old {
+            fs::write(root.path().join(it), "there").unwrap();
+        }
+        // Not newer than what was written then.
+        prefix
+            .write_pointers(&due(7, &[("latest", file("late"))]))
+            .unwrap();
+        assert_eq!(fs::read(root.path().join("latest")).unwrap(), b"there");
+        prefix
+            .write_pointers(&due(8, &[("latest", file("new"))]))
+            .unwrap();
+        assert_eq!(fs::read(root.path().join("latest")).unwrap(), b"new");
+        let here = prefix.pointers().unwrap();
+        let number = |it: &str| here.version(&name(it)).number;
+        assert_eq!([number("kept"), number("latest")], [7, 8]);
+        assert_eq!(here.term, 4);
+        // Nobody writes it, and so nobody takes a claim from it.
+        assert_eq!(fs::read(prefix.paths.pointers()).unwrap(), before);
+        prefix
+            .write_pointers(&due(9, &[("kept", file("now"))]))
+            .unwrap();
+        assert_eq!(fs::read(root.path().join("kept")).unwrap(), b"now");
+    }
+
+    #[test]
+    fn of_two_jobs_the_one_that_wrote_last_is_there_and_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let job = |job: &str| Prefix::open(root.path()).unwrap().of_job(job);
+        let (one, two) = (job("one"), job("two"));
+        let latest = |text: &str| fs::read(root.path().join("latest")).unwrap() == text.as_bytes();
+        one.write_pointers(&due(9, &[("latest", file("one 9"))]))
+            .unwrap();
+        // With a version that the other has had, and one that it has not.
+        for number in [2, 9] {
+            let text = format!("two {number}");
+            two.write_pointers(&due(
+                number,
+                &[("latest", file(&text)), ("two", file(&text))],
+            ))
+            .unwrap();
+            assert!(latest(&text));
+        }
+        // What it has written is not written again, as when an epoch begins.
+        one.write_pointers(&due(
+            9,
+            &[("latest", file("one 9")), ("one", file("one 9"))],
+        ))
+        .unwrap();
+        one.reconcile(&std::collections::BTreeSet::new()).unwrap();
+        assert!(latest("two 9"));
+        let here = one.pointers().unwrap();
+        let names: Vec<String> = here.all.keys().map(Name::to_string).collect();
+        assert_eq!(names, ["latest", "one", "two"]);
+        let said = here.live(&name("latest")).map(|it| it.content.clone());
+        assert_eq!(said, file("two 9"));
+    }
+
+    #[test]
+    fn a_name_that_no_turn_can_be_believed_of_is_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        let prefix = Prefix::open(root.path()).unwrap().of_job("one");
+        prefix
+            .write_pointers(&due(1, &[("a", file("a")), ("b", file("b"))]))
+            .unwrap();
+        for turn in fs::read_dir(prefix.paths.turns(&name("a"))).unwrap() {
+            fs::write(turn.unwrap().path(), "damaged").unwrap();
+        }
+        let here = prefix.pointers().unwrap();
+        assert_eq!(here.all.keys().collect::<Vec<_>>(), [&name("b")]);
+        assert_eq!(here.term, 1);
+        prefix
+            .write_pointers(&due(2, &[("a", file("again"))]))
+            .unwrap();
+        assert_eq!(fs::read(root.path().join("a")).unwrap(), b"again");
+        assert_eq!(prefix.pointers().unwrap().all.len(), 2);
+    }
+
+    #[test]
+    fn invariant_of_two_that_write_at_once_what_counts_is_there() {
+        let memory = Path::new("/dev/shm");
+        pointing::tests::invariant_what_counts_is_what_is_there(&|each| {
+            let root = match memory.is_dir() {
+                true => tempfile::tempdir_in(memory),
+                false => tempfile::tempdir(),
+            };
+            let root = root.unwrap();
+            let at = At {
+                prefix: &Prefix::at(root.path()),
+                term: 1,
+            };
+            each(&at, &|| fs::read(root.path().join("latest")).unwrap());
+        });
     }
 }

@@ -103,6 +103,7 @@ impl Prefix {
                 self.tidy(&self.paths.dropped_entry(entry.key()));
             }
         }
+        self.tidy_pointers(abandoned)?;
         self.remove_orphans(keep, abandoned)?;
         self.prune_gone()
     }
@@ -193,7 +194,10 @@ impl Prefix {
                 self.tidy(&path);
             }
         }
-        for directory in [paths.index(), paths.dropped(), paths.gone(), paths.failed()] {
+        let mut all = vec![paths.index(), paths.dropped(), paths.gone(), paths.failed()];
+        let turns = self.names_with_turns()?;
+        all.extend(turns.iter().map(|name| paths.turns(name)));
+        for directory in all {
             for name in self.store.list(&directory)? {
                 let path = directory.join(&name);
                 if name.as_encoded_bytes().starts_with(b".") && is_older(&path, abandoned) {
@@ -292,7 +296,7 @@ fn is_missing(path: &Path) -> bool {
 }
 
 /// Whether neither a file or directory nor anything directly in it has changed since `then`.
-fn is_older(path: &Path, then: Option<SystemTime>) -> bool {
+pub(super) fn is_older(path: &Path, then: Option<SystemTime>) -> bool {
     let below = fs::read_dir(path).into_iter().flatten().flatten();
     let all = below.map(|entry| entry.path()).chain([path.to_owned()]);
     let times = all.map(|path| fs::symlink_metadata(&path).and_then(|found| found.modified()));

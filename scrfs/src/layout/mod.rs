@@ -15,3 +15,4 @@ pub mod pointer;
 pub mod record;
 pub mod run;
 pub mod scr;
+pub mod turn;

@@ -8,6 +8,7 @@ use super::path::{CachePaths, Keep, PrefixPaths, parse_deleted};
 use super::pointer::{Content, Pointer, PointerRecord, Pointers, Version};
 use super::record::{DatasetRecord, EpochRecord, PartSummary, Phase, Seal, UNIT_BYTES};
 use super::run::{RunEnd, RunKey, RunLaunch, RunRecord, RunSuspect};
+use super::turn::{Turn, job_number};
 use crate::config::Class;
 use crate::halt::{self, Base, Condition, HaltFiles};
 use crate::id::{DatasetId, DatasetKey, Epoch, Slot};
@@ -89,6 +90,12 @@ fn entry() -> IndexEntry {
 #[test]
 fn the_page_on_the_layout_tells_the_truth() {
     let paths = PrefixPaths::new(Path::new(""));
+    let latest = Name::new(b"latest").expect("a name");
+    let turn = Turn {
+        number: 3,
+        job: job_number("job"),
+        version: Version { term: 4, number: 1 },
+    };
     let made = [
         paths.dataset(&name()),
         paths.entry(KEY),
@@ -107,7 +114,8 @@ fn the_page_on_the_layout_tells_the_truth() {
         paths.deleted(KEY),
         paths.choice(),
         paths.pointers(),
-        paths.pointer_new(),
+        paths.turn(&latest, turn),
+        paths.turn_begun(&latest, turn),
         paths.events(),
         paths.events_before(),
         paths.halt(),

@@ -38,6 +38,7 @@
 //! <prefix>/.scrfs/failed/<key>      empty: a restart from it did not work
 //! <prefix>/.scrfs/gone/<key>        empty: it was deleted
 //! <prefix>/.scrfs/current           Choice
+//! <prefix>/.scrfs/turns/<name>/     who has written the pointer file of that name (see `super::turn`)
 //! <prefix>/.scrfs/events.jsonl      what happened, a line of JSON each; .1 what happened before
 //! <prefix>/.scrfs/clock             empty: its time is that of the file server
 //! <prefix>/.scrfs/manifests/<key>/<slot>.{manifest,sums}
@@ -45,6 +46,7 @@
 //! ```
 
 use super::run::RunKey;
+use super::turn::Turn;
 use crate::id::{DatasetId, DatasetKey, Epoch, Slot};
 use crate::name::Name;
 use crate::redundancy::Stream;
@@ -297,14 +299,29 @@ impl PrefixPaths {
         self.root.join(name.as_os_str())
     }
 
-    /// Which pointer files are there.
+    /// Which pointer files are there, as it was kept in one file. Only read.
     pub fn pointers(&self) -> PathBuf {
         self.control().join("pointers")
     }
 
-    /// A pointer file on its way in.
-    pub fn pointer_new(&self) -> PathBuf {
-        self.control().join("pointer.new")
+    /// Names of which pointer files are ours.
+    pub fn all_turns(&self) -> PathBuf {
+        self.control().join("turns")
+    }
+
+    /// Who has written a pointer file. That it is there says that the name is ours.
+    pub fn turns(&self, name: &Name) -> PathBuf {
+        self.all_turns().join(name.as_os_str())
+    }
+
+    /// A turn at a pointer file whose file was there.
+    pub fn turn(&self, name: &Name, turn: Turn) -> PathBuf {
+        self.turns(name).join(turn.names().0)
+    }
+
+    /// A turn at a pointer file until then.
+    pub fn turn_begun(&self, name: &Name, turn: Turn) -> PathBuf {
+        self.turns(name).join(turn.names().1)
     }
 
     /// All flushes that have not ended.

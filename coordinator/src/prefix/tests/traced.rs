@@ -1,7 +1,7 @@
 //! Killed, or refused, at every single system call that changes something.
 //!
 //! A child does one of everything: flushes a dataset, completes it, retires an old one, deletes one, drops one
-//! and adds it again, chooses one. It is traced: before its n-th call that would change a file it
+//! and adds it again, chooses one, writes a pointer file. It is traced: before its n-th call that would change a file it
 //! is killed, or that call fails with an error of a file system that is in trouble. Afterwards the prefix must
 //! show datasets that are complete, and the same work, done again, must come to its end.
 //!
@@ -12,6 +12,7 @@ use super::*;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use scrfs::layout::envelope::{Kind, open, seal};
+use scrfs::layout::pointer::{Content, Pointer, PointerRecord, Pointers, Version};
 use std::collections::BTreeSet;
 
 const CHILD: &str = "prefix::tests::traced::the_child";
@@ -68,7 +69,26 @@ fn work(prefix: &Prefix, cache: &CachePaths, record: &DatasetRecord) -> Result<(
     missing_is_fine(prefix.delete(&name(b"ckpt.3"), false))?;
     missing_is_fine(prefix.drop_entry(&name(b"ckpt.2")))?;
     prefix.add(&name(b"ckpt.2"), scrfs::config::Class::Output, &|_, _| {})?;
-    prefix.choose(&name(b"ckpt.5"), None).map(drop)
+    prefix.choose(&name(b"ckpt.5"), None)?;
+    prefix.write_pointers(&latest())
+}
+
+/// The pointer file `latest`, which says `ckpt.5`.
+fn latest() -> Pointers {
+    let mut due = Pointers::default();
+    let pointer = PointerRecord {
+        version: Version { term: 2, number: 1 },
+        after: None,
+        pointer: Some(Pointer {
+            content: Content::File(b"ckpt.5".into()),
+            mode: 0o640,
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            mtime: (1_000_000_000, 5),
+        }),
+    };
+    due.learn(Name::new(b"latest").unwrap(), pointer);
+    due
 }
 
 #[test]
@@ -168,6 +188,9 @@ fn check(world: &World, record: &DatasetRecord, at: usize, said: &str) {
             "{at}: half of {name} is there; {said}"
         );
     }
+    let latest = fs::read(root.join("latest"));
+    let is_whole = latest.as_ref().is_ok_and(|said| said == b"ckpt.5");
+    assert!(is_whole || latest.is_err(), "{at}: {latest:?}; {said}");
     let shown = root.join("ckpt.5").exists();
     assert!(
         !shown || world.has_all_of(record),
@@ -194,6 +217,15 @@ fn check(world: &World, record: &DatasetRecord, at: usize, said: &str) {
     assert_eq!(world.leftovers(), [""; 0], "{at}: {said}");
     let current = world.prefix.choice().unwrap().map(|choice| choice.key);
     assert_eq!(current, Some(record.key()));
+    let name = Name::new(b"latest").unwrap();
+    let turns: Vec<_> = fs::read_dir(world.prefix.paths().turns(&name))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let told: Vec<_> = turns.iter().filter(|it| !it.starts_with('.')).collect();
+    let has_ended = matches!(told[..], [one] if !one.ends_with("begun"));
+    assert!(has_ended, "{at}: {turns:?}; {said}");
+    assert_eq!(fs::read(root.join("latest")).unwrap(), b"ckpt.5");
 }
 
 /// Which of so many calls are tried.

@@ -5,6 +5,7 @@ use super::super::*;
 use super::loses_power;
 use crate::part::testing::{Described, set_mtime};
 use scrfs::config::Class;
+use scrfs::layout::envelope::{Kind, seal};
 use scrfs::layout::pointer::{Content, Pointer, PointerRecord, Pointers, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,8 +22,9 @@ pub(super) enum Step {
     Choose(&'static str),
     Fail(u64),
     Reconcile,
-    /// The pointer files `latest` and `link` name the dataset of this number.
-    Point(u64),
+    /// A job writes this version of the pointer files `latest` and `link`, which name the dataset of that
+    /// number.
+    Point(&'static str, u64, u64),
 }
 
 /// What there is of a name.
@@ -65,7 +67,7 @@ pub(super) struct Stage {
     pub(super) plain: bool,
 }
 
-pub(super) const SCENARIOS: [Scenario; 12] = [
+pub(super) const SCENARIOS: [Scenario; 14] = [
     Scenario {
         name: "first",
         begin: |world| vec![rich(world, 5, "ckpt.5"), rich(world, 6, "ckpt.6")],
@@ -207,11 +209,58 @@ pub(super) const SCENARIOS: [Scenario; 12] = [
         first: THREE,
         steps: &[
             (
-                Step::Point(3),
+                Step::Point("job", 3, 3),
                 &[("latest", Shown::Pointer(3)), ("link", Shown::Pointer(3))],
             ),
             (
-                Step::Point(4),
+                Step::Point("job", 4, 4),
+                &[("latest", Shown::Pointer(4)), ("link", Shown::Pointer(4))],
+            ),
+        ],
+    },
+    Scenario {
+        name: "point by two jobs",
+        begin: three,
+        plain: false,
+        first: THREE,
+        steps: &[
+            (
+                Step::Point("job", 7, 3),
+                &[("latest", Shown::Pointer(3)), ("link", Shown::Pointer(3))],
+            ),
+            // Versions of jobs are not compared.
+            (
+                Step::Point("another", 2, 4),
+                &[("latest", Shown::Pointer(4)), ("link", Shown::Pointer(4))],
+            ),
+            (Step::Point("job", 7, 3), &[]),
+            (
+                Step::Point("job", 8, 2),
+                &[("latest", Shown::Pointer(2)), ("link", Shown::Pointer(2))],
+            ),
+        ],
+    },
+    Scenario {
+        name: "point where it was one file",
+        begin: |world| {
+            pointed_once(world);
+            three(world)
+        },
+        plain: false,
+        first: &[
+            ("ckpt.2", Whole(2)),
+            ("ckpt.3", Whole(3)),
+            ("ckpt.4", Whole(4)),
+            ("latest", Shown::Pointer(2)),
+            ("link", Shown::Pointer(2)),
+        ],
+        steps: &[
+            (
+                Step::Point("job", 3, 3),
+                &[("latest", Shown::Pointer(3)), ("link", Shown::Pointer(3))],
+            ),
+            (
+                Step::Point("another", 3, 4),
                 &[("latest", Shown::Pointer(4)), ("link", Shown::Pointer(4))],
             ),
         ],
@@ -302,12 +351,15 @@ impl Step {
             Self::Choose(text) => prefix.choose(&name(text), None).map(drop),
             Self::Fail(id) => prefix.fail(record(id).key()),
             Self::Reconcile => prefix.reconcile(&BTreeSet::new()),
-            Self::Point(id) => prefix.write_pointers(&pointers(id)),
+            Self::Point(job, version, id) => {
+                let of_job = Prefix::at(prefix.paths().root()).of_job(job);
+                of_job.write_pointers(&pointers(version, id))
+            }
         }
     }
 }
 
-fn pointers(id: u64) -> Pointers {
+fn pointers(number: u64, id: u64) -> Pointers {
     let mut due = Pointers::default();
     let says = format!("ckpt.{id}").into_bytes();
     for (name, content) in [
@@ -322,16 +374,31 @@ fn pointers(id: u64) -> Pointers {
             mtime: (1_000_000_000, 5),
         };
         let record = PointerRecord {
-            version: Version {
-                term: 1,
-                number: id,
-            },
+            version: Version { term: 1, number },
             after: None,
             pointer: Some(pointer),
         };
         due.learn(Name::new(name.as_bytes()).unwrap(), record);
     }
     due
+}
+
+/// Pointer files that name the dataset 2, as they were kept in one file: one written, one only claimed.
+fn pointed_once(world: &World) {
+    let mut pointers = pointers(2, 2);
+    let says = "ckpt.2";
+    fs::write(world.published("latest"), says).unwrap();
+    symlink(says, world.published("link")).unwrap();
+    let claimed = PointerRecord {
+        version: Version::default(),
+        after: None,
+        pointer: None,
+    };
+    let link = Name::new(b"link").unwrap();
+    pointers.all.insert(link, claimed);
+    let path = world.prefix.paths().pointers();
+    let bytes = seal(Kind::Pointers, &pointers);
+    PosixStore::new().put(&path, &bytes).unwrap();
 }
 
 /// Two slots of everything.
@@ -471,4 +538,6 @@ scenarios! {
     invariant_what_a_crash_left_is_finished_after_another "reconcile"
     invariant_a_flush_that_is_begun_again_holds "resume"
     invariant_a_pointer_file_is_the_old_or_the_new_one "point"
+    invariant_so_it_is_where_two_jobs_write_it "point by two jobs"
+    invariant_so_it_is_where_claims_are_in_one_file "point where it was one file"
 }
