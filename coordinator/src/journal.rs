@@ -1,21 +1,21 @@
-//! Events, written down: lines in `<prefix>/.scrfs/events.jsonl` or in objects, and to syslog.
+//! Events, written down: lines in pages, which are files or objects of the prefix, and to syslog.
 //!
 //! Rank 0 of an epoch writes those of datasets, from the changes of its records, and the supervisor those of the
 //! job and its nodes. A thread of its own writes: nobody ever waits for a prefix that hangs. What it cannot take
 //! is counted, and the count is an event.
 //!
-//! In a directory a line is one `write()` to a file opened for appending, so that lines of two jobs do not mix.
-//! The file is bounded: a full one becomes `events.jsonl.1`, in place of the one before. In an object store lines
-//! gather for some seconds (`objects::events`).
+//! Each writer has pages of its own ([`files`], `objects::events`). In an object store lines gather for some seconds.
+
+mod files;
 
 use crate::effects::chain;
 #[cfg(feature = "objects")]
 use crate::objects::events::Pages;
+use files::Files;
 use scrfs::event::{Event, JobEvent, dropped, events};
 use scrfs::layout::path::PrefixPaths;
 use scrfs::layout::record::{DatasetRecord, UnixMillis};
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{
@@ -27,8 +27,6 @@ use std::time::Instant;
 
 /// Lines that wait for the writer.
 const WAITING_MAX: usize = 1024;
-/// Length of a file that is full.
-const FILE_BYTES_MAX: u64 = 64 << 20;
 /// For the last lines to be written when the coordinator ends.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks for something to do when nothing waits.
@@ -41,8 +39,8 @@ const SYSLOG_PRIORITY: &str = "<14>";
 /// Where they are in a prefix.
 #[derive(Debug)]
 pub(crate) enum Place {
-    /// The file of a directory.
-    File(PrefixPaths),
+    /// Files of a directory.
+    Files(Files),
     /// Objects.
     #[cfg(feature = "objects")]
     Pages(Pages),
@@ -55,6 +53,13 @@ pub(crate) struct Places {
     pub(crate) prefix: Option<Place>,
     /// Syslog's socket.
     pub(crate) syslog: Option<PathBuf>,
+}
+
+impl Place {
+    /// Files of this directory.
+    pub(crate) fn below(paths: &PrefixPaths) -> Self {
+        Self::Files(Files::new(paths.clone()))
+    }
 }
 
 impl Places {
@@ -187,7 +192,7 @@ impl Writer {
     /// How long it may be until [`Self::put`]; `None` when nothing waits for it.
     fn wait(&self) -> Option<Duration> {
         match self.places.prefix.as_ref()? {
-            Place::File(_) => None,
+            Place::Files(_) => None,
             #[cfg(feature = "objects")]
             Place::Pages(pages) => pages.wait(Instant::now()),
         }
@@ -207,10 +212,10 @@ impl Writer {
     fn write(&mut self, line: &[u8]) {
         match &mut self.places.prefix {
             None => {}
-            Some(Place::File(paths)) => {
-                let path = paths.events();
-                if let Err(error) = Self::append(paths, line) {
-                    self.complain(&path, &error);
+            Some(Place::Files(files)) => {
+                let place = files.place();
+                if let Err(error) = files.add(line) {
+                    self.complain(&place, &error);
                 }
             }
             #[cfg(feature = "objects")]
@@ -227,27 +232,6 @@ impl Writer {
             self.syslog = None;
             self.complain(&socket, &error);
         }
-    }
-
-    /// The file is not kept open: the prefix can be unmounted whenever nothing is written.
-    fn append(paths: &PrefixPaths, line: &[u8]) -> io::Result<()> {
-        let path = paths.events();
-        let open = || OpenOptions::new().create(true).append(true).open(&path);
-        // Not all above it: a prefix that is not mounted is not made.
-        match fs::create_dir(paths.control()) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        let mut file = open()?;
-        if file.metadata()?.len() >= FILE_BYTES_MAX {
-            fs::rename(&path, paths.events_before())?;
-            file = open()?;
-        }
-        // One call: half a line is not to be read as one.
-        if file.write(line)? < line.len() {
-            return Err(io::Error::from(io::ErrorKind::WriteZero));
-        }
-        Ok(())
     }
 
     fn tell_syslog(&mut self, path: &Path, line: &[u8]) -> io::Result<()> {
@@ -286,6 +270,7 @@ mod tests {
     use crate::part::testing::sealed;
     use scrfs::layout::path::CachePaths;
     use scrfs::layout::record::Phase;
+    use std::fs;
     use std::io::{BufRead, BufReader};
 
     fn records(root: &Path) -> (DatasetRecord, DatasetRecord) {
@@ -316,7 +301,7 @@ mod tests {
         fs::create_dir(paths.root()).unwrap();
         let (open, sealed) = records(root.path());
         let mut journal = Journal::begin(Places {
-            prefix: Some(Place::File(paths.clone())),
+            prefix: Some(Place::below(&paths)),
             syslog: Some(root.path().join("log")),
         })
         .unwrap();
@@ -369,7 +354,7 @@ mod tests {
         nix::unistd::mkfifo(&paths.events(), mode).unwrap();
         let (_, sealed) = records(root.path());
         let mut journal = Journal::begin(Places {
-            prefix: Some(Place::File(paths.clone())),
+            prefix: Some(Place::below(&paths)),
             syslog: None,
         })
         .unwrap();
@@ -399,20 +384,5 @@ mod tests {
         let dropped = told.recv_timeout(Duration::from_secs(60)).unwrap();
         let count: serde_json::Value = serde_json::from_str(&dropped).unwrap();
         assert!(count["count"].as_u64().unwrap() >= missed);
-    }
-
-    #[test]
-    fn a_full_file_makes_way() {
-        let root = tempfile::tempdir().unwrap();
-        let paths = PrefixPaths::new(root.path());
-        fs::create_dir(paths.control()).unwrap();
-        let full = fs::File::create(paths.events()).unwrap();
-        full.set_len(FILE_BYTES_MAX - 1).unwrap();
-        for line in [&b"one\n"[..], b"two\n", b"three\n"] {
-            Writer::append(&paths, line).unwrap();
-        }
-        assert_eq!(fs::read(paths.events()).unwrap(), b"two\nthree\n");
-        let before = fs::metadata(paths.events_before()).unwrap();
-        assert_eq!(before.len(), FILE_BYTES_MAX + 3);
     }
 }

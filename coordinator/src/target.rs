@@ -162,7 +162,7 @@ impl Target {
     /// Where events are written.
     pub(crate) fn event_place(&self) -> Option<Place> {
         match self {
-            Self::Directory(prefix) => Some(Place::File(prefix.paths().clone())),
+            Self::Directory(prefix) => Some(Place::below(prefix.paths())),
             #[cfg(feature = "objects")]
             Self::Bucket(prefix) => Some(Place::Pages(prefix.event_pages())),
             Self::Unusable { .. } => None,

@@ -5,6 +5,8 @@
 //! supervisor's, which has no records. Pure; who writes them
 //! down is elsewhere. Names of events and fields are a promise to users.
 
+pub mod pages;
+
 use crate::config::Class;
 use crate::id::Epoch;
 use crate::layout::record::{DatasetRecord, Phase, UnixMillis};

@@ -6,8 +6,8 @@
 //!
 //! Invariants: a page is its writer's alone, who puts it again, whole, whenever it has more lines: readers see only
 //! whole lines, few objects hold many lines, and what could not be put goes with the next try. A page that is full
-//! is not changed any more. Who begins one removes the oldest beyond [`PAGES_MAX`], so that all are together about as
-//! long as a full file of a directory.
+//! is not changed any more. Who begins one removes the oldest beyond [`PAGES_MAX`], so that all are together
+//! bounded.
 //!
 //! Writers put when they like, so that pages overlap in time. Readers get the lines of all in the order of
 //! their times, and those of one page in their own order.
@@ -16,9 +16,9 @@ use super::store::{Meta, Objects};
 use super::{CONTROL, ObjectPrefix};
 use crate::prefix::PrefixError;
 use scrfs::event::dropped;
+use scrfs::event::pages::{Merge, PAGES_MAX, READ_BYTES_MAX, time_of};
+use scrfs::layout::path::{event_page_name, parse_event_page};
 use scrfs::layout::record::UnixMillis;
-use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,10 +26,6 @@ use std::time::{Duration, Instant};
 
 /// Length of a page that is full.
 const PAGE_BYTES_MAX: usize = 64 << 10;
-/// Pages of a prefix: 64 MiB.
-const PAGES_MAX: usize = 1024;
-/// Longest object that is taken for a page: one line may be longer than a page.
-const READ_BYTES_MAX: u64 = 1 << 20;
 /// Pages that are read at once.
 const READ_PAGES_MAX: usize = 32;
 /// How long a line may wait for others to go with it.
@@ -56,27 +52,13 @@ struct Page {
     put: usize,
 }
 
-/// What is read of a line, to know its place.
-#[derive(Deserialize)]
-struct Timed {
-    time: Option<jiff::Timestamp>,
-}
-
-fn time_of(line: &[u8]) -> Option<UnixMillis> {
-    let time = serde_json::from_slice::<Timed>(line).ok()?.time?;
-    UnixMillis::try_from(time.as_millisecond()).ok()
-}
-
 pub(super) fn page_key(begun: UnixMillis, writer: u64) -> String {
-    format!("{CONTROL}/events/{begun:013}.{writer:016x}.jsonl")
+    format!("{CONTROL}/events/{}", event_page_name(begun, writer))
 }
 
 /// When a page was begun; `None` of what is no page.
 fn begun(key: &str) -> Option<UnixMillis> {
-    let name = key.rsplit('/').next()?.strip_suffix(".jsonl")?;
-    let (begun, writer) = name.split_once('.')?;
-    let is_hex = writer.len() == 16 && writer.bytes().all(|byte| byte.is_ascii_hexdigit());
-    (begun.len() == 13 && is_hex).then(|| begun.parse().ok())?
+    parse_event_page(key.rsplit('/').next()?)
 }
 
 /// All pages, oldest first.
@@ -181,33 +163,17 @@ impl ObjectPrefix {
             }
             is_one
         });
-        // By time, and then as they were read.
-        let mut waiting: BTreeMap<(UnixMillis, u64), Vec<u8>> = BTreeMap::new();
-        let mut count = 0;
+        let mut merge = Merge::default();
         for some in pages.chunks(READ_PAGES_MAX) {
             let read = self
                 .objects
                 .get_all(some.iter().map(|(_, page)| page.key.clone()))?;
             for ((begun, _), text) in some.iter().zip(read) {
-                // Nothing that comes is older than this page.
-                let later = waiting.split_off(&(*begun, 0));
-                for line in std::mem::replace(&mut waiting, later).values() {
-                    each(line);
-                }
-                let mut time = *begun;
                 // It may have been removed since.
-                for line in text.unwrap_or_default().split(|&byte| byte == b'\n') {
-                    time = time_of(line).map_or(time, |its| its.max(time));
-                    if !line.is_empty() {
-                        waiting.insert((time, count), line.to_vec());
-                        count += 1;
-                    }
-                }
+                merge.page(*begun, &text.unwrap_or_default(), each);
             }
         }
-        for line in waiting.values() {
-            each(line);
-        }
+        merge.end(each);
         Ok(())
     }
 }

@@ -145,7 +145,7 @@ impl Scavenge<'_> {
             return Ok(outcome);
         }
         self.prefix.reconcile(&keys)?;
-        let place = Place::File(self.prefix.paths().clone());
+        let place = Place::below(self.prefix.paths());
         let places = Places::wanted(self.log, Some(place));
         let mut journal = Journal::begin(places).context("no thread to write events")?;
         let mut given_up: BTreeMap<DatasetKey, String> = BTreeMap::new();

@@ -12,7 +12,7 @@ use scrfs::interval::{
 use scrfs::layout::path::PrefixPaths;
 use serde::Deserialize;
 use std::fmt::Write as _;
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -171,15 +171,7 @@ fn learn(prefix: &Path, is_named: bool) -> anyhow::Result<(Seen, Recoveries)> {
     }
     let paths = PrefixPaths::new(prefix);
     let mut history = History::default();
-    for path in [paths.events_before(), paths.events()] {
-        let words = || format!("cannot read {}", path.display());
-        let file = match std::fs::File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(error).with_context(words),
-        };
-        history.read(BufReader::new(file)).with_context(words)?;
-    }
+    scrfs::event::pages::read(&paths, &mut |line| history.line(line))?;
     Ok(history.learnt())
 }
 

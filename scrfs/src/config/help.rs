@@ -191,7 +191,7 @@ const TEXTS: [(&str, &str); 49] = [
     ),
     (
         "log.events",
-        "Whether what happens to datasets is written to `.scrfs/events.jsonl` in the prefix, or below `.scrfs/events/` in an object store.",
+        "Whether what happens to datasets is written below `.scrfs/events/` in the prefix, and to `.scrfs/events.jsonl` in one that is a directory.",
     ),
     ("log.syslog", "Whether the same goes to syslog."),
 ];

@@ -39,12 +39,14 @@
 //! <prefix>/.scrfs/gone/<key>        empty: it was deleted
 //! <prefix>/.scrfs/current           Choice
 //! <prefix>/.scrfs/turns/<name>/     who has written the pointer file of that name (see `super::turn`)
-//! <prefix>/.scrfs/events.jsonl      what happened, a line of JSON each; .1 what happened before
+//! <prefix>/.scrfs/events/<begun>.<writer>.jsonl   what happened, a line of JSON each
+//! <prefix>/.scrfs/events.jsonl      a copy of it for people; .old and .1 what happened before
 //! <prefix>/.scrfs/clock             empty: its time is that of the file server
 //! <prefix>/.scrfs/manifests/<key>/<slot>.{manifest,sums}
 //! <prefix>/.scrfs/trash/            datasets on their way out
 //! ```
 
+use super::record::UnixMillis;
 use super::run::RunKey;
 use super::turn::Turn;
 use crate::id::{DatasetId, DatasetKey, Epoch, Slot};
@@ -250,6 +252,18 @@ pub fn parse_deleted(name: &str) -> Option<DatasetKey> {
     DatasetKey::parse(name.strip_suffix(DELETED)?)
 }
 
+/// What a page of events is called: in the order of names they are in that of time.
+pub fn event_page_name(begun: UnixMillis, writer: u64) -> String {
+    format!("{begun:013}.{writer:016x}.jsonl")
+}
+
+/// When a page of events was begun; `None` of what is no page.
+pub fn parse_event_page(name: &str) -> Option<UnixMillis> {
+    let (begun, writer) = name.strip_suffix(".jsonl")?.split_once('.')?;
+    let is_hex = writer.len() == 16 && writer.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (begun.len() == 13 && is_hex).then(|| begun.parse().ok())?
+}
+
 /// Paths of a prefix directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PrefixPaths {
@@ -417,14 +431,29 @@ impl PrefixPaths {
         self.gone().join(key.to_string())
     }
 
-    /// What happened, a line each.
+    /// What happened, a line each, as it is copied for people to follow.
     pub fn events(&self) -> PathBuf {
         self.control().join("events.jsonl")
+    }
+
+    /// What happened while all writers wrote to one file.
+    pub fn events_old(&self) -> PathBuf {
+        self.control().join("events.jsonl.old")
     }
 
     /// What happened before that.
     pub fn events_before(&self) -> PathBuf {
         self.control().join("events.jsonl.1")
+    }
+
+    /// What happened, in pages.
+    pub fn event_pages(&self) -> PathBuf {
+        self.control().join("events")
+    }
+
+    /// Lines of one writer, which is a random number. The first is of this time.
+    pub fn event_page(&self, begun: UnixMillis, writer: u64) -> PathBuf {
+        self.event_pages().join(event_page_name(begun, writer))
     }
 
     /// Written to learn what time it is where the prefix is.
