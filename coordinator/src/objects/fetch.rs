@@ -120,6 +120,7 @@ impl ObjectPrefix {
         cancel: &AtomicBool,
         take: impl Fn(u64, &[u8]) -> Result<(), PrefixError> + Send + Sync + 'static,
     ) -> Result<(), PrefixError> {
+        let index = LogIndex::new(manifest);
         let job = Job {
             dataset: manifest.dataset,
             total: manifest.log_bytes,
@@ -127,6 +128,7 @@ impl ObjectPrefix {
             streams: FlushLimits::default().streams,
             pace: None,
             skip: None,
+            files: Some(&|offset, len| index.files(offset, len)),
             gentle: false,
             cancel,
         };

@@ -272,6 +272,7 @@ impl ObjectPrefix {
             streams: outbox.streams(limits.streams),
             pace: None,
             skip: None,
+            files: None,
             gentle: true,
             cancel,
         };

@@ -80,6 +80,11 @@ impl Log {
         self.index.pieces(&self.manifest, offset, len)
     }
 
+    /// How many files a range is of.
+    pub(crate) fn files(&self, offset: u64, len: u64) -> u64 {
+        self.index.files(offset, len)
+    }
+
     /// The file that a range begins in, for errors; the tree itself where there is none.
     pub(crate) fn path_at(&self, offset: u64, len: u64) -> PathBuf {
         self.pieces(offset, len).next().map_or_else(

@@ -191,6 +191,7 @@ impl Prefix {
             streams: FlushLimits::default().streams,
             pace: None,
             skip: None,
+            files: Some(&|offset, len| units.log().files(offset, len)),
             gentle: false,
             cancel: &AtomicBool::new(false),
         };

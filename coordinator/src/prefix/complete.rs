@@ -262,6 +262,7 @@ pub(super) fn check_entries(
         streams: STREAMS,
         pace: None,
         skip: None,
+        files: Some(&|_, count| count),
         gentle: false,
         cancel: &never,
     };

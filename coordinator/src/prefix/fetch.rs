@@ -104,11 +104,13 @@ impl Prefix {
             streams: FlushLimits::default().streams,
             pace: None,
             skip: None,
+            files: Some(&|offset, len| units.log().files(offset, len)),
             gentle: false,
             cancel,
         };
+        let from = units.clone();
         run(&job, progress, move |offset, len| {
-            take(offset, &units.read(offset, len)?)
+            take(offset, &from.read(offset, len)?)
         })
     }
 }

@@ -102,6 +102,7 @@ impl Prefix {
             streams: limits.streams,
             pace: limits.bandwidth.map(|bandwidth| (&self.pace, bandwidth)),
             skip: Some(&skip),
+            files: Some(&|offset, len| units.log().files(offset, len)),
             gentle: true,
             cancel,
         };

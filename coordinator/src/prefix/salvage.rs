@@ -20,7 +20,7 @@ use crate::part::{Log, Part, PartError, PartId, SealedPart, StoredManifest, Tree
 use scrfs::codec::combine;
 use scrfs::id::{Epoch, Slot};
 use scrfs::layout::envelope::{Kind, crc32c, seal};
-use scrfs::layout::manifest::Sums;
+use scrfs::layout::manifest::{LogIndex, Sums};
 use scrfs::layout::record::DatasetRecord;
 use scrfs::redundancy::{Extent, Stream};
 use scrfs::store::Store;
@@ -124,6 +124,7 @@ impl Prefix {
             streams: limits.streams,
             pace: limits.bandwidth.map(|bandwidth| (&self.pace, bandwidth)),
             skip: None,
+            files: None,
             gentle: false,
             cancel,
         };
@@ -196,6 +197,7 @@ impl Prefix {
         })?;
         let outgoing = Arc::new(outgoing);
         step("make the files of a slot")?;
+        let index = LogIndex::new(&manifest);
         let job = Job {
             dataset,
             total: manifest.log_bytes,
@@ -203,6 +205,7 @@ impl Prefix {
             streams: FlushLimits::default().streams,
             pace: None,
             skip: None,
+            files: Some(&|offset, len| index.files(offset, len)),
             gentle: false,
             cancel,
         };

@@ -7,8 +7,8 @@
 //! tells progress, and looks at the cancel flag before each piece: what has begun is finished. The
 //! first error ends it.
 //!
-//! A piece that takes very long says that the file system is busy: then half as many are on their way at
-//! once, and more again, one by one, when pieces are quick. Work that programs do not wait for runs at a lower
+//! A piece that takes very long for its bytes and files says that the file system is busy: then half as many
+//! are on their way at once, and more again, one by one, when pieces are quick. Work that programs do not wait for runs at a lower
 //! priority than they do.
 
 use super::error::PrefixError;
@@ -23,8 +23,12 @@ use tokio::task::{JoinError, JoinSet};
 /// A wait for the pace looks at the cancel flag this often.
 const NAP: Duration = Duration::from_millis(100);
 
-/// A piece that takes longer shows a file system that is busy.
+/// A piece of so many bytes that takes longer shows a file system that is busy,
 const SLOW: Duration = Duration::from_secs(2);
+const SLOW_BYTES: u64 = 4 << 20;
+/// where it has one file. Each further one may take so long to make, sync and close: ten times what it takes where
+/// nothing is busy.
+const SLOW_FILE: Duration = Duration::from_millis(50);
 /// So many quick pieces a stream, one after the other, allow for one stream more.
 const QUICK_PIECES: usize = 4;
 /// Added to the niceness of threads that programs do not wait for.
@@ -50,11 +54,11 @@ impl Width {
         }
     }
 
-    /// A piece took so long.
-    fn learn(&mut self, took: Duration) {
+    /// A piece took so long, and as long as this is not slow.
+    fn learn(&mut self, took: Duration, slow: Duration) {
         let is_known = self.known > 0;
         self.known = self.known.saturating_sub(1);
-        if took >= SLOW {
+        if took >= slow {
             self.quick = 0;
             if !is_known && self.now > 1 {
                 self.known = self.now - 1;
@@ -69,6 +73,14 @@ impl Width {
             }
         }
     }
+}
+
+/// From when on a piece is slow.
+fn slow(len: u64, files: u64) -> Duration {
+    let times =
+        |time: Duration, count: u64| time.saturating_mul(count.try_into().unwrap_or(u32::MAX));
+    let further = files.saturating_sub(1);
+    times(SLOW, len.div_ceil(SLOW_BYTES).max(1)).saturating_add(times(SLOW_FILE, further))
 }
 
 /// A stretch of the work, taken from its beginning on.
@@ -152,6 +164,8 @@ pub(crate) struct Job<'a> {
     pub(crate) pace: Option<(&'a Pace, u64)>,
     /// What need not be done.
     pub(crate) skip: Option<&'a dyn Fn(u64, u64) -> bool>,
+    /// Of how many files a piece is, where there may be more than one.
+    pub(crate) files: Option<&'a dyn Fn(u64, u64) -> u64>,
     /// Programs do not wait for it.
     pub(crate) gentle: bool,
     pub(crate) cancel: &'a AtomicBool,
@@ -195,6 +209,7 @@ where
         lanes: Lanes::new(job.total, job.piece, streams),
         outcome: Ok(()),
         done: 0,
+        files: job.files,
         progress,
     };
     loop {
@@ -215,7 +230,7 @@ where
             running.spawn_blocking(move || {
                 let begun = Instant::now();
                 let result = work(offset, len);
-                (lane, len, begun.elapsed(), result)
+                (lane, offset..offset + len, begun.elapsed(), result)
             });
         }
         match running.join_next().await {
@@ -226,7 +241,7 @@ where
 }
 
 /// A piece that has ended: its lane, its bytes, how long it took, what came of it.
-type Ended = (usize, u64, Duration, Result<(), PrefixError>);
+type Ended = (usize, Range<u64>, Duration, Result<(), PrefixError>);
 
 /// How far it has come.
 struct Copying<'a> {
@@ -234,6 +249,8 @@ struct Copying<'a> {
     lanes: Lanes,
     outcome: Result<(), PrefixError>,
     done: u64,
+    /// Of how many files a piece is.
+    files: Option<&'a dyn Fn(u64, u64) -> u64>,
     progress: &'a dyn Fn(u64),
 }
 
@@ -245,9 +262,11 @@ impl Copying<'_> {
 
     fn ended(&mut self, joined: Result<Ended, JoinError>) {
         match joined {
-            Ok((lane, len, took, Ok(()))) => {
+            Ok((lane, Range { start, end }, took, Ok(()))) => {
                 self.lanes.ended(lane);
-                self.width.learn(took);
+                let len = end - start;
+                let files = self.files.map_or(1, |files| files(start, len));
+                self.width.learn(took, slow(len, files));
                 self.advance(len);
             }
             Ok((.., Err(error))) if self.outcome.is_ok() => self.outcome = Err(error),
@@ -298,6 +317,7 @@ mod tests {
             streams,
             pace: None,
             skip: None,
+            files: None,
             gentle: false,
             cancel,
         }
@@ -379,20 +399,20 @@ mod tests {
 
     #[test]
     fn a_busy_file_system_gets_half_and_a_quick_one_more_again() {
-        let (slow, quick) = (SLOW, SLOW / 2);
+        let (busy, quick) = (SLOW, SLOW / 2);
         let mut width = Width::new(8);
-        (0..8).for_each(|_| width.learn(slow));
+        (0..8).for_each(|_| width.learn(busy, SLOW));
         assert_eq!(width.now, 4, "those on their way say nothing new");
-        (0..4).for_each(|_| width.learn(slow));
-        (0..100).for_each(|_| width.learn(slow));
+        (0..4).for_each(|_| width.learn(busy, SLOW));
+        (0..100).for_each(|_| width.learn(busy, SLOW));
         assert_eq!(width.now, 1);
-        (0..3).for_each(|_| width.learn(quick));
-        width.learn(slow);
-        (0..3).for_each(|_| width.learn(quick));
+        (0..3).for_each(|_| width.learn(quick, SLOW));
+        width.learn(busy, SLOW);
+        (0..3).for_each(|_| width.learn(quick, SLOW));
         assert_eq!(width.now, 1);
-        width.learn(quick);
+        width.learn(quick, SLOW);
         assert_eq!(width.now, 2);
-        (0..1000).for_each(|_| width.learn(quick));
+        (0..1000).for_each(|_| width.learn(quick, SLOW));
         assert_eq!(width.now, 8);
     }
 
@@ -418,6 +438,34 @@ mod tests {
         .unwrap();
         let untold = untold.load(Ordering::Relaxed);
         assert!(untold <= 3 * 64, "{untold} bytes were not told of");
+    }
+
+    #[test]
+    fn many_small_files_are_no_busy_file_system() {
+        assert_eq!(slow(1, 1), SLOW);
+        assert_eq!(slow(SLOW_BYTES, 0), SLOW);
+        assert_eq!(slow(4 * SLOW_BYTES, 1), 4 * SLOW);
+        assert_eq!(slow(SLOW_BYTES, 1001), SLOW + 1000 * SLOW_FILE);
+        assert_eq!(slow(1, u64::MAX), SLOW + SLOW_FILE * u32::MAX);
+    }
+
+    #[test]
+    fn a_piece_is_judged_by_the_files_in_it() {
+        let cancel = AtomicBool::new(false);
+        let asked = Mutex::new(Vec::new());
+        let files = |offset, len| {
+            lock(&asked).push((offset, len));
+            100
+        };
+        let job = Job {
+            files: Some(&files),
+            ..job(&cancel)
+        };
+        run(&job, &|_| {}, |_, _| Ok(())).unwrap();
+        let mut asked = lock(&asked).clone();
+        asked.sort_unstable();
+        let pieces = (0..16).map(|at| (at * 64, 64.min(1000 - at * 64)));
+        assert_eq!(asked, pieces.collect::<Vec<_>>());
     }
 
     #[test]

@@ -292,6 +292,19 @@ impl LogIndex {
                 }
             })
     }
+
+    /// How many files have bytes in a range.
+    pub fn files(&self, offset: u64, len: u64) -> u64 {
+        let end = offset.saturating_add(len);
+        let runs = |&(log, _, _, run): &(u64, usize, u64, u64)| log + run <= offset;
+        let first = self.extents.partition_point(runs);
+        let inside = self.extents[first..].iter();
+        let inside = inside.take_while(|&&(log, ..)| log < end);
+        let mut last = None;
+        let is_new =
+            |&&(_, entry, ..): &&(u64, usize, u64, u64)| last.replace(entry) != Some(entry);
+        inside.filter(is_new).count() as u64
+    }
 }
 
 /// Checksums of one stream of a part: CRC-32C of each unit, the last one of what there is of it.
@@ -345,5 +358,50 @@ impl Sums {
     /// Whether every unit has its checksum.
     pub fn is_complete(&self) -> bool {
         self.crcs.iter().all(Option::is_some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn files_of_a_range_are_those_of_its_pieces(
+            runs in proptest::collection::vec(proptest::collection::vec(1..9u64, 0..3), 0..6),
+            (offset, len) in (0..60u64, 0..60u64),
+        ) {
+            let entry = |(number, runs): (usize, Vec<u64>)| Entry {
+                path: RelPath::new(format!("{number}").as_bytes()).expect("a path"),
+                kind: EntryKind::File {
+                    size: 1000,
+                    log_offset: 0,
+                    extents: runs
+                        .iter()
+                        .enumerate()
+                        .map(|(at, &len)| DataExtent { offset: at as u64 * 10, len })
+                        .collect(),
+                },
+                mode: 0o600,
+                uid: 0,
+                gid: 0,
+                mtime: (0, 0),
+                xattrs: vec![],
+            };
+            let manifest = Manifest {
+                dataset: DatasetId(1),
+                slot: Slot(0),
+                epoch: Epoch(1),
+                root_mtime: (0, 0),
+                entries: runs.into_iter().enumerate().map(entry).collect(),
+                log_bytes: 0,
+            };
+            let index = LogIndex::new(&manifest);
+            let pieces = index.pieces(&manifest, offset, len);
+            let of: BTreeSet<usize> = pieces.map(|piece| piece.entry).collect();
+            prop_assert_eq!(index.files(offset, len), of.len() as u64);
+        }
     }
 }
