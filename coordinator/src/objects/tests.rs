@@ -23,6 +23,7 @@ use scrfs::protocol::step::Presence;
 use scrfs::store::posix::PosixStore;
 use std::collections::BTreeSet;
 use std::fs;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 mod events;
@@ -30,11 +31,14 @@ mod events;
 static GO: AtomicBool = AtomicBool::new(false);
 
 /// Takes so many changes, then none.
-#[derive(Debug)]
 struct Cut {
     inner: InMemory,
     left: AtomicI64,
+    /// What somebody else does before the change of this number.
+    between: Mutex<Option<(i64, Between)>>,
 }
+
+type Between = Box<dyn FnOnce() + Send>;
 
 impl std::fmt::Display for Cut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -42,8 +46,24 @@ impl std::fmt::Display for Cut {
     }
 }
 
+impl std::fmt::Debug for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
 impl Cut {
     fn change(&self) -> object_store::Result<()> {
+        let mut between = self.between.lock().unwrap();
+        let act = between.take_if(|(changes, _)| {
+            *changes -= 1;
+            *changes < 0
+        });
+        drop(between);
+        if let Some((_, act)) = act {
+            // A thread of its own: this one is at work for somebody.
+            std::thread::spawn(act).join().unwrap();
+        }
         if self.left.fetch_sub(1, Ordering::SeqCst) > 0 {
             return Ok(());
         }
@@ -170,6 +190,7 @@ impl World {
         let store = Arc::new(Cut {
             inner: InMemory::new(),
             left: AtomicI64::new(i64::MAX),
+            between: Mutex::default(),
         });
         let objects = Objects::with(store.clone(), store.clone(), "a/path", "s3://b/a/path");
         let prefix = ObjectPrefix::over(objects.unwrap()).of_job("job");
@@ -393,6 +414,100 @@ fn choosing_dropping_adding_and_deleting_work_as_in_a_directory() {
     assert_eq!(prefix.failed().unwrap(), BTreeSet::new());
     prefix.retain(1, &BTreeSet::new()).unwrap();
     assert_eq!(world.names(), ["ckpt.3"]);
+}
+
+type Act = fn(&ObjectPrefix);
+
+/// What one does while another is stopped before each of its changes, and what is made of it after.
+fn beside(prepare: Act, first: Act, second: Act, check: &dyn Fn(&World)) {
+    for changes in 0.. {
+        let world = World::new();
+        let record = world.dataset(1, "ckpt.1", 1);
+        world.flush(&record).unwrap();
+        prepare(&world.prefix);
+        let store = world.store.clone();
+        let act = move || {
+            let objects = Objects::with(store.clone(), store, "a/path", "s3://b/a/path");
+            second(&ObjectPrefix::over(objects.unwrap()).of_job("another"));
+        };
+        *world.store.between.lock().unwrap() = Some((changes, Box::new(act)));
+        first(&world.prefix);
+        let is_over = world.store.between.lock().unwrap().take().is_some();
+        if is_over {
+            second(&world.prefix);
+        }
+        check(&world);
+        world.prefix.reconcile(&BTreeSet::new()).unwrap();
+        check(&world);
+        if is_over {
+            assert!(changes > 0);
+            return;
+        }
+    }
+}
+
+#[test]
+fn invariant_what_is_dropped_beside_anything_is_in_one_of_the_lists() {
+    let drops: Act = |prefix| {
+        prefix.drop_entry(&name("ckpt.1")).ok();
+    };
+    let adds: Act = |prefix| {
+        prefix.add(&name("ckpt.1")).ok();
+    };
+    let starts: Act = |prefix| prefix.reconcile(&BTreeSet::new()).unwrap();
+    let nothing: Act = |_| {};
+    let is_somewhere = |world: &World| {
+        let dropped = world.prefix.dropped().unwrap();
+        let there = world.names().len() + dropped.len();
+        assert_eq!(there, 1, "{:?} {dropped:?}", world.names());
+    };
+    let is_dropped = |world: &World| {
+        assert_eq!(world.prefix.dropped().unwrap().len(), 1);
+        assert_eq!(world.names(), [""; 0]);
+    };
+    beside(nothing, drops, starts, &is_dropped);
+    beside(nothing, drops, adds, &is_somewhere);
+    beside(drops, adds, drops, &is_somewhere);
+    beside(drops, adds, starts, &is_somewhere);
+    // The two halves of an add, around the beginning of a drop.
+    let half: Act = |prefix| {
+        prefix.drop_entry(&name("ckpt.1")).unwrap();
+        let entry = prefix.dropped().unwrap().remove(0);
+        let key = mark("index", entry.key());
+        prefix.objects.put(&key, entry.encode()).unwrap();
+    };
+    let rest: Act = |prefix| {
+        let entry = prefix.entries_below("dropped").unwrap().remove(0);
+        let key = mark("dropped", entry.key());
+        prefix.objects.remove(&key).unwrap();
+        prefix.keep_in_one(entry.key(), "index", &entry).unwrap();
+    };
+    beside(half, drops, rest, &is_somewhere);
+}
+
+#[test]
+fn a_start_of_a_job_leaves_a_drop_that_is_under_way_alone() {
+    let world = World::new();
+    let record = world.dataset(1, "ckpt.1", 1);
+    world.flush(&record).unwrap();
+    world.cut_after(1);
+    world.prefix.drop_entry(&record.name).unwrap_err();
+    world.mend();
+    world.prefix.reconcile(&BTreeSet::new()).unwrap();
+    assert_eq!(world.names(), ["ckpt.1"]);
+    // The rest of it.
+    let entry = mark("index", record.key());
+    world.prefix.objects.remove(&entry).unwrap();
+    assert_eq!(world.prefix.dropped().unwrap().len(), 1);
+    // Replaced by another of its name, nothing is left of either.
+    world.prefix.add(&record.name).unwrap();
+    world.cut_after(1);
+    world.prefix.drop_entry(&record.name).unwrap_err();
+    world.mend();
+    let new = world.dataset(2, "ckpt.1", 1);
+    world.flush(&new).unwrap();
+    assert_eq!(world.prefix.dropped().unwrap().len(), 0);
+    assert_eq!(world.names(), ["ckpt.1"]);
 }
 
 #[test]

@@ -3,9 +3,13 @@
 //! ```text
 //! delete   gone/<key> is put               then: no entry, no objects, no manifests, no other marks
 //! drop     dropped/<key> is put, index/<key> removed: with both it is not dropped
-//! add      index/<key> is put              then: no dropped/<key>
+//! add      index/<key> is put, dropped/<key> removed
 //! fail, choose                             one object
 //! ```
+//!
+//! A dataset must be in one of the two lists. So nobody else removes `dropped/<key>`, which is all that a drop
+//! that is under way has left; and who removes one looks for the other after, and puts it back if somebody who
+//! wanted the contrary at the same moment has removed it: then the dataset is there.
 
 use super::{CONTROL, ObjectPrefix, mark, marker};
 use crate::part::report;
@@ -130,7 +134,22 @@ impl ObjectPrefix {
         let key = entry.key();
         self.objects.put(&mark("dropped", key), entry.encode())?;
         self.objects.remove(&mark("index", key))?;
+        self.keep_in_one(key, "dropped", entry)?;
         Ok(key)
+    }
+
+    /// After an entry was removed from the one list: it is in the other still, unless it was deleted.
+    pub(super) fn keep_in_one(
+        &self,
+        key: DatasetKey,
+        list: &str,
+        entry: &IndexEntry,
+    ) -> Result<(), PrefixError> {
+        let is_there = self.objects.head(&mark(list, key))?.is_some();
+        if is_there || self.objects.head(&mark("gone", key))?.is_some() {
+            return Ok(());
+        }
+        self.objects.put(&mark(list, key), entry.encode())
     }
 
     /// Puts a dropped dataset back. What others put there is not taken in.
@@ -144,6 +163,7 @@ impl ObjectPrefix {
         self.objects
             .put(&mark("index", entry.key()), entry.encode())?;
         self.objects.remove(&mark("dropped", entry.key()))?;
+        self.keep_in_one(entry.key(), "index", entry)?;
         Ok(Added::PutBack)
     }
 
@@ -219,7 +239,9 @@ impl ObjectPrefix {
             let key = old.key();
             if !listed.contains(&key) && !gone.contains(&key) {
                 self.remove_attempt(&old.record.name, key, old.attempt)?;
-                self.objects.remove(&mark("index", key))?;
+                for kind in ["dropped", "index"] {
+                    self.objects.remove(&mark(kind, key))?;
+                }
             }
         }
         Ok(())
@@ -270,11 +292,6 @@ impl ObjectPrefix {
                 continue;
             }
             self.remove_attempt(&begun.record.name, key, begun.attempt)?;
-        }
-        for entry in self.entries_below("dropped")? {
-            if self.entry(entry.key())?.is_some() {
-                self.objects.remove(&mark("dropped", entry.key()))?;
-            }
         }
         self.tidy_pointers()
     }
