@@ -6,9 +6,9 @@
 //!
 //! That it takes long is said: of the check at the dataset, of the removal in the log.
 
-use crate::driver::{Event, Tasks};
 use crate::effects::{self, flush_failure};
 use crate::target::Target;
+use crate::tasks::{Event, Tasks};
 use crate::works::STUCK_AFTER;
 use scrfs::id::{DatasetId, DatasetKey};
 use scrfs::layout::record::DatasetRecord;

@@ -8,25 +8,27 @@
 //! cannot be written ends this coordinator, and with it the epoch, for it can no longer keep its word;
 //! a packet of another epoch is dropped.
 
+use crate::ahead::Ahead;
 use crate::completing::Completing;
 use crate::effects;
 use crate::inventory;
 use crate::journal::{Journal, Places};
 use crate::link::{Link, NodeFacts};
-use crate::look::{Looker, Seen};
-use crate::moves::{Copied, Moves};
+use crate::look::Looker;
+use crate::moves::Moves;
 use crate::part::report;
 use crate::parts::Parts;
-use crate::pieces::{Pieces, Read, Todo, Wanted};
+use crate::pieces::{Pieces, Todo, Wanted};
 use crate::placing::Placing;
 use crate::target::Target;
+use crate::tasks::{Event, Tasks};
 use crate::transfer::{Engine, Limits};
-use crate::works::{Context as WorkContext, TaskEnd, Works};
+use crate::works::{Context as WorkContext, Works};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use scrfs::config::Config;
 use scrfs::control::{FromDaemon, Role, ToDaemon};
-use scrfs::fabric::{Envelope, Fabric, Lane, Waker};
+use scrfs::fabric::{Envelope, Fabric, Lane};
 use scrfs::id::{DatasetKey, Epoch, Rank, Slot};
 use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::{DatasetRecord, UnixMillis};
@@ -42,31 +44,8 @@ use scrfs::stores::Stores;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// What reaches the driver from other threads.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// The daemon said something.
-    Daemon(FromDaemon),
-    /// The daemon is gone; so is this coordinator, then.
-    DaemonGone(String),
-    /// An effect of the protocol has ended.
-    Outcome(Outcome),
-    /// A step of encode or rebuild has ended.
-    Task(TaskEnd),
-    /// A piece of a sealed dataset was read.
-    Read(Read),
-    /// Somebody looked at the prefix.
-    Seen(Seen),
-    /// A dataset was copied to another store.
-    Copied(Copied),
-    /// What was moved away is gone.
-    Swept,
-    /// Old checkpoints were removed from the prefix.
-    Retained,
-}
 
 /// How this coordinator is started.
 #[derive(Clone, Debug)]
@@ -77,46 +56,6 @@ pub struct Options {
     pub epoch: Option<Epoch>,
     /// Programs start anew with this epoch.
     pub new_run: bool,
-}
-
-/// Threads for what may take long.
-#[derive(Clone)]
-pub(crate) struct Tasks {
-    runtime: tokio::runtime::Handle,
-    events: Sender<Event>,
-    wake: Waker,
-}
-
-impl Tasks {
-    /// Threads of `runtime`, whose results go to `events`.
-    pub(crate) fn new(runtime: tokio::runtime::Handle, events: Sender<Event>, wake: Waker) -> Self {
-        Self {
-            runtime,
-            events,
-            wake,
-        }
-    }
-
-    /// Runs `task` on another thread; what it returns comes to the driver as an event.
-    pub(crate) fn spawn(&self, task: impl FnOnce(&dyn Fn(Event)) -> Event + Send + 'static) {
-        self.run(|report| {
-            let last = task(report);
-            report(last);
-        });
-    }
-
-    /// Runs `task` on another thread; the driver hears of it what it reports.
-    pub(crate) fn run(&self, task: impl FnOnce(&dyn Fn(Event)) + Send + 'static) {
-        let (events, wake) = (self.events.clone(), self.wake.clone());
-        self.runtime.spawn_blocking(move || {
-            let report = |event| {
-                // The driver is gone only when the process is about to be.
-                let _ = events.send(event);
-                wake();
-            };
-            task(&report);
-        });
-    }
 }
 
 /// Longest time the driver sleeps without looking at the clock.
@@ -208,7 +147,7 @@ impl<F: Fabric> Driver<F> {
         let (sender, events) = channel();
         link.listen(sender.clone(), fabric.waker())?;
         let tasks = Tasks::new(runtime.clone(), sender, fabric.waker());
-        let mut parts = Parts::new(me, stores.home().clone());
+        let mut parts = Parts::new(me, stores.home().clone(), config.ahead_percent);
         for entry in &inventory.datasets {
             parts.learn(&entry.record);
         }
@@ -335,6 +274,8 @@ impl<F: Fabric> Driver<F> {
     fn wait_until(&self) -> Instant {
         let now = Instant::now();
         let engine = self.engine.next_deadline(now).unwrap_or(self.next_tick);
+        let ahead = self.parts.ahead.deadline().unwrap_or(self.next_tick);
+        let engine = engine.min(ahead);
         let engine = match self.pieces.is_waiting() {
             true => engine.min(now + SERVE_AGAIN),
             false => engine,
@@ -406,6 +347,18 @@ impl<F: Fabric> Driver<F> {
                 }
                 None => Ok(()),
             },
+            Event::Placed(dataset, order, kept) => {
+                self.parts.ahead.scanned(dataset, &order, kept);
+                Ok(())
+            }
+            Event::Daemon(FromDaemon::Closed { dataset, ino, path }) => {
+                self.parts.ahead.closed(dataset, ino, path);
+                Ok(())
+            }
+            Event::Daemon(FromDaemon::Reopened { dataset, ino }) => {
+                self.parts.ahead.reopened(dataset, ino);
+                Ok(())
+            }
             Event::Swept => Ok(()),
             Event::Retained => {
                 if self.completing.removed() {
@@ -486,7 +439,20 @@ impl<F: Fabric> Driver<F> {
                 };
                 self.with_works(|works, context| works.peer_says(from, message, context))
             }
-            message @ (Message::Keep(_) | Message::Kept { .. } | Message::WantMetadata { .. }) => {
+            Message::Reach {
+                dataset,
+                slot,
+                bytes,
+            } => {
+                if slot.0 == from.0 {
+                    self.parts.ahead.reaches(dataset, slot, bytes);
+                }
+                Ok(())
+            }
+            message @ (Message::Keep(_)
+            | Message::Kept { .. }
+            | Message::Foreknown { .. }
+            | Message::WantMetadata { .. }) => {
                 if let Message::Keep(metadata) = &message {
                     self.moves.disturb(metadata.dataset);
                 }
@@ -522,10 +488,19 @@ impl<F: Fabric> Driver<F> {
     /// Lets the engine send and tell, until it has nothing to say.
     fn move_bytes(&mut self) -> Result<()> {
         let now = Instant::now();
+        let is_idle = self.works.is_idle();
+        let reached = self.parts.ahead.turn(now, is_idle, &mut self.engine);
+        for (to, message) in reached {
+            self.send(to, message)?;
+        }
         while let Some((to, bytes)) = self.engine.poll_send(now, &mut self.parts) {
             self.fabric.send(to, Lane::Data, bytes)?;
         }
         while let Some(event) = self.engine.poll_event() {
+            if Ahead::owns(&event) {
+                self.parts.ahead.job_event(now, &event);
+                continue;
+            }
             if Pieces::owns(&event) {
                 if !std::mem::replace(&mut self.has_made, true) {
                     let after_ms = self.born.elapsed().as_millis();
@@ -614,7 +589,7 @@ impl<F: Fabric> Driver<F> {
             self.send(to, message)?;
         }
         let (store, stores, parts) = (&self.store, &self.stores, &mut self.parts);
-        let placing = &mut self.placing;
+        let (placing, engine) = (&mut self.placing, &mut self.engine);
         let (journal, now) = (&mut self.journal, wall_clock());
         let effects = step
             .persisted_by(|write| {
@@ -625,6 +600,14 @@ impl<F: Fabric> Driver<F> {
                 };
                 placing.before(write)?;
                 effects::put(store, stores, parts, write)?;
+                let ended = match write {
+                    Write::Dataset(record) => parts.ahead.learn(record),
+                    Write::Forget(dataset) => parts.ahead.forget(*dataset),
+                    Write::Pointers(_) | Write::Epoch(_) => None,
+                };
+                if let Some(job) = ended {
+                    engine.cancel(job);
+                }
                 match (write, before) {
                     (Write::Dataset(record), before) => {
                         journal.changed(before.as_ref(), record, now);
@@ -708,14 +691,22 @@ impl<F: Fabric> Driver<F> {
                 let (paths, epoch) = (self.stores.home().clone(), self.epoch);
                 let store = self.store.clone();
                 let slot = Slot(self.fabric.me().0);
-                self.tasks.spawn(move |_| {
-                    let result = effects::scan(&paths, &store, dataset, slot, epoch);
-                    Event::Outcome(Outcome::Scanned {
+                let order = self.parts.ahead.order(dataset);
+                self.tasks.run(move |report| {
+                    let scanned = effects::scan(&paths, &store, dataset, slot, epoch, &order.files);
+                    let kept = scanned.as_ref().map_or(0, |(_, kept)| *kept);
+                    report(Event::Placed(dataset, order, kept));
+                    let result = scanned.map(|(summary, _)| summary);
+                    report(Event::Outcome(Outcome::Scanned {
                         dataset,
                         generation,
                         result,
-                    })
+                    }));
                 });
+                Ok(())
+            }
+            Effect::Foresee { dataset, seal } => {
+                self.parts.ahead.foresee(dataset, *seal);
                 Ok(())
             }
             Effect::Work { ticket, order } => {

@@ -1,5 +1,6 @@
 //! What the protocol's effects do to this node's cache and to the prefix.
 
+use crate::ahead::Closed;
 use crate::part::{self, PartError};
 use crate::parts::Parts;
 use crate::prefix::{Cause, PrefixError};
@@ -116,22 +117,25 @@ pub(crate) fn make_part(
     sync_directory(&paths.dataset(record.id)).map_err(|error| store_failure(&error))
 }
 
-/// Describes this node's part and puts the manifest down: what a vote stands on.
+/// Describes this node's part and puts the manifest down: what a vote stands on. Gives what the part holds, and how much
+/// of its log is as `order` says.
 pub(crate) fn scan(
     paths: &CachePaths,
     store: &PosixStore,
     dataset: DatasetId,
     slot: Slot,
     epoch: Epoch,
-) -> Result<PartSummary, Failure> {
-    let manifest = part::scan_part(&paths.tree(dataset, slot), dataset, slot, epoch)
+    order: &[Closed],
+) -> Result<(PartSummary, u64), Failure> {
+    let tree = paths.tree(dataset, slot);
+    let (manifest, kept) = part::scan_part_as(&tree, dataset, slot, epoch, order)
         .map_err(|error| part_failure(&error))?;
     let (bytes, summary) = part::records::encode_manifest(&manifest);
     let path = paths.manifest(dataset, slot, scrfs::layout::path::Keep::Own);
     store
         .put(&path, &bytes)
         .map_err(|error| store_failure(&error))?;
-    Ok(summary)
+    Ok((summary, kept))
 }
 
 /// Why a flush failed, for the protocol: of the prefix, which fails others as well and may be had later, or of

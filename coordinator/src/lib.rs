@@ -1,6 +1,7 @@
 //! What crosses nodes: the fabric over MPI, the transfer engine, flush and fetch, and the driver that
 //! runs the core's protocols on them. The supervisor of jobs is here too; it needs none of these.
 
+mod ahead;
 pub mod args;
 pub mod bench;
 mod completing;
@@ -25,6 +26,7 @@ mod pointing;
 pub mod prefix;
 pub mod scavenge;
 pub mod target;
+mod tasks;
 pub mod track;
 pub mod transfer;
 mod works;

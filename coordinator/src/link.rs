@@ -4,7 +4,7 @@
 //! the driver's thread, with a deadline: a daemon that does not read for that long is as good as
 //! dead, and the epoch ends here.
 
-use crate::driver::Event;
+use crate::tasks::Event;
 use anyhow::{Context, Result, bail};
 use scrfs::control::{
     Answer, Command, FromDaemon, Hello, PROTOCOL_VERSION, Role, Room, ToDaemon, Welcome,

@@ -5,10 +5,10 @@
 //! does not answer says can come later. The first look that succeeds also tidies up after crashes, and
 //! nothing is flushed before it. Later ones read nothing while the directories of records have not changed.
 
-use crate::driver::{Event, Tasks};
 use crate::effects::{self, chain, fetch_failure};
 use crate::prefix::PrefixError;
 use crate::target::Target;
+use crate::tasks::{Event, Tasks};
 use scrfs::config::Config;
 use scrfs::control::Refusal;
 use scrfs::id::{DatasetKey, Epoch};

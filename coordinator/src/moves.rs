@@ -9,10 +9,10 @@
 //! worthless ([`Moves::disturb`]); a record is never written between the copy of it and the switch.
 //! What fails is logged, and asked for again by the daemon.
 
-use crate::driver::{Event, Tasks};
 use crate::effects;
 use crate::part::{Log, PartError, copy_dataset, remove_tree, report};
 use crate::parts::Parts;
+use crate::tasks::{Event, Tasks};
 use scrfs::id::DatasetId;
 use scrfs::layout::envelope::{Kind, seal};
 use scrfs::layout::path::CachePaths;

@@ -4,6 +4,7 @@
 //! other slots come from the copies kept here. A unit written is held against the checksum on record,
 //! so that a rebuild can never put wrong bytes down.
 
+use crate::ahead::Ahead;
 use crate::part::{Log, Part, PartError, PartId, SealedPart, sums_that_fit};
 use crate::transfer::{PartStore, TransferError};
 use bytes::Bytes;
@@ -38,12 +39,15 @@ pub(crate) struct Parts {
     opened: RefCell<HashMap<(DatasetId, Slot), Opened>>,
     copies: RefCell<Copies>,
     summed: bool,
+    /// Parts that are being written.
+    pub(crate) ahead: Ahead,
 }
 
 impl Parts {
     /// Nothing open yet.
-    pub(crate) fn new(me: Rank, paths: CachePaths) -> Self {
+    pub(crate) fn new(me: Rank, paths: CachePaths, ahead_percent: u64) -> Self {
         Self {
+            ahead: Ahead::new(me, paths.clone(), ahead_percent),
             me,
             paths,
             store: PosixStore::new(),
@@ -229,6 +233,9 @@ fn unit_of(part: &Part, extent: Extent) -> Option<usize> {
 
 impl PartStore for Parts {
     fn read(&self, dataset: DatasetId, extent: Extent) -> Result<Bytes, TransferError> {
+        if let Some(read) = self.ahead.read(dataset, extent) {
+            return read;
+        }
         let part = self.opened_for(dataset, extent)?;
         if part.is_restoring() {
             return Err(TransferError::Missing { dataset, extent });
@@ -247,6 +254,9 @@ impl PartStore for Parts {
         bytes: &[u8],
         crc: u32,
     ) -> Result<(), TransferError> {
+        if let Some(written) = self.ahead.write(dataset, extent, bytes, crc) {
+            return written;
+        }
         let part = self.opened_for(dataset, extent)?;
         let unit = unit_of(&part, extent).ok_or(TransferError::BrokenPlan { dataset, extent })?;
         let expected = part.sum(extent.stream, unit).unwrap_or(crc);
@@ -271,7 +281,14 @@ impl PartStore for Parts {
         Ok(())
     }
 
+    fn made_of(&mut self, dataset: DatasetId, destination: Extent, sources: &[(Extent, u32)]) {
+        self.ahead.made_of(dataset, destination, sources);
+    }
+
     fn expected_crc(&self, dataset: DatasetId, extent: Extent) -> Option<u32> {
+        if self.ahead.is_open(dataset) {
+            return self.ahead.expected_crc(dataset, extent);
+        }
         if let Some(opened) = self.opened.borrow().get(&(dataset, extent.slot)) {
             return opened
                 .part
@@ -281,6 +298,9 @@ impl PartStore for Parts {
     }
 
     fn served(&mut self, dataset: DatasetId, extent: Extent, crc: u32) {
+        if self.ahead.is_open(dataset) {
+            return self.ahead.served(dataset, extent, crc);
+        }
         let mut opened = self.opened.borrow_mut();
         let Some(opened) = opened.get_mut(&(dataset, extent.slot)) else {
             return;
@@ -299,6 +319,9 @@ impl PartStore for Parts {
     }
 
     fn damaged(&mut self, dataset: DatasetId, extent: Extent) {
+        if self.ahead.is_open(dataset) {
+            return self.ahead.damaged(dataset, extent);
+        }
         self.note_damage(dataset, extent.slot, extent.stream);
     }
 }

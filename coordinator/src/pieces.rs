@@ -16,9 +16,9 @@
 
 mod lost;
 
-use crate::driver::{Event, Tasks};
 use crate::part::{Part, SealedPart, records};
 use crate::parts::Parts;
+use crate::tasks::{Event, Tasks};
 use crate::transfer::source::Loan;
 use crate::transfer::{JobEvent, JobId};
 use bytes::Bytes;

@@ -73,6 +73,11 @@ pub trait PartStore {
         crc: u32,
     ) -> Result<(), TransferError>;
 
+    /// What a job is about to make `destination` of: extents and their crc32c.
+    fn made_of(&mut self, dataset: DatasetId, destination: Extent, sources: &[(Extent, u32)]) {
+        let _ = (dataset, destination, sources);
+    }
+
     /// The crc32c on record for exactly this extent, of this node or another.
     fn expected_crc(&self, dataset: DatasetId, extent: Extent) -> Option<u32>;
 
@@ -754,6 +759,12 @@ fn make(
             None => read_verified(me, dataset, term.source, store)?,
         });
     }
+    let made_of: Vec<(Extent, u32)> = terms
+        .iter()
+        .zip(&sources)
+        .map(|(term, (_, crc))| (term.source, *crc))
+        .collect();
+    store.made_of(dataset, *destination, &made_of);
     if let (
         [
             Term {

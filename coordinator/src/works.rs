@@ -10,11 +10,11 @@ mod prefix;
 mod rebuild;
 mod verify;
 
-use crate::driver::{Event, Tasks};
 use crate::effects::{part_failure, store_failure};
 use crate::part::{Part, SealedPart, records, sums_that_fit};
 use crate::parts::Parts;
 use crate::target::Target;
+use crate::tasks::{Event, Tasks};
 use crate::transfer::{Engine, JobEvent, JobId};
 use encode::Encode;
 use prefix::Copying;
@@ -407,6 +407,22 @@ impl Works {
                 Run::Encode(run) => run.kept(from, dataset, slot, result.clone()),
                 Run::Rebuild(_) | Run::Copying(_) | Run::Verify(_) => Turn::GoesOn,
             }),
+            Message::Foreknown {
+                dataset,
+                slot,
+                crcs,
+            } => {
+                if slot.0 == from.0 {
+                    context.parts.ahead.hear(dataset, slot, crcs);
+                }
+                let tickets: Vec<u64> = self.runs.keys().copied().collect();
+                for ticket in tickets {
+                    self.turn(ticket, context, |run, jobs, context| match run {
+                        Run::Encode(run) => run.heard(ticket, jobs, context),
+                        Run::Rebuild(_) | Run::Copying(_) | Run::Verify(_) => Turn::GoesOn,
+                    });
+                }
+            }
             Message::HaveMetadata {
                 dataset,
                 slot,

@@ -308,6 +308,7 @@ impl Player {
             FromDaemon::Request { .. } if self.manners.silent => Ok(()),
             FromDaemon::Request { request, what } => self.request(request, what),
             FromDaemon::Question { request, question } => self.question(request, question),
+            FromDaemon::Closed { .. } | FromDaemon::Reopened { .. } => Ok(()),
             FromDaemon::Verdicts(verdicts) => {
                 self.rounds.recall(&verdicts);
                 Ok(())

@@ -8,7 +8,8 @@
 //! (budget - used - owed - c * unsealed) / (1 + c)
 //! ```
 //!
-//! It does not change when parity is written, and falls by one byte for each byte that a program writes.
+//! Parity that unsealed data has already, made before the commit, is no part of `unsealed` and lessens `c * unsealed`.
+//! What is available does not change when parity is written, and falls by one byte for each byte that a program writes.
 //!
 //! - On a private tmpfs the bound is the size of the tmpfs: the kernel refuses the first byte beyond, also
 //!   of writes that the daemon never sees. The size is `used + available`, so that it has to be set
@@ -95,6 +96,8 @@ pub struct Spaces {
     told: Mutex<Told>,
     /// Held from looking at what is open until that is said: the last word is the newest.
     saying: Mutex<()>,
+    /// Parity may be made before the commit.
+    is_ahead: bool,
     wake: Sender<()>,
     woken: Mutex<Option<Receiver<()>>>,
 }
@@ -104,7 +107,9 @@ impl Spaces {
     pub fn new(places: &[Place], config: &Config) -> Option<Self> {
         let others = config.checkpoint.iter().map(|rule| rule.redundancy.clone());
         let rules = others.chain([config.redundancy.clone()]).collect();
-        Self::of(places, rules)
+        let mut spaces = Self::of(places, rules)?;
+        spaces.is_ahead = config.ahead_percent > 0;
+        Some(spaces)
     }
 
     fn of(places: &[Place], rules: Vec<RedundancyConfig>) -> Option<Self> {
@@ -120,6 +125,7 @@ impl Spaces {
             stores,
             told: Mutex::default(),
             saying: Mutex::default(),
+            is_ahead: false,
             wake,
             woken: Mutex::new(Some(woken)),
         })
@@ -133,8 +139,16 @@ impl Spaces {
             capacity: Capacity::Unlimited,
             words: String::new(),
         };
+        let rule = RedundancyConfig {
+            scheme: scrfs::redundancy::Scheme::Xor,
+            set_size: 8,
+            group: "node".into(),
+            chunk_bytes: 1 << 20,
+        };
         #[expect(clippy::expect_used, reason = "there is one place")]
-        Self::of(&[place], Vec::new()).expect("a store")
+        let mut spaces = Self::of(&[place], vec![rule]).expect("a store");
+        spaces.is_ahead = true;
+        spaces
     }
 
     /// Where everything lies.
@@ -215,6 +229,21 @@ impl Spaces {
     /// control group ends.
     pub fn has_end(&self, dataset: DatasetId) -> bool {
         self.holder(dataset).is_none_or(Space::has_end)
+    }
+
+    /// Whether parity may be made before the commit: there are others to share it with.
+    pub fn encodes_ahead(&self) -> bool {
+        self.is_ahead && self.all.first().is_some_and(Space::has_parity)
+    }
+
+    /// Keeps room for the parity of so many bytes of an open dataset.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or little left for programs.
+    pub fn keep_ahead(&self, dataset: DatasetId, bytes: u64) -> io::Result<()> {
+        let space = self.holder(dataset).ok_or(io::ErrorKind::NotFound)?;
+        space.keep_ahead(dataset, bytes)
     }
 
     /// A dataset is now as `record` says: when it is sealed and without parity, its parity gets a room,

@@ -269,6 +269,8 @@ pub struct Config {
     pub store: Vec<StoreConfig>,
     /// The redundancy of checkpoints that no `[[checkpoint]]` claims, and of output.
     pub redundancy: RedundancyConfig,
+    /// Part of the time that encoding may take before the commit, in percent; 0: none is done then.
+    pub ahead_percent: u64,
     /// Exceptions by checkpoint number.
     pub checkpoint: Vec<CheckpointConfig>,
     /// Commits.

@@ -568,6 +568,23 @@ pub enum FromDaemon {
         /// The store's place in the order of the configuration.
         to: u32,
     },
+    /// Nobody can write this file of an open dataset any more without opening it, of which [`Self::Reopened`] tells
+    /// before anything that may follow.
+    Closed {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Its number in the cache.
+        ino: u64,
+        /// Where it is now.
+        path: RelPath,
+    },
+    /// A file that was closed is about to be written, cut or removed.
+    Reopened {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Its number in the cache.
+        ino: u64,
+    },
     /// How this node's cache fares; said when that changes, and again while it wants anything.
     Pressure(Pressure),
     /// Finish: flush what is pending if asked to, then go.

@@ -185,6 +185,7 @@ impl World {
 
     fn effect(&mut self, at: Rank, effect: Effect) {
         match effect {
+            Effect::Foresee { .. } => {}
             Effect::Send { to, message } => self.wire.push((at, to, message)),
             Effect::Daemon(word) => {
                 for answer in self.daemon(at, word) {

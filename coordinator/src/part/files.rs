@@ -15,6 +15,7 @@ use super::log::{Log, check_range, lock};
 use super::records::{SealedPart, load_manifest, load_sums, store_manifest, store_sums};
 use super::tree::Tree;
 use super::units::{Units, check_unit};
+use crate::ahead::identity;
 use bytes::Bytes;
 use scrfs::buffers;
 use scrfs::id::Slot;
@@ -194,6 +195,11 @@ impl Part {
             }
             std::thread::park_timeout(ROOM_LOOK);
         }
+    }
+
+    /// Whether what is kept for the parity is this file, by device and number.
+    pub(crate) fn has_room(&self, room: Option<(u64, u64)>) -> bool {
+        room.is_some() && identity(&self.room_path()) == room
     }
 
     /// The parity file that is there: the one being written before the committed one.

@@ -39,6 +39,7 @@ pub(crate) use mend::{Leisure, Looked, UNITS_MENDED_MAX, mend_log};
 pub use records::{SealedPart, StoredManifest};
 pub(crate) use scan::extents;
 pub use scan::scan_part;
+pub(crate) use scan::scan_part_as;
 pub(crate) use tree::{Tree, file_type, mtime, remove_tree};
 pub(crate) use units::Units;
 

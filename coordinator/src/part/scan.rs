@@ -2,7 +2,8 @@
 //!
 //! Entries come sorted: all names of a directory, then those of its subdirectories, so that parents
 //! precede what is in them, and the same tree gives the same manifest. Holes stay holes: the part log
-//! has only what `SEEK_DATA` finds. Sizes and offsets are bytes. One directory is open at a time.
+//! has only what `SEEK_DATA` finds. Files lie in it in the order of their entries, but for those that are wanted first: what
+//! was encoded before stays where it is. Sizes and offsets are bytes. One directory is open at a time.
 //!
 //! The tree must be at rest (no writable handle is open, the daemon has frozen it). That is checked
 //! as well as it can be: a file or directory whose size, times or inode differ between the beginning
@@ -11,13 +12,14 @@
 use super::error::{PartError, PartId};
 use super::tree::{Tree, file_type, mtime};
 use super::xattr;
+use crate::ahead::Closed;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, SFlag};
 use nix::unistd::Whence;
 use scrfs::id::{DatasetId, Epoch, Slot};
 use scrfs::layout::manifest::{DataExtent, Entry, EntryKind, Manifest, Node};
 use scrfs::name::RelPath;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -34,6 +36,18 @@ pub fn scan_part(
     slot: Slot,
     epoch: Epoch,
 ) -> Result<Manifest, PartError> {
+    scan_part_as(tree, dataset, slot, epoch, &[]).map(|(manifest, _)| manifest)
+}
+
+/// The same, with the files that are in `order` first in the part log, as they come there. Returns how many bytes of the
+/// log are just what that order says: up to the first file that is not there any more or is not what it was.
+pub(crate) fn scan_part_as(
+    tree: &Path,
+    dataset: DatasetId,
+    slot: Slot,
+    epoch: Epoch,
+    order: &[Closed],
+) -> Result<(Manifest, u64), PartError> {
     let part = PartId { dataset, slot };
     let tree = Tree::open(tree).map_err(|error| part.store(error))?;
     let mut scan = Scan {
@@ -41,7 +55,7 @@ pub fn scan_part(
         tree,
         entries: Vec::new(),
         first_names: HashMap::new(),
-        log: 0,
+        files: Vec::new(),
     };
     let root = scan.tree.stat_root().map_err(|error| part.store(error))?;
     let mut todo = vec![None];
@@ -50,14 +64,16 @@ pub fn scan_part(
         // The last is taken first.
         todo.extend(below.into_iter().rev().map(Some));
     }
-    Ok(Manifest {
+    let (log_bytes, kept) = scan.place(order);
+    let manifest = Manifest {
         dataset,
         slot,
         epoch,
         root_mtime: mtime(&root),
         entries: scan.entries,
-        log_bytes: scan.log,
-    })
+        log_bytes,
+    };
+    Ok((manifest, kept))
 }
 
 struct Scan {
@@ -66,7 +82,8 @@ struct Scan {
     entries: Vec<Entry>,
     /// The first name of each inode that has several.
     first_names: HashMap<(u64, u64), RelPath>,
-    log: u64,
+    /// Regular files: their inodes, and the indices of their entries.
+    files: Vec<(u64, usize)>,
 }
 
 /// Extended attributes, name and value.
@@ -190,7 +207,7 @@ impl Scan {
         xattr::read_all(file).map_err(self.part.io("read the extended attributes of", &whole))
     }
 
-    /// Describes a regular file and appends it to the log.
+    /// Describes a regular file.
     fn file(&mut self, path: &RelPath, found: &FileStat) -> Result<(EntryKind, Xattrs), PartError> {
         let part = self.part;
         let whole = self.tree.path_of(path);
@@ -205,16 +222,58 @@ impl Scan {
         if fingerprint(&self.stat_open(&open, &whole)?) != fingerprint(found) {
             return Err(PartError::Changed { part, path: whole });
         }
-        let log_offset = self.log;
-        self.log += extents.iter().map(|extent| extent.len).sum::<u64>();
-        Ok((
-            EntryKind::File {
-                size,
-                log_offset,
-                extents,
-            },
-            xattrs,
-        ))
+        self.files.push((found.st_ino, self.entries.len()));
+        // Its place comes when all are known.
+        let kind = EntryKind::File {
+            size,
+            log_offset: 0,
+            extents,
+        };
+        Ok((kind, xattrs))
+    }
+
+    /// Gives all files their places in the part log, which is returned with its length; and how much of it is as `order`
+    /// says.
+    fn place(&mut self, order: &[Closed]) -> (u64, u64) {
+        let mut log = 0;
+        let mut kept = None;
+        if !order.is_empty() {
+            let by_inode: HashMap<u64, usize> = self.files.iter().copied().collect();
+            let mut placed = HashSet::new();
+            for closed in order {
+                let found = by_inode.get(&closed.ino);
+                let is_same = found.is_some_and(|&entry| match &self.entries[entry].kind {
+                    EntryKind::File { size, extents, .. } => {
+                        (*size, extents) == (closed.size, &closed.extents)
+                    }
+                    _ => false,
+                });
+                match found.filter(|entry| is_same && placed.insert(**entry)) {
+                    Some(&entry) => self.put(entry, &mut log),
+                    None => {
+                        kept.get_or_insert(log);
+                    }
+                }
+            }
+            self.files.retain(|(_, entry)| !placed.contains(entry));
+        }
+        let kept = kept.unwrap_or(log);
+        for (_, entry) in std::mem::take(&mut self.files) {
+            self.put(entry, &mut log);
+        }
+        (log, kept)
+    }
+
+    fn put(&mut self, entry: usize, log: &mut u64) {
+        if let EntryKind::File {
+            log_offset,
+            extents,
+            ..
+        } = &mut self.entries[entry].kind
+        {
+            *log_offset = *log;
+            *log += extents.iter().map(|extent| extent.len).sum::<u64>();
+        }
     }
 }
 

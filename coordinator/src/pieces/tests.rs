@@ -31,7 +31,7 @@ impl Node {
         runtime: &tokio::runtime::Handle,
     ) -> Self {
         let (sender, events) = channel();
-        let mut parts = Parts::new(me, paths.clone());
+        let mut parts = Parts::new(me, paths.clone(), 50);
         parts.learn(record);
         Self {
             pieces: Pieces::new(me, 2),

@@ -1,16 +1,18 @@
 //! Encode: the parity of this node's slots, their checksums, and copies of both to the set.
 //!
-//! For each slot: *waiting* for the room that the daemon keeps for the parity -> *computing* its parity by plan, while peers pull this slot's data for theirs ->
+//! For each slot: *waiting* for the room that the daemon keeps for the parity -> where some of it was made before the commit,
+//! *hearing* from the set what holds of it (see `ahead`) -> *computing* the rest by plan, while peers pull this slot's data for theirs ->
 //! *summing*: until every unit of the log has been read by somebody and so has its checksum ->
 //! *storing* parity and checksums durably -> *sharing* manifest and checksums with the set -> done.
 
 use super::{Context, Jobs, Turn, seal_of};
+use crate::ahead::Settled;
 use crate::effects::part_failure;
-use crate::part::Part;
+use crate::part::{Part, PartId};
 use scrfs::id::{DatasetId, Rank, Slot};
 use scrfs::layout::path::Keep;
 use scrfs::protocol::message::{Failure, Message};
-use scrfs::redundancy::Stream;
+use scrfs::redundancy::{Extent, SetGeometry, Stream};
 use scrfs::store::posix::PosixStore;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use std::sync::Arc;
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Stage {
     Waiting,
+    Hearing,
     Computing,
     Summing,
     Storing,
@@ -30,8 +33,12 @@ enum Stage {
 #[derive(Debug)]
 pub(super) struct Encode {
     dataset: DatasetId,
+    /// The slot that this node wrote itself.
+    own: Slot,
     holders: BTreeMap<Slot, Rank>,
     stages: BTreeMap<Slot, Stage>,
+    /// What was made before the commit, for this node's own slot.
+    before: Settled,
 }
 
 impl Encode {
@@ -46,11 +53,15 @@ impl Encode {
     ) -> Result<Self, Failure> {
         let holders: BTreeMap<Slot, Rank> = holders.iter().copied().collect();
         let mut stages = BTreeMap::new();
+        let mut before = Settled::default();
         for &slot in slots.iter().filter(|slot| holders.get(slot) == Some(&me)) {
             let part = context
                 .parts
                 .open(dataset, slot)
                 .map_err(|error| part_failure(&error))?;
+            if slot == Slot(me.0) && context.parts.ahead.was_foreseen(dataset) {
+                before = Self::tell_foreknown(&part, &holders, me, context)?;
+            }
             stages.insert(slot, Stage::Waiting);
             context.spawn(ticket, slot, move || {
                 part.await_room();
@@ -59,9 +70,104 @@ impl Encode {
         }
         Ok(Self {
             dataset,
+            own: Slot(me.0),
             holders,
             stages,
+            before,
         })
+    }
+
+    /// Takes what was made before the commit, and tells the set what is known of this node's log from then. Every time: who
+    /// waits for it may have begun anew.
+    fn tell_foreknown(
+        part: &Part,
+        holders: &BTreeMap<Slot, Rank>,
+        me: Rank,
+        context: &mut Context<'_>,
+    ) -> Result<Settled, Failure> {
+        let PartId { dataset, slot } = part.id();
+        let before = context.parts.ahead.take(dataset).unwrap_or_default();
+        for (unit, crc) in before.sums.iter().enumerate() {
+            if let Some(crc) = *crc {
+                part.set_sum(Stream::Data, unit, crc);
+            }
+        }
+        context.parts.recount(dataset, slot);
+        let record = context.record(dataset)?;
+        let set = seal_of(&record)?.set_of(slot).unwrap_or(&[]);
+        let crcs = part.sums(Stream::Data).crcs;
+        for peer in set.iter().filter_map(|member| holders.get(member)) {
+            if *peer != me {
+                let crcs = crcs.clone();
+                let known = Message::Foreknown {
+                    dataset,
+                    slot,
+                    crcs,
+                };
+                context.send(*peer, known);
+            }
+        }
+        Ok(before)
+    }
+
+    /// Whether every member of the set has told what it knows from before.
+    fn has_heard(&self, slot: Slot, context: &Context<'_>) -> Result<bool, Failure> {
+        let record = context.record(self.dataset)?;
+        let set = seal_of(&record)?.set_of(slot).unwrap_or(&[]);
+        let ahead = &context.parts.ahead;
+        let mut others = set.iter().filter(|member| **member != slot);
+        Ok(others.all(|member| ahead.heard(self.dataset, *member).is_some()))
+    }
+
+    /// A member has told what it knows from before.
+    pub(super) fn heard(
+        &mut self,
+        ticket: u64,
+        jobs: &mut Jobs,
+        context: &mut Context<'_>,
+    ) -> Turn {
+        let mut hearing = self.stages.iter();
+        let slot = hearing.find(|(_, stage)| **stage == Stage::Hearing);
+        let Some(slot) = slot.map(|(slot, _)| *slot) else {
+            return Turn::GoesOn;
+        };
+        match self.has_heard(slot, context) {
+            Ok(true) => self.compute(ticket, slot, jobs, context),
+            Ok(false) => Turn::GoesOn,
+            Err(failure) => Turn::Ends(Err(failure)),
+        }
+    }
+
+    /// Where in the parity what was made before the commit is what it should be; its checksums are noted.
+    fn made_before(
+        before: &Settled,
+        part: &Part,
+        geometry: &SetGeometry,
+        context: &Context<'_>,
+    ) -> BTreeSet<u64> {
+        let PartId { dataset, slot } = part.id();
+        if before.is_empty() || !part.has_room(before.room()) {
+            return BTreeSet::new();
+        }
+        let unit_bytes = u64::from(part.unit_bytes());
+        let unit = |offset: u64| usize::try_from(offset / unit_bytes).unwrap_or(usize::MAX);
+        let known = |source: Extent| {
+            let crcs = context.parts.ahead.heard(dataset, source.slot)?;
+            *crcs.get(unit(source.offset))?
+        };
+        let mut holds = BTreeSet::new();
+        let mut bytes = 0;
+        for combination in geometry.encode(slot, part.unit_bytes()) {
+            let destination = combination.destination;
+            if let Some(crc) = before.holds(&combination, known) {
+                part.set_sum(Stream::Parity, unit(destination.offset), crc);
+                holds.insert(destination.offset);
+                bytes += u64::from(destination.len);
+            }
+        }
+        let of = part.stream_bytes(Stream::Parity);
+        tracing::info!(%dataset, %slot, bytes, of, "encoded before the commit");
+        holds
     }
 
     /// The parity has its room: it can be computed.
@@ -77,7 +183,18 @@ impl Encode {
             let geometry = seal.geometry_of(slot).map_err(|error| {
                 Failure::new(scrfs::control::Refusal::Failed, error.to_string())
             })?;
+            let part = context
+                .parts
+                .open(self.dataset, slot)
+                .map_err(|error| part_failure(&error))?;
+            let before = match slot == self.own {
+                true => std::mem::take(&mut self.before),
+                false => Settled::default(),
+            };
+            let made = Self::made_before(&before, &part, &geometry, context);
+            context.parts.ahead.unhear(self.dataset);
             let plan = geometry.encode(slot, seal.unit_bytes);
+            let plan = plan.filter(move |it| !made.contains(&it.destination.offset));
             let job = jobs.begin(ticket, slot);
             context
                 .engine
@@ -85,10 +202,6 @@ impl Encode {
             self.stages.insert(slot, Stage::Computing);
             // With nobody to pull it, the data is read here, for its checksums.
             if geometry.members().len() == 1 || seal.scheme.parity_count() == 0 {
-                let part = context
-                    .parts
-                    .open(self.dataset, slot)
-                    .map_err(|error| part_failure(&error))?;
                 Self::sum_alone(ticket, slot, part, context);
             }
             Ok(())
@@ -157,7 +270,15 @@ impl Encode {
         context: &mut Context<'_>,
     ) -> Turn {
         if self.stages.get(&slot) == Some(&Stage::Waiting) {
-            return self.compute(ticket, slot, jobs, context);
+            let waits = slot == self.own && !self.before.is_empty();
+            match self.has_heard(slot, context) {
+                Ok(false) if waits => {
+                    self.stages.insert(slot, Stage::Hearing);
+                    return Turn::GoesOn;
+                }
+                Ok(_) => return self.compute(ticket, slot, jobs, context),
+                Err(failure) => return Turn::Ends(Err(failure)),
+            }
         }
         if self.stages.get(&slot) != Some(&Stage::Storing) {
             context.parts.recount(self.dataset, slot);

@@ -1,11 +1,11 @@
 //! Flush and fetch: this node's slots, to the prefix and from it, or looked at there, each on a thread of its own.
 
 use super::{Context, Turn};
-use crate::driver::Event;
 use crate::effects::{fetch_failure, flush_failure, part_failure};
 use crate::part::Part;
 use crate::prefix::FlushLimits;
 use crate::target::Target;
+use crate::tasks::Event;
 use crate::works::TaskEnd;
 use scrfs::config::Bandwidth;
 use scrfs::control::Activity;

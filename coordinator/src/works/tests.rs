@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod ahead;
 mod verify;
 
 use super::*;
@@ -88,7 +89,7 @@ impl World {
             if rank > 0 {
                 fs::rename(own(&at(0)), own(&paths)).unwrap();
             }
-            let mut parts = Parts::new(Rank(rank), paths.clone());
+            let mut parts = Parts::new(Rank(rank), paths.clone(), 50);
             parts.learn(&record);
             Node {
                 parts,
@@ -223,7 +224,7 @@ impl World {
     /// New coordinators, that remember nothing.
     pub(super) fn restart(&mut self) {
         for (rank, node) in (0u32..).zip(&mut self.nodes) {
-            node.parts = Parts::new(Rank(rank), node.paths.clone());
+            node.parts = Parts::new(Rank(rank), node.paths.clone(), 50);
             node.parts.learn(&self.record);
             node.engine = Engine::new(Rank(rank), Limits::default());
             node.works = Works::new(Rank(rank));
@@ -331,6 +332,11 @@ impl World {
             }
             while let Some(event) = self.nodes[rank].engine.poll_event() {
                 happened = true;
+                if crate::ahead::Ahead::owns(&event) {
+                    let ahead = &mut self.nodes[rank].parts.ahead;
+                    ahead.job_event(Instant::now(), &event);
+                    continue;
+                }
                 self.act(rank, |works, context| works.job_event(event, context));
             }
             if self.nodes[rank].parts.take_summed() {

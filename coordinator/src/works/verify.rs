@@ -12,10 +12,10 @@
 mod survey;
 
 use super::{Context, Jobs, Turn, check, keep, seal_of};
-use crate::driver::Event;
 use crate::effects::chain;
 use crate::part::{Leisure, Looked, Part};
 use crate::target::Target;
+use crate::tasks::Event;
 use crate::transfer::{JobId, TransferError};
 use crate::works::TaskEnd;
 use bytes::Bytes;

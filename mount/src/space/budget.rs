@@ -65,6 +65,8 @@ pub(super) struct Measure {
     pub(super) covered: u64,
     /// Parity that sealed datasets have yet to get.
     pub(super) owed: u64,
+    /// Parity that data has which is not sealed; it is covered.
+    pub(super) ahead: u64,
     /// Kept for records and manifests.
     pub(super) slack: u64,
     pub(super) cost: Cost,
@@ -74,7 +76,8 @@ impl Measure {
     /// What programs may still write.
     pub(super) fn available(&self) -> u64 {
         let unsealed = self.used.saturating_sub(self.covered);
-        let promised = [self.owed, self.cost.on(unsealed), self.slack];
+        let to_come = self.cost.on(unsealed).saturating_sub(self.ahead);
+        let promised = [self.owed, to_come, self.slack];
         let left = promised
             .iter()
             .fold(self.budget.saturating_sub(self.used), |left, bytes| {
@@ -127,8 +130,30 @@ mod tests {
             used: 0,
             covered: 0,
             owed: 0,
+            ahead: 0,
             slack: 0,
             cost,
+        }
+    }
+
+    #[test]
+    fn parity_that_is_made_before_the_commit_changes_nothing_for_programs() {
+        for scheme in [Scheme::Xor, Scheme::ReedSolomon { parities: 2 }] {
+            let cost = Cost::of(&[rule(scheme)], 4);
+            let data = 240 << 20;
+            let written = Measure {
+                used: data,
+                ..empty(cost)
+            };
+            let parity = cost.on(data / 2);
+            let made = Measure {
+                used: data + parity,
+                covered: parity,
+                ahead: parity,
+                ..empty(cost)
+            };
+            assert_eq!(made.available(), written.available());
+            assert!(made.available() > 0);
         }
     }
 

@@ -18,7 +18,7 @@ use scrfs::id::{DatasetId, Slot};
 use scrfs::layout::path::{CachePaths, Keep, parse_slot_directory};
 use scrfs::layout::record::{DatasetRecord, Phase, Seal};
 use scrfs::stores::Stores;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -47,6 +47,8 @@ struct Inner {
     ready: bool,
     /// Datasets that are voted on: records are about to be written.
     voting: BTreeSet<DatasetId>,
+    /// Open datasets that have a room for parity.
+    ahead: BTreeMap<DatasetId, Slot>,
     budget: u64,
     available: u64,
     /// What is kept for records now.
@@ -74,6 +76,24 @@ impl Inner {
     fn ours(&self, device_used: u64) -> u64 {
         let since = device_used.saturating_sub(self.device_used);
         self.measured.saturating_add(since)
+    }
+
+    /// Parity of unsealed data has its room from now on, or has not: it is not taken for something that programs wrote.
+    fn count_ahead(&mut self, change: impl Fn(u64) -> u64) {
+        let Measure {
+            used,
+            covered,
+            ahead,
+            ..
+        } = self.measure;
+        let measure = Measure {
+            used: change(used),
+            covered: change(covered),
+            ahead: change(ahead),
+            ..self.measure
+        };
+        let bound_used = change(self.bound_used);
+        self.set_measure(measure, bound_used);
     }
 
     fn set_measure(&mut self, measure: Measure, device_used: u64) {
@@ -328,8 +348,53 @@ impl Space {
             }
         }
         if record.phase != Phase::Open {
-            self.lock().voting.remove(&record.id);
+            let mut inner = self.lock();
+            inner.voting.remove(&record.id);
+            inner.ahead.remove(&record.id);
         }
+    }
+
+    /// Whether parity of what is written here goes to this store.
+    pub(super) fn has_parity(&self) -> bool {
+        let nodes = self.lock().nodes;
+        nodes > 1 && Cost::of(&self.rules, nodes).on(PAGE) > 0
+    }
+
+    /// Keeps room for the parity of so many bytes of an open dataset, in one file that grows.
+    pub(super) fn keep_ahead(&self, dataset: DatasetId, bytes: u64) -> io::Result<()> {
+        let slot = self.slots(dataset).into_iter().next();
+        let slot = slot.ok_or(io::ErrorKind::NotFound)?;
+        let wanted = page_up(Cost::of(&self.rules, self.lock().nodes).on(bytes));
+        let room = self.cache.parity_room(dataset, slot);
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&room)?;
+        let before = file.metadata()?.len();
+        if before >= wanted {
+            return Ok(());
+        }
+        let grown = page_up(wanted).saturating_sub(page_up(before));
+        // Programs are writing: what is allocated here is theirs until the bound has followed, and near the end they
+        // would find the store full.
+        if self.figures()?.available / 2 < grown.saturating_add(STEP_BYTES) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let mut inner = self.lock();
+        inner.ahead.insert(dataset, slot);
+        inner.count_ahead(|counted| counted.saturating_add(grown));
+        drop(inner);
+        file.set_len(wanted)?;
+        let filled = self.fill_room(&room, before / STEP_BYTES * STEP_BYTES, false);
+        if filled.is_err() {
+            file.set_len(before)?;
+            self.lock()
+                .count_ahead(|counted| counted.saturating_sub(grown));
+        }
+        filled
     }
 
     fn make_room(&self, dataset: DatasetId, slot: Slot, bytes: u64) -> io::Result<()> {
@@ -353,13 +418,19 @@ impl Space {
             .open(&room);
         match made {
             Ok(file) => file.set_len(bytes),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // Of parity that was made before the commit, or of an epoch before.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => File::options()
+                .write(true)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&room)?
+                .set_len(bytes),
             Err(error) => Err(error),
         }
     }
 
-    /// Allocates a room. Where all that programs may have is taken, the tmpfs grows before it.
-    fn fill_room(&self, path: &Path) -> io::Result<()> {
+    /// Allocates a room, from an offset on. Where all that programs may have is taken, the tmpfs grows before it if it
+    /// `must` be: somebody who writes at that moment takes what it grows by.
+    fn fill_room(&self, path: &Path, from: u64, must: bool) -> io::Result<()> {
         let file = File::options()
             .write(true)
             .custom_flags(libc::O_NOFOLLOW)
@@ -368,7 +439,7 @@ impl Space {
         if page_up(length) <= file.metadata()?.blocks() * 512 {
             return Ok(());
         }
-        let mut at = 0;
+        let mut at = from;
         while at < length {
             let step = STEP_BYTES.min(length - at);
             let before = self.device()?.1;
@@ -379,7 +450,9 @@ impl Space {
                     let grown = self.device()?.1.saturating_sub(before).min(page_up(step));
                     self.grow(grown)?;
                 }
-                Err(nix::errno::Errno::ENOSPC) if self.is_private && memory_left() > step => {
+                Err(nix::errno::Errno::ENOSPC)
+                    if must && self.is_private && memory_left() > step =>
+                {
                     self.grow(page_up(step))?;
                     if sys::fallocate(file.as_fd(), 0, at, step).is_ok() {
                         at += step;
@@ -407,7 +480,7 @@ impl Space {
         for (dataset, _) in sealed {
             for slot in self.slots(*dataset) {
                 let room = self.cache.parity_room(*dataset, slot);
-                match self.fill_room(&room) {
+                match self.fill_room(&room, 0, true) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         tracing::warn!(%dataset, %slot, %error, "no room for parity yet");
                     }
@@ -420,7 +493,9 @@ impl Space {
 
     /// A dataset is no more.
     pub(super) fn forget(&self, dataset: DatasetId) {
-        self.lock().voting.remove(&dataset);
+        let mut inner = self.lock();
+        inner.voting.remove(&dataset);
+        inner.ahead.remove(&dataset);
     }
 
     /// How this store fares, when programs may have started; the next dataset is taken to be of `last` bytes.
@@ -515,6 +590,10 @@ impl Space {
             }
         }
         covered += allocated(&self.root.reserve()).unwrap_or(0);
+        let rooms = self.lock().ahead.clone().into_iter();
+        let rooms = rooms.map(|(dataset, slot)| self.cache.parity_room(dataset, slot));
+        let ahead: u64 = rooms.filter_map(|room| allocated(&room)).sum();
+        covered += ahead;
         let (device, used, free) = self.device()?;
         let outgrows = self.is_in_memory
             && !self.is_private
@@ -547,6 +626,7 @@ impl Space {
             used,
             covered,
             owed,
+            ahead,
             slack,
             cost: match inner.ready {
                 true => Cost::of(&self.rules, inner.nodes),

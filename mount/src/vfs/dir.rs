@@ -329,6 +329,7 @@ impl Vfs {
         }
         let (name, vfs) = (name.to_owned(), Arc::clone(self));
         self.change_in(parent, answer, move |parent, _| {
+            vfs.removing(parent, &name);
             sys::unlink_at(parent.fd()?.as_fd(), &name, false)?;
             vfs.tell_unnamed(parent, &name);
             Ok(())

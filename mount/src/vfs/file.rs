@@ -126,6 +126,7 @@ impl Vfs {
         self.change(
             dataset,
             move |vfs, pass| {
+                vfs.reopening(&inode, is_writable(flags));
                 if flags & libc::O_TRUNC != 0 {
                     let wanted = SetAttr {
                         size: Some(0),
@@ -170,6 +171,7 @@ impl Vfs {
                             ..SetAttr::default()
                         };
                         let inode = vfs.inode(found.attr.ino)?;
+                        vfs.reopening(&inode, false);
                         attr::set(&inode, &wanted, None, caller.uid == 0)?;
                     }
                     found
@@ -180,6 +182,9 @@ impl Vfs {
             if inode.kind != libc::S_IFREG {
                 vfs.forget(made.attr.ino, 1);
                 return Err(FsError::Exists);
+            }
+            if is_writable(flags) {
+                vfs.reopening(&inode, true);
             }
             pass.opened_writable = is_writable(flags);
             Ok((made, vfs.file_handle(inode, Arc::clone(pass.cell()), flags)))
@@ -261,6 +266,7 @@ impl Vfs {
             let path = writable.then(|| self.path_if_watched(inode)).flatten();
             inode.detach();
             if *writable {
+                self.closing(inode);
                 gate.release_writer();
                 self.tell_written(inode.dataset, path);
             }
@@ -385,7 +391,11 @@ impl Vfs {
             return self.set_pointer_attr(&file, &wanted, answer);
         }
         let open = handle.and_then(|handle| self.handles.get(handle).ok());
+        let vfs = Arc::clone(self);
         self.change_in(ino, answer, move |inode, _| {
+            if wanted.size.is_some() {
+                vfs.reopening(inode, false);
+            }
             let fd = open
                 .as_ref()
                 .and_then(|open| open.file().ok())

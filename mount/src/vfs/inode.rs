@@ -64,6 +64,11 @@ pub struct Inode {
     opens: Mutex<Opens>,
 }
 
+/// The number of a file as its store gives it.
+pub fn number_in_store(ino: u64) -> u64 {
+    ino & !DEVICE_MASK
+}
+
 impl Inode {
     /// Takes an `O_PATH` descriptor.
     pub fn new(fd: OwnedFd, dataset: DatasetId, descriptors: &Arc<Descriptors>) -> FsResult<Self> {

@@ -10,6 +10,7 @@
 //! - [`control_dir`] the virtual `.scr`, [`advice`] when it says to checkpoint; [`alias`] renames that come after the commit
 //! - [`hidden`] names that are removed where nothing may change
 //! - [`view`] sealed datasets of several nodes as a whole, and [`far`] the bytes of other nodes
+//! - [`closed`] files that nobody writes any more, before the commit
 //! - `shelf` what only the prefix has, for who opens it
 //! - [`triggers`] commits that no program asks for
 //! - [`pointers`] plain files at the top; [`signs`] signs of life and the wish that programs end
@@ -25,6 +26,7 @@ pub mod advice;
 pub mod alias;
 pub mod attr;
 pub mod changes;
+pub mod closed;
 pub mod control_dir;
 pub mod descriptors;
 pub mod dir;
@@ -244,6 +246,7 @@ pub struct Vfs {
     descriptors: Arc<Descriptors>,
     handles: Handles,
     pointers: pointers::PointerFiles,
+    closed: closed::ClosedFiles,
     requests: Arc<Requests>,
     far: Arc<far::Far>,
     questions: Mutex<advice::Questions>,
@@ -289,6 +292,7 @@ impl Vfs {
             inodes: Inodes::default(),
             handles: Handles::default(),
             pointers: pointers::PointerFiles::default(),
+            closed: closed::ClosedFiles::default(),
             requests,
             questions: Mutex::default(),
             data_path: Mutex::default(),

@@ -321,6 +321,9 @@ impl Vfs {
         }
         let herald: Herald = self.herald();
         let sealed = record.phase != Phase::Open;
+        if sealed {
+            self.closed.forget(id);
+        }
         let name = record.name.clone();
         let evicted = record.phase == Phase::Evicted;
         let mut names = self.write_names();
@@ -427,6 +430,7 @@ impl Vfs {
         if let Some(dataset) = gone {
             dataset.gate.seal();
         }
+        self.closed.forget(id);
         self.descriptors.let_go();
         self.settings().space.forget(id);
     }

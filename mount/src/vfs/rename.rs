@@ -81,6 +81,9 @@ impl Vfs {
         let (name, new_name) = (from.1.to_owned(), to.1.to_owned());
         let operation = move |vfs: &Arc<Self>, _: &mut PassGuard| {
             let (old, new) = (source.fd()?, target.fd()?);
+            if flags & libc::RENAME_EXCHANGE == 0 {
+                vfs.removing(&target, &new_name);
+            }
             sys::rename_at(old.as_fd(), &name, new.as_fd(), &new_name, flags)?;
             vfs.tell_unnamed(&source, &name);
             vfs.tell_named(&target, &new_name);

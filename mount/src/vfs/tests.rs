@@ -2,6 +2,7 @@
 //!
 //! Not tested here: what only a kernel does (passthrough, lifetimes, locks); see `fuse-tests`.
 
+mod closed;
 mod shelf;
 
 use super::attr::SetAttr;

@@ -29,7 +29,7 @@ const fn own(path: &'static str) -> Key {
 }
 
 /// Keys that exist once, and those of `[[store]]`, which the environment can set for all stores.
-pub(super) const KEYS: [Key; 34] = [
+pub(super) const KEYS: [Key; 35] = [
     key("prefix", "SCR_PREFIX"),
     key("job", "SCR_JOB_ID"),
     key("store.path", "SCR_CACHE_BASE"),
@@ -40,6 +40,7 @@ pub(super) const KEYS: [Key; 34] = [
     key("redundancy.failures", "SCR_SET_FAILURES"),
     key("redundancy.group", "SCR_GROUP"),
     own("redundancy.chunk"),
+    own("redundancy.ahead"),
     own("commit.wait"),
     own("commit.grace_seconds"),
     own("commit.settle_seconds"),

@@ -18,7 +18,7 @@ pub struct KeyHelp {
 /// Keys that no variable can stand for: they belong to one of several tables.
 const FILES_ONLY: [&str; 3] = ["dataset.match", "dataset.class", "groups"];
 
-const TEXTS: [(&str, &str); 49] = [
+const TEXTS: [(&str, &str); 50] = [
     (
         "prefix",
         "The directory on the parallel file system, where flushed datasets lie. The current directory when nobody says.",
@@ -58,6 +58,10 @@ const TEXTS: [(&str, &str); 49] = [
     (
         "redundancy.chunk",
         "Bytes of a chunk on disk, a power of two.",
+    ),
+    (
+        "redundancy.ahead",
+        "Percent of the time that encoding of closed files may take before the commit; 0: encoding begins after it.",
     ),
     (
         "commit.wait",

@@ -103,6 +103,7 @@ impl Loader<'_> {
         let mut store = self.stores()?;
         let (redundancy, chosen) = self.redundancy(&groups)?;
         let checkpoint = self.checkpoints(&redundancy, &chosen, &groups, &mut store)?;
+        let ahead_percent = self.ahead()?;
         let commit = self.commit()?;
         let dataset = self.datasets()?;
         let flush = FlushConfig {
@@ -138,6 +139,7 @@ impl Loader<'_> {
             job,
             store,
             redundancy,
+            ahead_percent,
             checkpoint,
             commit,
             dataset,

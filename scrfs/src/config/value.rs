@@ -202,6 +202,11 @@ pub(super) fn percent(raw: &Raw) -> Result<f64, String> {
     number(raw).ok_or_else(|| "a number of percent, 0 or more".into())
 }
 
+pub(super) fn share(raw: &Raw) -> Result<u64, String> {
+    let share = count(raw).ok().filter(|share| *share <= 100);
+    share.ok_or_else(|| "a number of percent from 0 to 100".into())
+}
+
 pub(super) fn mtbf(raw: &Raw) -> Result<Mtbf, String> {
     if matches!(raw, Raw::Text(text) if text.eq_ignore_ascii_case("auto")) {
         return Ok(Mtbf::Auto);

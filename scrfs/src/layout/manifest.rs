@@ -1,7 +1,7 @@
 //! The manifest of a part: what files a slot contributes, and where their bytes lie in its log.
 //!
-//! The *part log* is the concatenation of the data extents of all regular files, in manifest order;
-//! holes are not part of it. Offsets are bytes. The manifest is written before the vote and never
+//! The *part log* is the concatenation of the data extents of all regular files, in the order of their log
+//! offsets, without gaps; holes are not part of it. Offsets are bytes. The manifest is written before the vote and never
 //! changes; checksums ([`Sums`]) come with the first encode.
 
 use super::envelope::{self, EnvelopeError, Kind, crc32c};
@@ -103,7 +103,7 @@ pub enum ManifestError {
     /// An extent begins before the one before it ends, lies outside its file, or overflows.
     #[error("extents of `{0}` overlap or lie outside the file")]
     Extents(RelPath),
-    /// A file's log offset is not where the file before it ended.
+    /// A file's log offset is not where the file before it in the log ended.
     #[error("`{path}` lies at {found} of the part log, {wanted} was expected")]
     LogOffset {
         /// The file.
@@ -161,7 +161,7 @@ pub struct LogPiece<'a> {
 impl Manifest {
     /// Checks what decoding cannot: that extents are ascending and the log is gapless.
     pub fn check(&self) -> Result<(), ManifestError> {
-        let mut log = 0u64;
+        let mut files = Vec::new();
         for entry in &self.entries {
             let EntryKind::File {
                 size,
@@ -171,15 +171,7 @@ impl Manifest {
             else {
                 continue;
             };
-            if *log_offset != log {
-                let path = entry.path.clone();
-                return Err(ManifestError::LogOffset {
-                    path,
-                    found: *log_offset,
-                    wanted: log,
-                });
-            }
-            let mut end = 0u64;
+            let (mut end, mut bytes) = (0u64, 0u64);
             for extent in extents {
                 let next = extent.offset.checked_add(extent.len);
                 match next {
@@ -188,10 +180,27 @@ impl Manifest {
                     }
                     _ => return Err(ManifestError::Extents(entry.path.clone())),
                 }
-                log = log
-                    .checked_add(extent.len)
-                    .ok_or_else(|| ManifestError::Extents(entry.path.clone()))?;
+                // Disjoint, and below the size.
+                bytes += extent.len;
             }
+            files.push((*log_offset, bytes, &entry.path));
+        }
+        // Files of no bytes before one that begins where they are.
+        files.sort_unstable();
+        let mut log = 0u64;
+        for (found, bytes, path) in files {
+            let path = || path.clone();
+            if found != log {
+                let (path, wanted) = (path(), log);
+                return Err(ManifestError::LogOffset {
+                    path,
+                    found,
+                    wanted,
+                });
+            }
+            log = log
+                .checked_add(bytes)
+                .ok_or_else(|| ManifestError::Extents(path()))?;
         }
         if log != self.log_bytes {
             return Err(ManifestError::LogLength {
@@ -254,15 +263,21 @@ impl LogIndex {
     /// Index of a checked manifest.
     pub fn new(manifest: &Manifest) -> Self {
         let mut extents = Vec::new();
-        let mut log = 0;
         for (index, entry) in manifest.entries.iter().enumerate() {
-            if let EntryKind::File { extents: runs, .. } = &entry.kind {
+            if let EntryKind::File {
+                log_offset,
+                extents: runs,
+                ..
+            } = &entry.kind
+            {
+                let mut log = *log_offset;
                 for run in runs {
                     extents.push((log, index, run.offset, run.len));
                     log += run.len;
                 }
             }
         }
+        extents.sort_unstable();
         Self { extents }
     }
 

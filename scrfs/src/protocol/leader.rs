@@ -440,6 +440,9 @@ impl Leader {
             | Message::Reply { .. }
             | Message::Verdict { .. }
             | Message::Order { .. }
+            | Message::Foresee { .. }
+            | Message::Reach { .. }
+            | Message::Foreknown { .. }
             | Message::Collect { .. }
             | Message::Release { .. }
             | Message::Progress(_)

@@ -13,7 +13,8 @@ use crate::control::{FromDaemon, Refusal, ToDaemon};
 use crate::findings::Findings;
 use crate::id::{DatasetId, Epoch, Rank, Slot};
 use crate::layout::pointer::Pointers;
-use crate::layout::record::{DatasetRecord, EpochRecord, Phase};
+use crate::layout::record::{DatasetRecord, EpochRecord, Phase, Seal};
+use crate::topology::redundancy_sets;
 use begin::Beginning;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,6 +64,8 @@ pub struct Member {
     found: BTreeMap<DatasetId, Vec<Slot>>,
     /// All pointer files, as the leader last told.
     pointers: Pointers,
+    /// The failure groups of all ranks: who has the same one is in the same.
+    groups: Vec<String>,
     voting: BTreeMap<DatasetId, Voting>,
     /// Datasets being scanned. It outlives the voting it was begun for: two scans at once would
     /// leave the manifest of the slower one, whatever was voted.
@@ -106,6 +109,7 @@ impl Member {
                 })
                 .collect(),
             pointers: Pointers::default(),
+            groups: Vec::new(),
             voting: BTreeMap::new(),
             scanning: BTreeSet::new(),
             then: BTreeMap::new(),
@@ -183,10 +187,31 @@ impl Member {
                 last_dataset,
                 last_checkpoint,
                 pointers,
+                groups,
             } => {
+                self.groups = groups.iter().map(ToString::to_string).collect();
                 (self.last_dataset, self.last_checkpoint) = (last_dataset, last_checkpoint);
                 self.pointers = pointers;
                 self.clear(records, spare, step);
+            }
+            Message::Foresee {
+                dataset,
+                scheme,
+                set_size,
+                chunk_bytes,
+                unit_bytes,
+            } => {
+                let sets = redundancy_sets(&self.groups, set_size).unwrap_or_default();
+                let own = sets.into_iter().find(|set| set.contains(&self.slot));
+                let seal = Box::new(Seal {
+                    epoch: self.epoch,
+                    scheme,
+                    chunk_bytes,
+                    unit_bytes,
+                    sets: own.into_iter().collect(),
+                    parts: Vec::new(),
+                });
+                step.effect(Effect::Foresee { dataset, seal });
             }
             Message::Abandon { ticket } => step.effect(Effect::Abandon { ticket }),
             Message::Reply { request, result } => step.daemon(ToDaemon::Reply { request, result }),
@@ -267,6 +292,8 @@ impl Member {
             | Message::Pressure(_)
             | Message::Keep(_)
             | Message::Kept { .. }
+            | Message::Reach { .. }
+            | Message::Foreknown { .. }
             | Message::WantMetadata { .. }
             | Message::Hellos(_)
             | Message::Votes { .. }
@@ -412,7 +439,11 @@ impl Member {
             }
             FromDaemon::Pressure(pressure) => step.send(LEADER, Message::Pressure(pressure)),
             // The driver's business.
-            FromDaemon::Stop { .. } | FromDaemon::Fetch { .. } | FromDaemon::Move { .. } => {}
+            FromDaemon::Stop { .. }
+            | FromDaemon::Fetch { .. }
+            | FromDaemon::Closed { .. }
+            | FromDaemon::Reopened { .. }
+            | FromDaemon::Move { .. } => {}
         }
     }
 

@@ -13,6 +13,7 @@ use crate::layout::envelope::{self, EnvelopeError, Kind};
 use crate::layout::pointer::{PointerRecord, Pointers};
 use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary, Seal};
 use crate::name::Name;
+use crate::redundancy::Scheme;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -270,6 +271,8 @@ pub enum Message {
         last_checkpoint: u64,
         /// All pointer files, and the leader's term.
         pointers: Pointers,
+        /// The failure groups of all ranks, by numbers: who has the same one is in the same.
+        groups: Vec<u32>,
     },
     /// Member to leader: begun, durable, and shown to programs; of an inner member, by all of its subtree.
     Begun,
@@ -318,6 +321,38 @@ pub enum Message {
         result: Result<(), Failure>,
         /// What a verify has found.
         findings: Option<Box<Findings>>,
+    },
+    /// Leader to member: how a new dataset would be sealed now. What is encoded before the commit is encoded so, and
+    /// thrown away when the seal is another.
+    Foresee {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// By which scheme.
+        scheme: Scheme,
+        /// In sets of how many members at least; who they are follows from the failure groups.
+        set_size: u32,
+        /// Bytes of a chunk on disk.
+        chunk_bytes: u64,
+        /// Bytes of a unit.
+        unit_bytes: u32,
+    },
+    /// Member to the members of its set: so many bytes of its part log are written, as far as it knows, and can be had.
+    Reach {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Of which slot.
+        slot: Slot,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Member to the members of its set, after the seal: checksums of units of its part log that it knows from before.
+    Foreknown {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// Of which slot.
+        slot: Slot,
+        /// One for each unit from the first on.
+        crcs: Vec<Option<u32>>,
     },
     /// Leader to member: vote as soon as nobody writes.
     Collect {

@@ -9,7 +9,7 @@ use crate::findings::Findings;
 use crate::id::{DatasetId, Rank, Slot};
 use crate::interval::Learnt;
 use crate::layout::pointer::Pointers;
-use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary};
+use crate::layout::record::{DatasetRecord, EpochRecord, PartSummary, Seal};
 
 /// A record to put down.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,6 +81,13 @@ pub enum Effect {
     CompleteFlush {
         /// Of which dataset.
         record: Box<DatasetRecord>,
+    },
+    /// What the seal of a new dataset would be: what is closed may be encoded. Not answered.
+    Foresee {
+        /// Of which dataset.
+        dataset: DatasetId,
+        /// The seal, without parts, and with this node's set alone.
+        seal: Box<Seal>,
     },
     /// Write pointer files to the prefix; answered by [`Outcome::PointersWritten`].
     WritePointers {

@@ -254,6 +254,29 @@ impl SetGeometry {
         Plan::new(shape, job, member, stream, range, unit_bytes)
     }
 
+    /// Bytes of the parity stream of `owner`, in whole chunks from its beginning, that do not change when
+    /// parts grow: those whose data chunks are all there. Looks from the chunk at `from` bytes on.
+    #[must_use]
+    pub fn settled_parity(&self, owner: Slot, from: u64) -> u64 {
+        let shape = &self.shape;
+        let Some(member) = self.position(owner) else {
+            return 0;
+        };
+        let chunks = |bytes: u64| bytes / shape.chunk_bytes;
+        let mut sources = Vec::new();
+        let mut chunk = chunks(from);
+        while chunk < chunks(shape.parity_lengths[member]) {
+            sources.clear();
+            shape.parity_sources(member, chunk, &mut sources);
+            let is_there = |source: &Source| source.chunk < chunks(shape.lengths[source.member]);
+            if !sources.iter().all(is_there) {
+                break;
+            }
+            chunk += 1;
+        }
+        chunk * shape.chunk_bytes
+    }
+
     /// Everything that makes the part log of `target` again, from data and parity of members that
     /// are neither `target` nor in `lost`: each of its bytes once, ascending. Its parity is then
     /// made by [`Self::encode`]. Slots of other sets in `lost` do not matter. An empty part is

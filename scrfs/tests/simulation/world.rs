@@ -204,6 +204,8 @@ impl World {
     fn effect(&mut self, at: usize, effect: Effect) {
         let machine = self.coords[at].machine;
         match effect {
+            // What is encoded before the commit is no promise.
+            Effect::Foresee { .. } => {}
             Effect::Send { to, message } => {
                 let to = to.0 as usize;
                 self.check_send(at, to, &message);

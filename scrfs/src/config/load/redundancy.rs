@@ -124,6 +124,11 @@ impl Loader<'_> {
         Ok((redundancy, chosen))
     }
 
+    /// `redundancy.ahead`, in percent.
+    pub(super) fn ahead(&mut self) -> Result<u64, ConfigError> {
+        self.get("redundancy.ahead", Raw::Integer(50), value::share)
+    }
+
     /// `[[checkpoint]]`. A scheme of the command line or the environment sets them aside, as
     /// `SCR_COPY_TYPE` does with SCR's descriptors.
     pub(super) fn checkpoints(

@@ -303,19 +303,56 @@ impl Leader {
         }
     }
 
+    /// Tells every member what the seal of a dataset that is about to be written would be now. Its class may come
+    /// to be another with the name that it gets.
+    pub(super) fn foresee(&self, dataset: DatasetId, step: &mut Step) {
+        if self.config.ahead_percent == 0 {
+            return;
+        }
+        let Some(led) = self.datasets.get(&dataset) else {
+            return;
+        };
+        let class = self.config.class_of(led.record.name.as_bytes());
+        let checkpoint = class.is_checkpoint().then(|| self.last_checkpoint + 1);
+        let (seal, _) = self.seal((class, checkpoint), Vec::new());
+        if seal.scheme.parity_count() > 0 {
+            step.cast(Message::Foresee {
+                dataset,
+                scheme: seal.scheme,
+                set_size: self.config.redundancy_for(class, checkpoint).set_size,
+                chunk_bytes: seal.chunk_bytes,
+                unit_bytes: seal.unit_bytes,
+            });
+        }
+    }
+
+    /// The failure groups of all ranks, numbered as they come.
+    pub(super) fn numbered_groups(&self) -> Vec<u32> {
+        let mut numbers = BTreeMap::new();
+        let groups = self.groups().into_iter();
+        let numbered = groups.map(|group| {
+            let next = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
+            *numbers.entry(group).or_insert(next)
+        });
+        numbered.collect()
+    }
+
+    /// The failure groups of all ranks.
+    fn groups(&self) -> Vec<&str> {
+        let group = |rank| {
+            self.hellos
+                .get(&rank)
+                .map_or("", |hello| hello.group.as_str())
+        };
+        self.ranks().map(group).collect()
+    }
+
     fn seal(
         &self,
         (class, checkpoint): (Class, Option<u64>),
         parts: Vec<PartSummary>,
     ) -> (Seal, Option<String>) {
-        let groups: Vec<&str> = self
-            .ranks()
-            .map(|rank| {
-                self.hellos
-                    .get(&rank)
-                    .map_or("", |hello| hello.group.as_str())
-            })
-            .collect();
+        let groups = self.groups();
         let redundancy = self.config.redundancy_for(class, checkpoint);
         let chunk_bytes = redundancy.chunk_bytes;
         let mut seal = Seal {

@@ -319,6 +319,7 @@ impl Leader {
         let late = led.creating.take().unwrap_or_default();
         match refusal {
             None => {
+                self.foresee(dataset, step);
                 Self::reply(asker, Ok(()), step);
                 for waiter in late {
                     Self::reply(waiter, Err(Refusal::Exists), step);

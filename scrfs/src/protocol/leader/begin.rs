@@ -57,6 +57,7 @@ impl Leader {
             last_dataset: self.last_dataset,
             last_checkpoint: self.last_checkpoint,
             pointers: self.pointing.known.clone(),
+            groups: self.numbered_groups(),
         });
         self.beginning = Some(self.ranks().collect());
     }
