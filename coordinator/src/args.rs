@@ -19,6 +19,9 @@ pub struct Serve {
     /// Programs start anew with this epoch: what is open now was left behind
     #[arg(long)]
     pub new_run: bool,
+    /// The number of the `scrfs run` that it is for
+    #[arg(long)]
+    pub run: Option<u64>,
 }
 
 impl Serve {
@@ -28,6 +31,7 @@ impl Serve {
             socket: self.socket,
             epoch: self.epoch.map(Epoch),
             new_run: self.new_run,
+            run: self.run,
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::transfer::{Engine, Limits};
 use crate::works::{Context as WorkContext, Works};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use scrfs::config::Config;
+use scrfs::config::{Config, job_in_prefix};
 use scrfs::control::{FromDaemon, Role, ToDaemon};
 use scrfs::fabric::{Envelope, Fabric, Lane};
 use scrfs::id::{DatasetKey, Epoch, Rank, Slot};
@@ -56,6 +56,8 @@ pub struct Options {
     pub epoch: Option<Epoch>,
     /// Programs start anew with this epoch.
     pub new_run: bool,
+    /// The number of the `scrfs run` that it is for.
+    pub run: Option<u64>,
 }
 
 /// Longest time the driver sleeps without looking at the clock.
@@ -138,7 +140,8 @@ impl<F: Fabric> Driver<F> {
         let store = PosixStore::with_reserves(stores.iter().map(CachePaths::reserve));
         let group = config.failure_group(&config.redundancy.group, &node)?;
         let inventory = inventory::take(&stores, node, group)?;
-        let prefix = Arc::new(Target::at(&config.prefix).of_job(&config.job));
+        let job = job_in_prefix(&config.job, options.run);
+        let prefix = Arc::new(Target::at(&config.prefix).of_job(&job));
         let places = match me {
             LEADER => Places::wanted(&config.log, prefix.event_place()),
             _ => Places::default(),

@@ -258,6 +258,15 @@ pub struct LogConfig {
 /// The job's id outside a batch system, when nobody gives one: any number of jobs may have it at once.
 pub const DEFAULT_JOB: &str = "default";
 
+/// What a job is called in a prefix. Without an id of its own it goes by the number of its `scrfs run`, where there is one.
+#[must_use]
+pub fn job_in_prefix(job: &str, run: Option<u64>) -> String {
+    match run {
+        Some(run) if job == DEFAULT_JOB => format!("{job}.{run:016x}"),
+        _ => job.to_owned(),
+    }
+}
+
 /// The effective configuration of one mount.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Config {

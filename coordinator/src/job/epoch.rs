@@ -278,6 +278,7 @@ impl Supervisor<'_> {
             .arg("mount")
             .args(&self.mount_options);
         command.args(["--coordinate", "--epoch", &self.epoch.0.to_string()]);
+        command.args(["--run", &self.mark.to_string()]);
         if new_run {
             command.arg("--new-run");
         }

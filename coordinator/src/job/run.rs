@@ -23,6 +23,7 @@ use crate::effects::chain;
 use crate::scavenge::{Hosts as Crew, Outcome, after_run};
 use crate::target::Target;
 use anyhow::{Context, Result, ensure};
+use scrfs::config::job_in_prefix;
 use scrfs::event::JobWhat;
 use scrfs::halt::Halt;
 use scrfs::id::Epoch;
@@ -486,7 +487,8 @@ impl Supervisor<'_> {
     /// Removes what flushes that nobody will end have left in the prefix, now that nothing of ours writes
     /// there any more.
     fn tidy(&mut self, prefix: &Path) {
-        let (target, last) = (Target::at(prefix).of_job(&self.job), self.epoch);
+        let job = job_in_prefix(&self.job, Some(self.mark));
+        let (target, last) = (Target::at(prefix).of_job(&job), self.epoch);
         let (sender, tidied) = sync_channel(1);
         let spawned = std::thread::Builder::new()
             .name("tidy".into())

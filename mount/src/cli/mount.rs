@@ -46,6 +46,9 @@ pub(super) struct MountArgs {
     /// The first of its run
     #[arg(long, hide = true)]
     new_run: bool,
+    /// The number of the `scrfs run` that it is for
+    #[arg(long, value_name = "N", hide = true)]
+    run: Option<u64>,
 }
 
 pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
@@ -96,13 +99,13 @@ pub(super) fn run(args: MountArgs) -> Result<(), Failure> {
         }
     };
     if coordinates {
-        return Err(coordinate(&daemon, args.epoch, args.new_run));
+        return Err(coordinate(&daemon, args.epoch, args.new_run, args.run));
     }
     Ok(())
 }
 
 /// Becomes this node's coordinator; returns only when that fails.
-fn coordinate(daemon: &DaemonFile, epoch: Option<u64>, new_run: bool) -> Failure {
+fn coordinate(daemon: &DaemonFile, epoch: Option<u64>, new_run: bool, run: Option<u64>) -> Failure {
     const PROGRAM: &str = "scrfs-coordinator-mpi";
     let Some(program) = find_program(PROGRAM) else {
         return Failure::failed(anyhow::anyhow!(
@@ -117,6 +120,9 @@ fn coordinate(daemon: &DaemonFile, epoch: Option<u64>, new_run: bool) -> Failure
     }
     if new_run {
         command.arg("--new-run");
+    }
+    if let Some(run) = run {
+        command.arg("--run").arg(run.to_string());
     }
     let error = command.exec();
     Failure::failed(anyhow::anyhow!(
