@@ -22,13 +22,16 @@ const RECORD_BYTES_MAX: u64 = 16 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct RunFiles {
     paths: PrefixPaths,
+    store: PosixStore,
 }
 
 impl RunFiles {
     /// That of the prefix at `prefix`.
     pub(super) fn new(prefix: &Path) -> Self {
+        let paths = PrefixPaths::new(prefix);
         Self {
-            paths: PrefixPaths::new(prefix),
+            store: PosixStore::at_home(paths.control()),
+            paths,
         }
     }
 
@@ -102,7 +105,7 @@ impl RunFiles {
         // Named so that it is no key, and no other's, also of one on another host that is called the same.
         let unique = heart::random().context("no random numbers")?;
         let draft = directory.join(format!(".{key}.{unique:016x}.claim"));
-        let store = PosixStore::new();
+        let store = &self.store;
         store.put(&draft, &record.encode())?;
         let linked = loop {
             match std::fs::hard_link(&draft, self.paths.run(key)) {
@@ -119,7 +122,7 @@ impl RunFiles {
 
     /// Replaces the record of a supervisor that has the run.
     pub(super) fn put(&self, key: RunKey, record: &RunRecord) -> Result<()> {
-        Ok(PosixStore::new().put(&self.paths.run(key), &record.encode())?)
+        Ok(self.store.put(&self.paths.run(key), &record.encode())?)
     }
 
     /// The run is no longer this supervisor's: who has it now, if that can be told.

@@ -8,6 +8,7 @@
 use scrfs::event::pages::{PAGES_MAX, copy_of, is_copy, time_of};
 use scrfs::layout::path::{PrefixPaths, parse_event_page};
 use scrfs::layout::record::UnixMillis;
+use scrfs::store::posix::PosixStore;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -24,6 +25,8 @@ const LINE_BYTES_MAX: u64 = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Files {
     paths: PrefixPaths,
+    /// Which directory of the prefix it is.
+    store: PosixStore,
     writer: u64,
     page: Option<Page>,
     /// Time of the newest line, or above that of the last page.
@@ -42,6 +45,7 @@ impl Files {
     /// A writer of a prefix.
     pub(crate) fn new(paths: PrefixPaths) -> Self {
         Self {
+            store: PosixStore::at_home(paths.control()),
             paths,
             writer: RandomState::new().build_hasher().finish(),
             page: None,
@@ -70,7 +74,8 @@ impl Files {
                 // No two have one name.
                 self.newest = begun.unwrap_or(0).max(self.newest.saturating_add(1));
                 let path = self.paths.event_page(self.newest, self.writer);
-                self.make_directories()?;
+                let made = self.store.make_directories(&self.paths.event_pages());
+                made.map_err(|error| error.source)?;
                 (Page { path, len: 0 }, true)
             }
         };
@@ -81,17 +86,6 @@ impl Files {
             true => self.remove_oldest(),
             false => Ok(()),
         }
-    }
-
-    /// Not all above them: a prefix that is not mounted is not made.
-    fn make_directories(&self) -> io::Result<()> {
-        for path in [self.paths.control(), self.paths.event_pages()] {
-            match fs::create_dir(path) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     fn remove_oldest(&self) -> io::Result<()> {

@@ -22,7 +22,7 @@ use scrfs::layout::record::{DatasetRecord, Phase, Seal, UNIT_BYTES, millis};
 use scrfs::name::Name;
 use scrfs::redundancy::{Scheme, Stream};
 use scrfs::store::Store;
-use scrfs::store::posix::{make_directories, sync_directory};
+use scrfs::store::posix::sync_directory;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -204,7 +204,7 @@ impl Prefix {
     /// A key that nobody else has: who makes its directory has it.
     pub(super) fn claim_key(&self) -> Result<DatasetKey, PrefixError> {
         let all = self.paths.all_manifests();
-        make_directories(&all)?;
+        self.store.make_directories(&all)?;
         let mut key = DatasetKey {
             id: DatasetId(self.highest_number()?.saturating_add(1)),
             created: millis(SystemTime::now()),

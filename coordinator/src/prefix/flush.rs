@@ -27,8 +27,6 @@ use scrfs::layout::manifest::{EntryKind, Manifest};
 use scrfs::layout::record::DatasetRecord;
 use scrfs::store::Store;
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -80,7 +78,7 @@ impl Prefix {
         let manifest_path = self.paths.manifest(record.key(), id.slot);
         self.store.remove(&manifest_path)?;
         let attempt = self.paths.attempt(record.key(), record.epoch);
-        make_directories(&attempt)?;
+        self.store.make_directories(&attempt)?;
 
         let tree = Tree::open(&attempt)?;
         let crc = encode_manifest(&manifest).1.manifest_crc;
@@ -196,10 +194,6 @@ impl Drop for Busy<'_> {
     fn drop(&mut self) {
         lock(&self.prefix.busy).remove(&self.what);
     }
-}
-
-fn make_directories(path: &Path) -> Result<(), PrefixError> {
-    fs::create_dir_all(path).map_err(PrefixError::io_at("make the directory", path))
 }
 
 /// What of it is still there as it was noted: what is taken over, and from which earlier attempts.

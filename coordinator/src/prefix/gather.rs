@@ -27,7 +27,6 @@ use scrfs::layout::manifest::{Entry, EntryKind};
 use scrfs::layout::scr::ScrDataset;
 use scrfs::name::{Name, RelPath};
 use scrfs::store::Store;
-use scrfs::store::posix::make_directories;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -201,7 +200,7 @@ impl Prefix {
             told: Cell::new(Instant::now()),
         };
         let attempt = self.paths.attempt(key, ATTEMPT);
-        make_directories(&attempt)?;
+        self.store.make_directories(&attempt)?;
         // Until it is known who may look into it.
         fs::set_permissions(&attempt, fs::Permissions::from_mode(0o700))
             .map_err(PrefixError::io_at("close", &attempt))?;

@@ -7,6 +7,7 @@
 //!   manifest, and the index knows it.
 //! - What is not ours is never touched, replaced or removed.
 //! - What is read is checked against the checksums that were sealed.
+//! - In the mount point of a prefix that was unmounted since this process first wrote there nothing is made.
 //! - A crash at any point leaves no dataset of that name or a complete one; [`Prefix::reconcile`]
 //!   finishes or removes what it left.
 //!
@@ -138,9 +139,10 @@ impl Prefix {
 
     /// The prefix at `path`, whatever is there now: it may not answer.
     pub fn at(path: &Path) -> Self {
+        let paths = PrefixPaths::new(path);
         Self {
-            paths: PrefixPaths::new(path),
-            store: PosixStore::new(),
+            store: PosixStore::at_home(paths.control()),
+            paths,
             pace: Pace::default(),
             busy: Mutex::default(),
             job: String::new(),

@@ -22,7 +22,7 @@ use crate::part::{Tree, attributes, remove_tree, report};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use scrfs::layout::index::{EntryState, IndexEntry, Replaced};
 use scrfs::store::Store;
-use scrfs::store::posix::{make_directories, sync_directory};
+use scrfs::store::posix::sync_directory;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -132,7 +132,7 @@ impl Prefix {
     ) -> Result<(), PrefixError> {
         let aside = self.aside(old);
         let trash = self.paths.trash();
-        make_directories(&trash)?;
+        self.store.make_directories(&trash)?;
         fs::rename(name, &aside).map_err(PrefixError::io_at("set aside", name))?;
         // Its name may be gone for good from here on, so it must be there.
         sync_directory(&trash)?;

@@ -25,7 +25,7 @@ use scrfs::layout::record::DatasetRecord;
 use scrfs::redundancy::{Extent, Stream};
 use scrfs::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -108,7 +108,7 @@ impl Prefix {
         }
         self.store.remove(&sums_path)?;
         let kept = self.paths.kept(record.key(), record.epoch);
-        fs::create_dir_all(&kept).map_err(PrefixError::io_at("make the directory", &kept))?;
+        self.store.make_directories(&kept)?;
         self.store.remove(&path)?;
         let make = || {
             let mut options = File::options();
@@ -188,7 +188,7 @@ impl Prefix {
         let step = |name| step(name).map_err(PrefixError::io_at(name, &attempt));
         step("begin a slot")?;
         self.store.remove(&manifest_path)?;
-        fs::create_dir_all(&attempt).map_err(PrefixError::io_at("make the directory", &attempt))?;
+        self.store.make_directories(&attempt)?;
         let done_path = self.paths.done(record.key(), record.epoch, slot);
         let crc = encode_manifest(&manifest).1.manifest_crc;
         let (tree, none) = (Tree::open(&attempt)?, Earlier::new());

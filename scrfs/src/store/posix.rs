@@ -1,20 +1,110 @@
 //! The store on a POSIX filesystem: write a temporary name, fsync, rename, fsync the directory.
 //!
+//! A store may have a *home*, a directory that it makes when it is not there. It makes no directory but below
+//! that one, reached by its descriptor, and makes it nowhere but where it has been: when the file system that it lies
+//! on is unmounted, nothing is made anew in the mount point. Where that is, two numbers tell, of which one may change:
+//! the device is another after it was mounted again, as an automounter does; the inode, after somebody has
+//! removed it.
+//!
 //! A reserve file of a few MiB in each store is given up when a record meets a full device, so
 //! that a commit is still possible when programs have filled the cache.
 
 use super::{Store, StoreError};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
 use std::collections::hash_map::RandomState;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::hash::BuildHasher;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A store on real files.
 #[derive(Clone, Debug, Default)]
 pub struct PosixStore {
     reserves: Vec<PathBuf>,
+    home: Option<Arc<Home>>,
+}
+
+/// The directory below which a store makes others.
+#[derive(Debug)]
+struct Home {
+    path: PathBuf,
+    /// Device and inode, when it was last seen.
+    seen: Mutex<Option<(u64, u64)>>,
+}
+
+impl Home {
+    /// Opens it, if it is the one that it was. Makes it, but nothing above it, where it has been or if none was
+    /// seen.
+    fn open(&self) -> Result<OwnedFd, StoreError> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = &self.path;
+        let is_there =
+            |device: u64, inode: u64| seen.is_none_or(|seen| seen.0 == device || seen.1 == inode);
+        let another = || StoreError {
+            verb: "find again (is it mounted?)",
+            path: path.clone(),
+            source: io::Error::from_raw_os_error(nix::errno::Errno::ESTALE as i32),
+        };
+        let opened = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let above = File::open(parent(path)).map_err(StoreError::of("open", path))?;
+                let found = above.metadata().map_err(StoreError::of("open", path))?;
+                if !seen.is_none_or(|seen| seen.0 == found.dev()) {
+                    return Err(another());
+                }
+                let name = Path::new(path.file_name().unwrap_or_default());
+                make_in(&above, name).map_err(StoreError::of("make", path))?;
+                open_in(&above, name).map(File::from)
+            }
+            other => other,
+        };
+        let home = opened.map_err(StoreError::of("open", path))?;
+        let found = home.metadata().map_err(StoreError::of("open", path))?;
+        if !is_there(found.dev(), found.ino()) {
+            return Err(another());
+        }
+        *seen = Some((found.dev(), found.ino()));
+        Ok(home.into())
+    }
+
+    /// Makes a directory below it and those above that are missing, durably.
+    fn make_directories(&self, below: &Path) -> Result<(), StoreError> {
+        let home = self.open()?;
+        if below.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let make = || -> io::Result<()> {
+            match open_in(&home, below) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => return other.map(drop),
+            }
+            let mut above = home;
+            for name in below.components() {
+                make_in(&above, name.as_ref())?;
+                above = open_in(&above, name.as_ref())?;
+            }
+            Ok(())
+        };
+        make().map_err(StoreError::of("make", &self.path.join(below)))
+    }
+}
+
+fn open_in(above: impl AsFd, below: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    Ok(openat(above, below, flags, Mode::empty())?)
+}
+
+/// Makes a directory and its name durable. Who was quicker may not have synced it yet.
+fn make_in(above: impl AsFd, name: &Path) -> io::Result<()> {
+    match mkdirat(&above, name, Mode::from_bits_truncate(0o777)) {
+        Ok(()) | Err(nix::Error::EEXIST) => Ok(nix::unistd::fsync(above)?),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// How often a stale file is looked for again.
@@ -28,11 +118,33 @@ impl PosixStore {
         Self::default()
     }
 
+    /// A store that makes directories below this one only, which it makes as well if it is not there.
+    pub fn at_home(path: PathBuf) -> Self {
+        let seen = Mutex::default();
+        Self {
+            reserves: Vec::new(),
+            home: Some(Arc::new(Home { path, seen })),
+        }
+    }
+
+    /// As [`make_directories`], but not beyond the store's home, if it has one.
+    pub fn make_directories(&self, directory: &Path) -> Result<(), StoreError> {
+        let Some(home) = &self.home else {
+            return make_directories(directory);
+        };
+        match directory.strip_prefix(&home.path) {
+            Ok(below) => home.make_directories(below),
+            // Beside it, where nothing is made.
+            Err(_) => Ok(()),
+        }
+    }
+
     /// A store that keeps reserves at these paths. Not being able to make one now is no error: it is
     /// made again by [`Self::refill_reserves`] when there is space.
     pub fn with_reserves(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let store = Self {
             reserves: paths.into_iter().collect(),
+            home: None,
         };
         store.refill_reserves();
         store
@@ -66,8 +178,8 @@ impl PosixStore {
         self.reserves.iter().filter(|path| spend(path)).count() > 0
     }
 
-    fn put_once(path: &Path, directory: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        make_directories(directory)?;
+    fn put_once(&self, path: &Path, directory: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        self.make_directories(directory)?;
         let mut name = OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
         // Unlike that of any other writer, also one on another machine that has our process's number;
@@ -141,9 +253,9 @@ fn parent(path: &Path) -> &Path {
 impl Store for PosixStore {
     fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let directory = parent(path);
-        match Self::put_once(path, directory, bytes) {
+        match self.put_once(path, directory, bytes) {
             Err(error) if error.is_no_space() && self.spend_reserves() => {
-                Self::put_once(path, directory, bytes)
+                self.put_once(path, directory, bytes)
             }
             other => other,
         }
@@ -186,7 +298,7 @@ impl Store for PosixStore {
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
         let directory = parent(to);
-        make_directories(directory)?;
+        self.make_directories(directory)?;
         fs::rename(from, to).map_err(StoreError::of("rename", from))?;
         sync_directory(parent(from))?;
         sync_directory(directory)
@@ -211,6 +323,62 @@ mod tests {
             make_directories(&wrong).expect_err("no directory");
         }
         make_directories(Path::new("src")).expect("a relative one");
+    }
+
+    #[test]
+    fn a_home_is_made_where_it_was_and_nowhere_else() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let mount = root.path().join("mount");
+        let home = mount.join("home");
+        let store = PosixStore::at_home(home.clone());
+        let put = |below: &str| store.put(&home.join(below), b"one");
+        put("a/record").expect_err("no directory above it");
+        assert!(!mount.exists());
+        fs::create_dir(&mount).expect("a directory");
+        put("a/b/record").expect("put");
+        put("record").expect("put");
+        // Removed and made anew by somebody, on the same device.
+        fs::remove_dir_all(&mount).expect("removed");
+        fs::create_dir(&mount).expect("made");
+        put("a/b/record").expect("put");
+        put("record").expect("put");
+        // A file in the way is not made a directory.
+        put("record/below").expect_err("a file");
+        // Unmounted, as if it had been on another device.
+        let away = root.path().join("away");
+        fs::rename(&mount, &away).expect("renamed");
+        let of_another = || {
+            let home = store.home.as_ref().expect("a home");
+            let mut seen = home.seen.lock().expect("whole");
+            *seen = seen.map(|(device, inode)| (device + 1, inode));
+        };
+        of_another();
+        fs::create_dir(&mount).expect("the mount point");
+        for _ in 0..2 {
+            let error = put("a/b/record").expect_err("away").to_string();
+            assert!(error.contains("mounted"), "{error}");
+            store.make_directories(&home.join("c")).expect_err("away");
+            let to = home.join("d/record");
+            store.rename(&root.path().join("x"), &to).expect_err("away");
+            assert_eq!(fs::read_dir(&mount).expect("there").count(), 0);
+        }
+        // Nor is what lies there by mistake taken for it.
+        fs::create_dir(&home).expect("another");
+        put("a/record").expect_err("another");
+        store
+            .clone()
+            .put(&home.join("record"), b"")
+            .expect_err("another");
+        assert_eq!(fs::read_dir(&home).expect("there").count(), 0);
+        fs::remove_dir_all(&mount).expect("removed");
+        // Mounted again, the device is another.
+        fs::rename(&away, &mount).expect("mounted again");
+        put("a/b/record").expect("put");
+        put("c/d/record").expect("put");
+        of_another();
+        put("record").expect("put");
+        let read = store.get(&home.join("c/d/record")).expect("read");
+        assert_eq!(read.as_deref(), Some(&b"one"[..]));
     }
 
     #[test]

@@ -26,6 +26,49 @@ fn a_prefix_that_cannot_be_used_is_refused_in_words() {
     );
 }
 
+#[test]
+fn nothing_is_made_in_the_mount_point_of_a_prefix_that_goes_away_in_a_copy() {
+    let Some(world) = on_small_tmpfs("size=64m") else {
+        return;
+    };
+    let root = world.prefix.paths().root().to_owned();
+    let elsewhere = world.root.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let bind = |from: &Path, to: &Path| {
+        let nothing = None::<&str>;
+        mount(Some(from), to, nothing, MsFlags::MS_BIND, nothing).unwrap();
+    };
+    bind(&root, &elsewhere);
+    let record = world.dataset(5, "ckpt.5", 2, 77);
+    // A slot of which nothing is put down before its directories are made.
+    let part = world.part(&record, 1);
+    let goes_away = |_| {
+        let flags = nix::mount::MntFlags::MNT_DETACH;
+        // Told again and again, and a mount point after the first time.
+        let _ = nix::mount::umount2(&root, flags);
+    };
+    let flush = |progress: &dyn Fn(u64)| {
+        let limits = FlushLimits::default();
+        let flushed = world
+            .prefix
+            .flush_part(&record, &part, limits, progress, &GO);
+        flushed.map(drop)
+    };
+    flush(&goes_away).unwrap_err();
+    let again = flush(&|_| {}).unwrap_err();
+    for error in [again, world.prefix.fail(record.key()).unwrap_err()] {
+        assert_eq!(error.cause(), Cause::Unavailable, "{error}");
+        assert!(error.to_string().contains("mounted"), "{error}");
+        assert!(error.is_retryable());
+    }
+    assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+    // Mounted again, it goes on.
+    bind(&elsewhere, &root);
+    world.flush(&record);
+    assert!(world.has_all_of(&record));
+    nix::mount::umount2(&elsewhere, nix::mount::MntFlags::MNT_DETACH).unwrap();
+}
+
 /// Mounts a small tmpfs on the world's prefix, seen by this thread and those it starts. `None`
 /// where this user may not.
 fn on_small_tmpfs(options: &str) -> Option<World> {
