@@ -34,7 +34,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-/// Numbers of jobs from here on are ours: those of works count from 1, those of reads from 2⁶³.
+/// Numbers of jobs from here on are ours: those of works count from 1, those of reads from `LAST_JOB`.
 const FIRST_JOB: u64 = 1 << 62;
 /// No number from here on is.
 const LAST_JOB: u64 = 1 << 63;
