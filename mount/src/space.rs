@@ -231,6 +231,11 @@ impl Spaces {
         self.holder(dataset).is_none_or(Space::has_end)
     }
 
+    /// Whether it is to be known which files are closed.
+    pub fn watches_closed(&self) -> bool {
+        self.is_ahead
+    }
+
     /// Whether parity may be made before the commit: there are others to share it with.
     pub fn encodes_ahead(&self) -> bool {
         self.is_ahead && self.all.first().is_some_and(Space::has_parity)

@@ -168,3 +168,60 @@ fn what_was_encoded_before_the_commit_brings_a_lost_node_back() {
 fn reed_solomon_too() {
     lose_and_read(&[("SCR_COPY_TYPE", "RS"), ("SCR_SET_FAILURES", "2")]);
 }
+
+/// What it saves after the commit, and what it costs who writes: four nodes, eight files of 32 MiB each, written one
+/// after the other; five checkpoints.
+const MEASURED: &str = r#"
+ms() { echo $(($(date +%s%N) / 1000000)); }
+for n in 1 2 3 4; do RSH node$n "head -c 32M /dev/urandom > /run/tmp/32M"; done
+for step in 1 2 3 4 5; do
+    RSH node1 mkdir /scr/ckpt.$step.tmp
+    begun=$(ms)
+    for n in 1 2 3 4; do
+        RSH node$n "for f in 1 2 3 4 5 6 7 8; do cp /run/tmp/32M /scr/ckpt.$step.tmp/of.$n.\$f; sleep PAUSE; done" &
+    done
+    wait
+    written=$(ms)
+    RSH node1 mv -T /scr/ckpt.$step.tmp /scr/ckpt.$step
+    committed=$(ms)
+    RSH node1 SCRFS wait ckpt.$step --for protected --timeout 60
+    protected=$(ms)
+    echo "MEASURED written $((written - begun)) committed $((committed - written)) protected $((protected - committed)) ms"
+done
+"#;
+
+/// `cargo test --test ahead -- --ignored --nocapture` prints it.
+#[test]
+#[ignore = "a measurement"]
+fn what_it_saves_and_costs() {
+    let cluster = Cluster::builder()
+        .nodes(4)
+        .shm_bytes(3 << 30)
+        .start()
+        .unwrap();
+    for pause in ["0", "0.1"] {
+        for share in ["0", "50", "100"] {
+            let site = tempfile::tempdir().unwrap();
+            let program = MEASURED
+                .replace("RSH", cluster.rsh().to_str().unwrap())
+                .replace("SCRFS", binary("scrfs").unwrap().to_str().unwrap())
+                .replace("PAUSE", pause);
+            let ran = cluster
+                .command(0, binary("scrfs").unwrap())
+                .args(["run", "--nodes", "node[1-4]", "--rsh"])
+                .arg(cluster.rsh())
+                .arg("--prefix")
+                .arg(site.path())
+                .args(["--", "sh", "-c", &program])
+                .env("SCR_FLUSH", "0")
+                .env("SCRFS_REDUNDANCY_AHEAD", share)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&ran.stdout);
+            println!("pause {pause} s a file, share {share} %");
+            let lines = said.lines().filter(|line| line.starts_with("MEASURED"));
+            let count = lines.inspect(|line| println!("  {line}")).count();
+            assert_eq!(count, 5, "{said}{}", String::from_utf8_lossy(&ran.stderr));
+        }
+    }
+}

@@ -151,8 +151,9 @@ impl Ahead {
 
     /// What the seal of a new dataset would be.
     pub(crate) fn foresee(&mut self, dataset: DatasetId, seal: Seal) {
+        // Also where nothing is to be made here: the others wait for what is told.
         let has_peers = seal.set_of(self.own).is_some_and(|set| set.len() > 1);
-        if self.share_percent == 0 || !has_peers || seal.scheme.parity_count() == 0 {
+        if !has_peers || seal.scheme.parity_count() == 0 {
             return;
         }
         let foreseen = Foreseen::new(self.own, seal);
@@ -312,7 +313,8 @@ impl Ahead {
         engine: &mut Engine,
     ) -> Vec<(Rank, Message)> {
         let mut messages = Vec::new();
-        let mut may_begin = is_idle && self.open.values().all(|it| it.job.is_none());
+        let is_free = is_idle && self.open.values().all(|it| it.job.is_none());
+        let mut may_begin = is_free && self.share_percent > 0;
         for (&dataset, foreseen) in &mut self.open {
             for bytes in foreseen.new_reach(now) {
                 let slot = self.own;

@@ -131,7 +131,8 @@ impl Vfs {
     }
 
     fn word(&self, dataset: DatasetId, ino: u64, writable: bool) {
-        if !self.settings().space.encodes_ahead() {
+        // Whether or not there is anybody now: others may come while it is open.
+        if !self.settings().space.watches_closed() {
             return;
         }
         let mut table = self.closed.lock();
@@ -230,7 +231,8 @@ impl Vfs {
             .get(dataset)
             .and_then(|it| it.tree.clone());
         let tree = tree.ok_or(Errno::ENOENT)?;
-        if bytes < BYTES_MIN || self.is_fixed(dataset) {
+        let space = &self.settings().space;
+        if bytes < BYTES_MIN || self.is_fixed(dataset) || !space.encodes_ahead() {
             return Err(Errno::ENODATA);
         }
         let open = sys::reopen(fd.as_fd(), libc::O_RDONLY | libc::O_NONBLOCK)?;
@@ -240,7 +242,6 @@ impl Vfs {
         let path = view::path_below(&tree, inode).map_err(|_| Errno::ENOENT)?;
         let path = RelPath::new(path.as_os_str().as_bytes()).map_err(|_| Errno::ENAMETOOLONG)?;
         let total = self.closed.lock().told.get(&dataset).copied().unwrap_or(0);
-        let space = &self.settings().space;
         let kept = space.keep_ahead(dataset, total.saturating_add(bytes));
         kept.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
         let mut table = self.closed.lock();

@@ -245,6 +245,7 @@ fn every_key_can_come_from_the_environment() {
         ("SCR_SET_FAILURES", "3"),
         ("SCR_GROUP", "NODE"),
         ("SCRFS_REDUNDANCY_CHUNK", "64KiB"),
+        ("SCRFS_REDUNDANCY_AHEAD", "25"),
         ("SCRFS_COMMIT_WAIT", "flushed"),
         ("SCRFS_COMMIT_GRACE_SECONDS", "1"),
         ("SCRFS_COMMIT_SETTLE_SECONDS", "2"),
@@ -282,11 +283,10 @@ fn every_key_can_come_from_the_environment() {
         count: 5,
     };
     assert_eq!(config.store, [store("/a"), store("/b")]);
-    assert_eq!(
-        config.redundancy.scheme,
-        Scheme::ReedSolomon { parities: 3 }
-    );
-    assert_eq!(config.redundancy.chunk_bytes, 64 << 10);
+    let redundancy = &config.redundancy;
+    assert_eq!(redundancy.scheme, Scheme::ReedSolomon { parities: 3 });
+    assert_eq!(redundancy.chunk_bytes, 64 << 10);
+    assert_eq!(config.ahead_percent, 25);
     assert!(
         config.checkpoint.is_empty(),
         "SCR_COPY_TYPE sets descriptors aside"

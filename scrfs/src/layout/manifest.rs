@@ -387,12 +387,20 @@ mod tests {
         fn files_of_a_range_are_those_of_its_pieces(
             runs in proptest::collection::vec(proptest::collection::vec(1..9u64, 0..3), 0..6),
             (offset, len) in (0..60u64, 0..60u64),
+            turn in 0..6usize,
         ) {
+            // Files lie in the log in another order than their entries.
+            let mut places = vec![0; runs.len()];
+            let mut log_bytes = 0;
+            for at in (0..runs.len()).map(|at| (at + turn) % runs.len()).rev() {
+                places[at] = log_bytes;
+                log_bytes += runs[at].iter().sum::<u64>();
+            }
             let entry = |(number, runs): (usize, Vec<u64>)| Entry {
                 path: RelPath::new(format!("{number}").as_bytes()).expect("a path"),
                 kind: EntryKind::File {
                     size: 1000,
-                    log_offset: 0,
+                    log_offset: places[number],
                     extents: runs
                         .iter()
                         .enumerate()
@@ -405,18 +413,30 @@ mod tests {
                 mtime: (0, 0),
                 xattrs: vec![],
             };
-            let manifest = Manifest {
+            let mut manifest = Manifest {
                 dataset: DatasetId(1),
                 slot: Slot(0),
                 epoch: Epoch(1),
                 root_mtime: (0, 0),
                 entries: runs.into_iter().enumerate().map(entry).collect(),
-                log_bytes: 0,
+                log_bytes,
             };
+            prop_assert_eq!(manifest.check(), Ok(()));
             let index = LogIndex::new(&manifest);
-            let pieces = index.pieces(&manifest, offset, len);
-            let of: BTreeSet<usize> = pieces.map(|piece| piece.entry).collect();
+            let pieces: Vec<_> = index.pieces(&manifest, offset, len).collect();
+            let bytes: u64 = pieces.iter().map(|piece| piece.len).sum();
+            prop_assert_eq!(bytes, (offset + len).min(log_bytes).saturating_sub(offset));
+            let of: BTreeSet<usize> = pieces.iter().map(|piece| piece.entry).collect();
             prop_assert_eq!(index.files(offset, len), of.len() as u64);
+            // One that lies where another does, or nowhere near.
+            let moved = manifest.entries.iter_mut().find_map(|entry| match &mut entry.kind {
+                EntryKind::File { log_offset, extents, .. } if !extents.is_empty() => Some(log_offset),
+                _ => None,
+            });
+            if let Some(log_offset) = moved {
+                *log_offset += 1;
+                prop_assert!(manifest.check().is_err());
+            }
         }
     }
 }

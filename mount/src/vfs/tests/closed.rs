@@ -160,6 +160,24 @@ fn nothing_is_told_where_there_is_nobody_to_share_parity_with() {
     let world = World::new(|_| Some(false));
     world.publish(1, "a.tmp", Phase::Open, None);
     world.write_file("large", LARGE);
-    assert!(world.vfs.closed.is_empty());
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !world.vfs.closed.is_empty() {
+        assert!(std::time::Instant::now() < deadline, "it is looked at");
+        std::thread::yield_now();
+    }
     assert!(world.said.try_recv().is_err());
+    // Somebody who opened it then is known when there are others.
+    let handle = world.open_to_write("large", libc::O_WRONLY);
+    let status = |rank| scrfs::control::NodeStatus {
+        node: format!("n{rank}"),
+        rank: scrfs::id::Rank(rank),
+        slot: Slot(rank),
+        free_bytes: 0,
+    };
+    world.vfs.set_nodes(vec![status(0), status(1)]);
+    let other = world.open_to_write("large", libc::O_WRONLY);
+    world.vfs.release(other);
+    world.is_silent("first");
+    world.vfs.release(handle);
+    assert_eq!(world.word(), Ok("large".into()));
 }
