@@ -74,9 +74,13 @@ pub(crate) fn write(
     }
     let own = turns.take(job, record.version);
     at.begin(name, own, record)?;
-    while !settle(at, name)? {
-        // Somebody has removed everything.
+    if !settle(at, name)? {
+        // Somebody has just removed everything; what was put down cannot be read when it is so again.
         at.begin(name, own, record)?;
+        if !settle(at, name)? {
+            let path = at.place(name);
+            return Err(PrefixError::Changed { path });
+        }
     }
     at.end(name, own)?;
     let turns = at.turns(name)?;

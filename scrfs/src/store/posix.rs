@@ -20,7 +20,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A store on real files.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +41,8 @@ impl Home {
     /// Opens it, if it is the one that it was. Makes it, but nothing above it, where it has been or if none was
     /// seen.
     fn open(&self) -> Result<OwnedFd, StoreError> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not held: what is asked for here may hang.
+        let seen = *self.seen();
         let path = &self.path;
         let is_there =
             |device: u64, inode: u64| seen.is_none_or(|seen| seen.0 == device || seen.1 == inode);
@@ -54,7 +55,7 @@ impl Home {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let above = File::open(parent(path)).map_err(StoreError::of("open", path))?;
                 let found = above.metadata().map_err(StoreError::of("open", path))?;
-                if !seen.is_none_or(|seen| seen.0 == found.dev()) {
+                if seen.is_some_and(|seen| seen.0 != found.dev()) {
                     return Err(another());
                 }
                 let name = Path::new(path.file_name().unwrap_or_default());
@@ -68,8 +69,12 @@ impl Home {
         if !is_there(found.dev(), found.ino()) {
             return Err(another());
         }
-        *seen = Some((found.dev(), found.ino()));
+        *self.seen() = Some((found.dev(), found.ino()));
         Ok(home.into())
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<(u64, u64)>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a directory below it and those above that are missing, durably.
