@@ -98,7 +98,7 @@ fn made_before(cluster: &Cluster) -> Vec<(u64, u64)> {
 fn lose_and_read(settings: &[(&str, &str)]) {
     let cluster = Cluster::builder()
         .nodes(5)
-        .shm_bytes(192 << 20)
+        .shm_bytes(768 << 20)
         .start()
         .unwrap();
     let site = tempfile::tempdir().unwrap();

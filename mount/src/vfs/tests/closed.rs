@@ -160,9 +160,9 @@ fn nothing_is_told_where_there_is_nobody_to_share_parity_with() {
     let world = World::new(|_| Some(false));
     world.publish(1, "a.tmp", Phase::Open, None);
     world.write_file("large", LARGE);
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while !world.vfs.closed.is_empty() {
-        assert!(std::time::Instant::now() < deadline, "it is looked at");
+        assert!(Instant::now() < deadline, "it is looked at");
         std::thread::yield_now();
     }
     assert!(world.said.try_recv().is_err());
