@@ -175,16 +175,16 @@ const MEASURED: &str = r#"
 ms() { echo $(($(date +%s%N) / 1000000)); }
 for n in 1 2 3 4; do RSH node$n "head -c 32M /dev/urandom > /run/tmp/32M"; done
 for step in 1 2 3 4 5; do
-    RSH node1 mkdir /scr/ckpt.$step.tmp
+    RSH node1 mkdir /scr/ckpt.RUN$step.tmp
     begun=$(ms)
     for n in 1 2 3 4; do
-        RSH node$n "for f in 1 2 3 4 5 6 7 8; do cp /run/tmp/32M /scr/ckpt.$step.tmp/of.$n.\$f; sleep PAUSE; done" &
+        RSH node$n "for f in 1 2 3 4 5 6 7 8; do cp /run/tmp/32M /scr/ckpt.RUN$step.tmp/of.$n.\$f; sleep PAUSE; done" &
     done
     wait
     written=$(ms)
-    RSH node1 mv -T /scr/ckpt.$step.tmp /scr/ckpt.$step
+    RSH node1 mv -T /scr/ckpt.RUN$step.tmp /scr/ckpt.RUN$step
     committed=$(ms)
-    RSH node1 SCRFS wait ckpt.$step --for protected --timeout 60
+    RSH node1 SCRFS wait ckpt.RUN$step --for protected --timeout 60
     protected=$(ms)
     echo "MEASURED written $((written - begun)) committed $((committed - written)) protected $((protected - committed)) ms"
 done
@@ -199,12 +199,13 @@ fn what_it_saves_and_costs() {
         .shm_bytes(3 << 30)
         .start()
         .unwrap();
+    let site = tempfile::tempdir().unwrap();
     for pause in ["0", "0.1"] {
         for share in ["0", "50", "100"] {
-            let site = tempfile::tempdir().unwrap();
             let program = MEASURED
                 .replace("RSH", cluster.rsh().to_str().unwrap())
                 .replace("SCRFS", binary("scrfs").unwrap().to_str().unwrap())
+                .replace("RUN", &format!("{pause}.{share}."))
                 .replace("PAUSE", pause);
             let ran = cluster
                 .command(0, binary("scrfs").unwrap())
