@@ -295,11 +295,10 @@ impl Foreseen {
         let units = kept / u64::from(self.seal.unit_bytes.max(1));
         let mut sums = self.sums;
         sums.truncate(usize::try_from(units).unwrap_or(usize::MAX));
-        let room = self.room.and_then(|room| room.metadata().ok());
         Settled {
             sums,
             made: self.made,
-            room: room.map(|found| (found.dev(), found.ino())),
+            room: self.room,
         }
     }
 }

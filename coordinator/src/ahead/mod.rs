@@ -30,7 +30,7 @@ use scrfs::name::RelPath;
 use scrfs::protocol::message::Message;
 use scrfs::redundancy::{Combination, Extent, Stream};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
@@ -80,8 +80,8 @@ pub(crate) struct Settled {
     /// Checksums of this node's log that hold, unit by unit.
     pub(crate) sums: Vec<Option<u32>>,
     made: BTreeMap<u64, Made>,
-    /// Device and number of the file that the parity is in.
-    room: Option<(u64, u64)>,
+    /// The file that the parity is in; held, so that no other one gets its number.
+    room: Option<File>,
 }
 
 impl Settled {
@@ -92,7 +92,8 @@ impl Settled {
 
     /// The file that the parity is in, by device and number.
     pub(crate) fn room(&self) -> Option<(u64, u64)> {
-        self.room
+        let found = self.room.as_ref()?.metadata().ok()?;
+        Some((found.dev(), found.ino()))
     }
 
     /// The checksum of what a combination makes, if it was made of just these bytes; `known` says which checksums the

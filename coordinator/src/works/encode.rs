@@ -192,7 +192,9 @@ impl Encode {
                 false => Settled::default(),
             };
             let made = Self::made_before(&before, &part, &geometry, context);
-            context.parts.ahead.unhear(self.dataset);
+            if slot == self.own {
+                context.parts.ahead.unhear(self.dataset);
+            }
             let plan = geometry.encode(slot, seal.unit_bytes);
             let plan = plan.filter(move |it| !made.contains(&it.destination.offset));
             let job = jobs.begin(ticket, slot);

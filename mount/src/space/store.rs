@@ -373,11 +373,12 @@ impl Space {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&room)?;
-        let before = file.metadata()?.len();
+        let found = file.metadata()?;
+        let before = found.blocks() * 512;
         if before >= wanted {
             return Ok(());
         }
-        let grown = page_up(wanted).saturating_sub(page_up(before));
+        let grown = wanted - before;
         // Programs are writing: what is allocated here is theirs until the bound has followed, and near the end they
         // would find the store full.
         if self.figures()?.available / 2 < grown.saturating_add(STEP_BYTES) {
@@ -387,10 +388,10 @@ impl Space {
         inner.ahead.insert(dataset, slot);
         inner.count_ahead(|counted| counted.saturating_add(grown));
         drop(inner);
-        file.set_len(wanted)?;
+        // Never shorter: parity may be in it as far as it is allocated.
+        file.set_len(wanted.max(found.len()))?;
         let filled = self.fill_room(&room, before / STEP_BYTES * STEP_BYTES, false);
         if filled.is_err() {
-            file.set_len(before)?;
             self.lock()
                 .count_ahead(|counted| counted.saturating_sub(grown));
         }
