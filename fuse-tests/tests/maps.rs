@@ -10,9 +10,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use scrfs_fuse_tests::coordinator::Manners;
 use scrfs_fuse_tests::mounted::{DATA_PATHS, Place};
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 
 const MIB: u64 = 1 << 20;
@@ -149,4 +150,32 @@ fn what_is_written_to_a_private_map_stays_there() {
         assert!(private[10..5010] == [2; 5000], "it was lost");
         vec![3; 2 * PAGE]
     });
+}
+
+#[test]
+fn a_program_that_runs_cannot_be_emptied() {
+    for path in DATA_PATHS {
+        let Some(place) = Place::on_path(64 * MIB, path) else {
+            continue;
+        };
+        let _coordinator = place.coordinator(1, Manners::default());
+        let open = place.mnt().join("a.tmp");
+        fs::create_dir(&open).unwrap();
+        let program = open.join("sleep");
+        fs::copy("/bin/sleep", &program).unwrap();
+        let length = fs::metadata(&program).unwrap().len();
+        let mut sleeping = Command::new(&program).arg("1000").spawn().unwrap();
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_TRUNC)
+            .open(&program);
+        // Right after it began, it has yet to read most of itself.
+        let after = fs::metadata(&program).unwrap().len();
+        let ended = sleeping.try_wait().unwrap();
+        sleeping.kill().unwrap();
+        sleeping.wait().unwrap();
+        assert_eq!(opened.err().unwrap().raw_os_error(), Some(libc::ETXTBSY));
+        assert_eq!(after, length, "{}", path.0);
+        assert!(ended.is_none(), "{}: it ended: {ended:?}", path.0);
+    }
 }

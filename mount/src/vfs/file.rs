@@ -388,7 +388,7 @@ impl Vfs {
             return answer(self.control_attr(heartbeat));
         }
         if let Ok(Node::Pointer(file)) = self.node(ino) {
-            return self.set_pointer_attr(&file, &wanted, answer);
+            return self.set_pointer_attr(&file, &wanted, handle.is_none(), answer);
         }
         let open = handle.and_then(|handle| self.handles.get(handle).ok());
         let vfs = Arc::clone(self);

@@ -553,11 +553,13 @@ impl Vfs {
         }
     }
 
-    /// Changes attributes: with everything else that a writer has not closed yet, or at once.
+    /// Changes attributes: with everything else that a writer has not closed yet, or at once. `by_name` when it is
+    /// not by a handle: so comes what `O_TRUNC` does, right after the open.
     pub(super) fn set_pointer_attr(
         self: &Arc<Self>,
         file: &Arc<PointerFile>,
         wanted: &SetAttr,
+        by_name: bool,
         answer: impl FnOnce(FsResult<Attr>) + Send + 'static,
     ) {
         let mut state = file.lock();
@@ -582,8 +584,13 @@ impl Vfs {
         pointer.mtime = time(pointer.mtime, wanted.mtime);
         state.atime = time(state.atime, wanted.atime);
         state.ctime = now();
-        state.change = Change::Written;
         let later = state.writers > 0;
+        // Who emptied it is about to write; shells close a copy of the handle before they do.
+        let is_emptied = later && by_name && wanted.size == Some(0);
+        state.change = match is_emptied {
+            true => state.change.max(Change::Emptied),
+            false => Change::Written,
+        };
         drop(state);
         let attr = file.attr();
         if later {
