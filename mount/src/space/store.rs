@@ -71,11 +71,12 @@ struct Inner {
 }
 
 impl Inner {
-    /// Bytes in the directory while its device has `device_used`: what came since the last measurement is
-    /// taken to be in it.
+    /// Bytes in the directory while its device has `device_used`: what came and went since the last measurement is
+    /// taken to be of it.
     fn ours(&self, device_used: u64) -> u64 {
-        let since = device_used.saturating_sub(self.device_used);
-        self.measured.saturating_add(since)
+        let came = device_used.saturating_sub(self.device_used);
+        let went = self.device_used.saturating_sub(device_used);
+        self.measured.saturating_add(came).saturating_sub(went)
     }
 
     /// Parity of unsealed data has its room from now on, or has not: it is not taken for something that programs wrote.
@@ -240,12 +241,15 @@ impl Space {
         }
         // This is asked before every write that is served: only now and then it reads the figures of memory.
         let since = used.saturating_sub(inner.bound_used);
-        if since > inner.available / LOOK_SHARE {
+        let went = inner.bound_used.saturating_sub(used);
+        if since > inner.available / LOOK_SHARE || went > 0 {
             let ours = inner.ours(used);
             let budget = self.budget(total, ours);
             let measure = Measure {
                 budget,
                 used: ours,
+                // What was removed may have been sealed: what is not keeps all that its parity will need.
+                covered: inner.measure.covered.saturating_sub(went),
                 ..inner.measure
             };
             inner.set_measure(measure, used);
@@ -609,9 +613,8 @@ impl Space {
             );
         }
         inner.outgrows_group = outgrows;
-        let device_used = used;
-        let used = match self.is_private {
-            true => used,
+        let (used, device_used) = match self.is_private {
+            true => (used, used),
             false => self.measured(&mut inner, used),
         };
         let budget = self.budget(device, used);
@@ -651,14 +654,18 @@ impl Space {
         Ok(())
     }
 
-    fn measured(&self, inner: &mut Inner, device_used: u64) -> u64 {
+    /// Bytes in the directory, and used on its device at that time, which were `device_used` a moment ago.
+    fn measured(&self, inner: &mut Inner, device_used: u64) -> (u64, u64) {
         let now = Instant::now();
         if inner.measure_next.is_none_or(|next| next <= now) {
             inner.measured = measure(self.root.root());
             inner.measure_next = Some(now + (now.elapsed() * MEASURE_SHARE).max(LOOK_AGAIN));
-            inner.device_used = device_used;
+            // Whether what came or went meanwhile was seen is not known: programs are not refused for it.
+            let after = self.device().map_or(device_used, |(_, used, _)| used);
+            inner.device_used = device_used.max(after);
+            return (inner.ours(after), after);
         }
-        inner.ours(device_used)
+        (inner.ours(device_used), device_used)
     }
 }
 
