@@ -248,9 +248,7 @@ impl Server {
         drop(inner);
         tracing::warn!(epoch = %link.epoch, pid = link.pid, %epoch_min, "killing the coordinator");
         kill(&link);
-        let _ = link.stream.shutdown(Shutdown::Both);
-        self.vfs.coordinator_gone();
-        self.changed.notify_all();
+        self.give_up(&link);
     }
 
     /// Tells the coordinator to finish and waits until it has gone; `true` when it has.
@@ -260,16 +258,16 @@ impl Server {
             .tell(FromDaemon::Stop { finish_flushes });
         let deadline = patience.map(|patience| Instant::now() + patience);
         let mut inner = self.lock();
-        while inner.link.is_some() {
+        while let Some(link) = &inner.link {
             let step = Duration::from_millis(200);
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                tracing::warn!(pid = link.pid, "the coordinator did not stop in time");
                 return false;
             }
-            inner = self
-                .changed
-                .wait_timeout(inner, step)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            let waited = self.changed.wait_timeout(inner, step);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            self.give_up_the_dead();
+            inner = self.lock();
         }
         true
     }
@@ -363,6 +361,34 @@ impl Server {
             self.vfs.coordinator_gone();
         }
         Ok(Some(serial))
+    }
+
+    /// Kills the coordinator; it is as one that is gone.
+    pub fn kill_coordinator(&self) {
+        let link = self.lock().link.take();
+        if let Some(link) = link {
+            kill(&link);
+            self.give_up(&link);
+        }
+    }
+
+    /// Gives up a coordinator that was killed and cannot go, because it waits in the kernel for a file system that
+    /// does not answer: its end of the connection stays open until then.
+    pub fn give_up_the_dead(&self) {
+        let is_dead = |link: &mut Link| scrfs::process::is_beyond_return(link.pid);
+        let dead = self.lock().link.take_if(is_dead);
+        let Some(link) = dead else { return };
+        tracing::warn!(
+            pid = link.pid,
+            "the coordinator is dead, but is held by a file system that does not answer"
+        );
+        self.give_up(&link);
+    }
+
+    fn give_up(&self, link: &Link) {
+        let _ = link.stream.shutdown(Shutdown::Both);
+        self.vfs.coordinator_gone();
+        self.changed.notify_all();
     }
 
     fn left(&self, serial: u64) {

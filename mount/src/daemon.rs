@@ -573,10 +573,11 @@ fn serve_inner(
         move || obey(&running, &pulse, &commands)
     })?;
     thread("clock", {
-        let running = Arc::clone(&running);
+        let (running, server) = (Arc::clone(&running), Arc::clone(&server));
         move || {
             while !running.ending.load(Ordering::Relaxed) {
                 std::thread::park_timeout(Duration::from_millis(100));
+                server.give_up_the_dead();
                 running.vfs.requests().expire(grace);
                 running.vfs.propose();
             }
@@ -667,10 +668,11 @@ fn serve_inner(
     } else {
         Some(Duration::from_secs(5))
     };
-    if !server.stop_coordinator(finish, patience) {
-        tracing::warn!("the coordinator did not stop in time");
-    }
+    let is_stopped = server.stop_coordinator(finish, patience);
     if let Some(solo) = solo {
+        if !is_stopped {
+            server.kill_coordinator();
+        }
         let _ = solo.join();
     }
     let _ = std::fs::remove_file(cache.socket());

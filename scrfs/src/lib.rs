@@ -28,6 +28,7 @@ pub mod id;
 pub mod interval;
 pub mod layout;
 pub mod name;
+pub mod process;
 pub mod protocol;
 pub mod redundancy;
 pub mod status;

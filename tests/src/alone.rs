@@ -93,21 +93,21 @@ impl Alone {
         self.sh(&format!("md5sum < {path}"))
     }
 
-    /// Kills the node's processes whose command line has these words.
-    pub fn kill(&self, words: &str) -> Result<()> {
-        let mut killed = 0;
-        for pid in self.cluster.processes(1)? {
+    /// Kills the node's processes whose command line has these words, of which there must be some, and gives their
+    /// numbers.
+    pub fn kill(&self, words: &str) -> Result<Vec<u32>> {
+        let has_words = |pid: &u32| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&line)
-                .replace('\0', " ")
-                .contains(words)
-            {
-                kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
-                killed += 1;
-            }
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains(words)
+        };
+        let mut those = self.cluster.processes(1)?;
+        those.retain(has_words);
+        ensure!(!those.is_empty(), "no process of the node is {words}");
+        for pid in &those {
+            kill(Pid::from_raw(i32::try_from(*pid)?), Signal::SIGKILL)?;
         }
-        ensure!(killed > 0, "no process of the node is {words}");
-        Ok(())
+        Ok(those)
     }
 
     /// Waits until the status shows a dataset in a state.

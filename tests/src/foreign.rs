@@ -34,6 +34,8 @@ pub enum Fault {
     Sync,
     /// ESTALE of each open and stat.
     Stale,
+    /// No call is answered, and who waits for one that was taken cannot be ended.
+    Hang,
 }
 
 impl Fault {
@@ -42,6 +44,7 @@ impl Fault {
             Self::Write => "eio-write",
             Self::Sync => "eio-sync",
             Self::Stale => "estale",
+            Self::Hang => "hang",
         }
     }
 }
@@ -192,6 +195,14 @@ impl Foreign {
         File::create(self.control.join(fault.file()))
             .map(drop)
             .context("switching a fault on")
+    }
+
+    /// Waits until a call is held by [`Fault::Hang`].
+    pub fn wait_held(&self) -> Result<()> {
+        let held = self.control.join("held");
+        wait_until(START_MAX, "a call to be held", || {
+            Ok(held.exists().then_some(()))
+        })
     }
 
     /// Switches it off again.

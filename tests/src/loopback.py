@@ -2,13 +2,15 @@
 
     loopback.py DIRECTORY MOUNT_POINT CONTROL
 
-As long as CONTROL has a file of a name in FAULTS, those calls fail with that error. When CONTROL has a file
+As long as CONTROL has a file of a name in FAULTS, those calls fail with that error; a file `hang`, and all calls wait
+for its end, and CONTROL has a file `held` from when there is one. When CONTROL has a file
 `reads` at the start, no read is answered from the page cache of its readers, and each is a line there: bytes and path.
 """
 
 import errno
 import os
 import sys
+import time
 
 from fusepy import FUSE, FuseOSError, Operations
 
@@ -29,6 +31,9 @@ class Loopback(Operations):
         self.log = os.open(log, os.O_WRONLY | os.O_APPEND) if os.path.exists(log) else None
 
     def __call__(self, operation, path, *arguments):
+        while os.path.exists(os.path.join(self.control, "hang")):
+            open(os.path.join(self.control, "held"), "w").close()
+            time.sleep(0.01)
         for name, (failing, number) in FAULTS.items():
             if operation in failing and os.path.exists(os.path.join(self.control, name)):
                 raise FuseOSError(number)

@@ -15,15 +15,19 @@
 use super::launcher::{LAUNCH_VARIABLE, MARK_OPTION};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use scrfs::process::{is_beyond_return, parent};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
 
+/// How often a process that is ending is looked at.
+const LOOK: Duration = Duration::from_millis(2);
 /// Who has this variable is left alone.
 pub(super) const STAYS: &str = "SCRFS_STAYS";
 
@@ -44,11 +48,15 @@ pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Kills a child and waits for its end, which for SIGKILL comes at once.
+/// Kills a child and waits for its end, which for SIGKILL comes at once, unless the kernel holds it, for a file system
+/// that does not answer: then until it can do nothing any more.
 pub(super) fn kill_child(child: &mut Child) {
     // Fails when it has ended already: as good.
     let _ = child.kill();
-    let _ = child.wait();
+    let is_held = |child: &Child| i32::try_from(child.id()).is_ok_and(is_beyond_return);
+    while matches!(child.try_wait(), Ok(None)) && !is_held(child) {
+        std::thread::park_timeout(LOOK);
+    }
 }
 
 /// Kills a child that leads a process group of its own, and all of that group.
@@ -89,16 +97,17 @@ pub(super) fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// Kills all children of ours but those to keep, and theirs, until none is left.
+/// Kills all children of ours but those to keep, and theirs, until none is left that can do anything.
 pub(super) fn kill_orphans(keep: &[u32]) {
     let keep: HashSet<i32> = keep
         .iter()
         .filter_map(|pid| i32::try_from(*pid).ok())
         .collect();
+    let mut held = HashSet::new();
     loop {
         let orphans: Vec<i32> = children()
             .into_iter()
-            .filter(|pid| !keep.contains(pid))
+            .filter(|pid| !keep.contains(pid) && !held.contains(pid))
             .collect();
         if orphans.is_empty() {
             return;
@@ -106,25 +115,27 @@ pub(super) fn kill_orphans(keep: &[u32]) {
         for pid in orphans {
             let pid = Pid::from_raw(pid);
             let _ = kill(pid, Signal::SIGKILL);
-            // Its children are ours by the time this returns.
-            let _ = waitpid(pid, Some(WaitPidFlag::__WALL));
+            // Its children are ours by the time it has ended.
+            let flags = WaitPidFlag::__WALL | WaitPidFlag::WNOHANG;
+            while waitpid(pid, Some(flags)) == Ok(WaitStatus::StillAlive) {
+                if is_beyond_return(pid.as_raw()) {
+                    held.insert(pid.as_raw());
+                    break;
+                }
+                std::thread::park_timeout(LOOK);
+            }
         }
     }
 }
 
 fn children() -> Vec<i32> {
-    let me = std::process::id().to_string();
-    let is_mine = |pid: &i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // pid (name, which may have anything in it) state ppid
-        let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        rest.split(' ').nth(1) == Some(me.as_str())
-    };
     let stays = |pid: &i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let mut entries = environment.split(|byte| *byte == 0);
         entries.any(|entry| entry.strip_prefix(STAYS.as_bytes()) == Some(b"=1"))
     };
+    let me = std::process::id();
+    let is_mine = |pid: &i32| u32::try_from(*pid).ok().and_then(parent) == Some(me);
     let mine = processes().filter(is_mine);
     mine.filter(|pid| !stays(pid)).collect()
 }

@@ -61,7 +61,7 @@ pub(super) fn run(args: &UnmountArgs) -> Result<(), Failure> {
     // It still puts its lock away; the next mount must not meet it.
     let deadline = Instant::now() + END_PATIENCE;
     while daemon.socket.with_file_name("daemon.lock").exists()
-        && is_running(daemon.pid)
+        && scrfs::process::look(daemon.pid).is_some()
         && Instant::now() < deadline
     {
         std::thread::park_timeout(Duration::from_millis(10));
@@ -72,13 +72,4 @@ pub(super) fn run(args: &UnmountArgs) -> Result<(), Failure> {
 fn is_dead(path: &Path) -> Result<bool, Failure> {
     let found = mountpoint::look(path).map_err(|error| Failure::failed(error.into()))?;
     Ok(found == Found::DeadScrfs)
-}
-
-/// A dead process that nobody has waited for yet holds nothing any more; some init programs take
-/// seconds to do so.
-fn is_running(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // pid (name, which may have anything in it) state
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }

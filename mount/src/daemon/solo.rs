@@ -2,13 +2,19 @@
 
 use super::Running;
 use crate::sys;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use scrfs::process::is_beyond_return;
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Longest pause before one that died is started again.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked at.
+const LOOK_MS: u8 = 200;
 
 /// Finds a program that belongs to scrfs: beside this one, else where the shell would.
 pub fn find_program(name: &str) -> Option<PathBuf> {
@@ -40,12 +46,15 @@ pub(super) fn solo(running: &Running, socket: &Path) {
         let mut command = Command::new(&program);
         command.arg("serve").arg("--socket").arg(socket);
         sys::unblock_signals_in_child(&mut command);
-        match command.status() {
+        match command.spawn().and_then(wait) {
             Ok(status) if running.ending.load(Ordering::Relaxed) => {
-                tracing::info!(%status, "the coordinator has ended");
+                tracing::info!(?status, "the coordinator has ended");
                 return;
             }
-            Ok(status) => tracing::error!(%status, "the coordinator died; starting another"),
+            Ok(None) => tracing::error!("the coordinator was killed; starting another"),
+            Ok(Some(status)) => {
+                tracing::error!(%status, "the coordinator died; starting another");
+            }
             Err(error) => tracing::error!(program = %program.display(), %error, "cannot start"),
         }
         if began.elapsed() > BACKOFF_MAX {
@@ -53,6 +62,24 @@ pub(super) fn solo(running: &Running, socket: &Path) {
         }
         pause_unless_ending(running, pause);
         pause = (pause * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// Waits for the end of a process; `None` when it was killed and does not go, for the kernel holds it.
+fn wait(mut child: Child) -> io::Result<Option<ExitStatus>> {
+    let number = i32::try_from(child.id()).map_err(io::Error::other)?;
+    let process = sys::open_process(number)?;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if is_beyond_return(number) {
+            // It may have gone meanwhile.
+            return child.try_wait();
+        }
+        // Interrupted or not, it is looked at.
+        let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut ended, PollTimeout::from(LOOK_MS));
     }
 }
 

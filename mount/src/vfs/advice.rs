@@ -9,8 +9,9 @@ use super::handle::Open;
 use super::namespace::Names;
 use super::{Caller, FsError, FsResult, Vfs};
 use scrfs::control::{FromDaemon, Refusal};
-use scrfs::interval::{Asked, Asker, Askers, Process, Situation, Times, Verdict};
+use scrfs::interval::{Asked, Asker, Askers, Situation, Times, Verdict};
 use scrfs::layout::record::Phase;
+use scrfs::process;
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
@@ -40,15 +41,8 @@ pub(crate) fn checkpoint_times(names: &Names) -> Vec<Times> {
 /// The process that a thread belongs to.
 pub fn asker(thread: u32) -> Asker {
     let seen = || {
-        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-        let pid = status
-            .lines()
-            .find_map(|line| line.strip_prefix("Tgid:"))?
-            .trim()
-            .parse()
-            .ok()?;
-        let (process, parent) = process(pid)?;
-        let parent = self::process(parent).map(|(parent, _)| parent);
+        let (process, parent) = process::look(process::of_thread(thread)?)?;
+        let parent = process::look(parent).map(|(parent, _)| parent);
         Some(Asker { process, parent })
     };
     match thread {
@@ -56,22 +50,6 @@ pub fn asker(thread: u32) -> Asker {
         _ => seen(),
     }
     .unwrap_or(Asker::UNSEEN)
-}
-
-/// A process that has not ended, and its parent's number.
-fn process(pid: u32) -> Option<(Process, u32)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // What stands in parentheses is the program's to choose.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    let parent = fields.next()?.parse().ok()?;
-    let start = fields.nth(17)?.parse().ok()?;
-    let is_over = matches!(state, "Z" | "X");
-    (!is_over).then_some((Process { pid, start }, parent))
-}
-
-fn is_alive(of: Process) -> bool {
-    process(of.pid).is_some_and(|(process, _)| process == of)
 }
 
 impl Vfs {
@@ -102,7 +80,9 @@ impl Vfs {
         };
         let now_ms = self.now_ms();
         let mut questions = self.questions();
-        let asked = questions.askers.ask(now_ms, asker, is_alive, should_exit);
+        let asked = questions
+            .askers
+            .ask(now_ms, asker, process::is_alive, should_exit);
         let question = match asked {
             Asked::Known(is_due) => {
                 drop(questions);
@@ -172,32 +152,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_asks_for_its_process_and_who_ended_does_not_live() {
+    fn a_thread_asks_for_its_process() {
         let thread = || asker(nix::unistd::gettid().as_raw() as u32);
         let me = thread();
         assert_eq!(me.process.pid, std::process::id());
         assert!(me.parent.is_some());
         assert_eq!(std::thread::spawn(thread).join().expect("a thread"), me);
-        assert!(is_alive(me.process));
-        let of_before = Process {
-            start: me.process.start - 1,
-            ..me.process
-        };
-        assert!(!is_alive(of_before), "the number came again");
         let mut child = std::process::Command::new("cat")
             .stdin(std::process::Stdio::piped())
             .spawn()
             .expect("cat");
         let cat = asker(child.id());
         assert_eq!(cat.parent, Some(me.process));
-        assert!(is_alive(cat.process));
         drop(child.stdin.take());
-        // A zombie until it is waited for.
-        while is_alive(cat.process) {
-            std::thread::yield_now();
-        }
         child.wait().expect("waited for");
-        assert!(!is_alive(cat.process));
         assert_eq!(asker(0), Asker::UNSEEN);
     }
 }
