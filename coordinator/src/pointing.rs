@@ -18,7 +18,7 @@
 use crate::part::report;
 use crate::prefix::{Cause, PrefixError};
 use scrfs::layout::envelope::{self, EnvelopeError, Kind};
-use scrfs::layout::pointer::{PointerRecord, Pointers};
+use scrfs::layout::pointer::{PointerRecord, Pointers, Version};
 use scrfs::layout::turn::{Turn, Turns, job_number};
 use scrfs::name::Name;
 use std::collections::BTreeSet;
@@ -57,6 +57,25 @@ pub(crate) fn decode(bytes: &[u8], name: &Name) -> Result<Pointers, EnvelopeErro
     let is_it = stored.all.len() == 1 && stored.all.contains_key(name);
     let of_others = || EnvelopeError::Decode("it is of another name".into());
     is_it.then_some(stored).ok_or_else(of_others)
+}
+
+/// What a turn has put down, as a job sees it: to others its versions, and its datasets' numbers, say nothing.
+pub(crate) fn seen_by(job: &str, turn: Turn, stored: Pointers) -> Pointers {
+    if turn.job == job_number(job) {
+        return stored;
+    }
+    let all = stored.all.into_iter().map(|(name, record)| {
+        let record = PointerRecord {
+            version: Version::OF_OTHERS,
+            after: None,
+            ..record
+        };
+        (name, record)
+    });
+    Pointers {
+        all: all.collect(),
+        ..stored
+    }
 }
 
 /// Writes one version of a pointer file of a job, if the job has not had it there. Who may have the name was

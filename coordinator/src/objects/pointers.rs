@@ -103,7 +103,8 @@ impl ObjectPrefix {
             match self.told(name, turn) {
                 Ok(Some(stored)) => {
                     here.term = here.term.max(stored.term);
-                    here.all.extend(stored.all);
+                    let seen = pointing::seen_by(&self.job, turn, stored);
+                    here.all.extend(seen.all);
                     return Ok(());
                 }
                 // Outdone since.

@@ -70,7 +70,8 @@ impl Prefix {
             match self.stored(&name, turn) {
                 Ok(Some(stored)) => {
                     here.term = here.term.max(stored.term);
-                    here.all.extend(stored.all);
+                    let seen = pointing::seen_by(&self.job, turn, stored);
+                    here.all.extend(seen.all);
                     return Ok(());
                 }
                 // Outdone since.
@@ -488,6 +489,9 @@ mod tests {
         assert_eq!(names, ["latest", "one", "two"]);
         let said = here.live(&name("latest")).map(|it| it.content.clone());
         assert_eq!(said, file("two 9"));
+        // To the other job its version says nothing, so that what that one writes next gets there.
+        assert_eq!(here.version(&name("latest")), Version::OF_OTHERS);
+        assert!(here.version(&name("one")) > Version::OF_OTHERS);
     }
 
     #[test]

@@ -31,6 +31,11 @@ pub struct Version {
     pub number: u64,
 }
 
+impl Version {
+    /// Of what another job has written, whose versions say nothing here: newer than nothing, older than all of ours.
+    pub const OF_OTHERS: Self = Self { term: 0, number: 1 };
+}
+
 /// What one holds.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Content {
@@ -78,6 +83,17 @@ pub struct PointerRecord {
     pub after: Option<DatasetId>,
     /// The file; `None` when it was removed.
     pub pointer: Option<Pointer>,
+}
+
+impl PointerRecord {
+    /// Whether this is what a name is to have that has `there`: a newer version, and, where another job has written
+    /// that, a file of a later time. Of a removal no time is known.
+    pub fn outdoes(&self, there: Option<&Self>) -> bool {
+        let Some(there) = there else { return true };
+        let when = |record: &Self| record.pointer.as_ref().map(|pointer| pointer.mtime);
+        let is_of_another = there.version == Version::OF_OTHERS;
+        self.version > there.version && (!is_of_another || when(self) > when(there))
+    }
 }
 
 /// All pointer files a node, or the prefix, knows of.
@@ -131,6 +147,34 @@ impl Pointers {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn record(version: Version, mtime: Option<i64>) -> PointerRecord {
+        PointerRecord {
+            version,
+            after: None,
+            pointer: mtime.map(|seconds| Pointer {
+                content: Content::File(Vec::new()),
+                mode: 0o644,
+                uid: 0,
+                gid: 0,
+                mtime: (seconds, 0),
+            }),
+        }
+    }
+
+    #[test]
+    fn in_a_job_versions_count_and_between_jobs_times() {
+        let ours = |number, mtime| record(Version { term: 1, number }, mtime);
+        let theirs = |mtime| record(Version::OF_OTHERS, mtime);
+        assert!(ours(1, Some(5)).outdoes(None));
+        assert!(ours(2, Some(4)).outdoes(Some(&ours(1, Some(5)))));
+        assert!(ours(2, None).outdoes(Some(&ours(1, Some(5)))));
+        assert!(!ours(1, Some(5)).outdoes(Some(&ours(1, Some(4)))));
+        assert!(ours(1, Some(5)).outdoes(Some(&theirs(Some(4)))));
+        assert!(!ours(1, Some(5)).outdoes(Some(&theirs(Some(5)))));
+        assert!(!ours(1, None).outdoes(Some(&theirs(Some(5)))));
+        assert!(!theirs(Some(6)).outdoes(Some(&theirs(Some(5)))));
+    }
 
     fn records() -> impl Strategy<Value = Pointers> {
         let record = (0..4u64, 0..4u64, any::<Option<u8>>()).prop_map(|(term, number, byte)| {

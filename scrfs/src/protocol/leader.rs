@@ -196,6 +196,8 @@ enum Purpose {
     },
     /// Pointer files changed.
     Point { asker: Asker },
+    /// No member takes a version of a lower term any more for a new one.
+    Raise { term: u64 },
     /// All are frozen, or not.
     Confirm { dataset: DatasetId, proposal: u64 },
     /// A record that somebody may wait for is everywhere, and what it says is reached.
@@ -603,6 +605,12 @@ impl Leader {
             Purpose::Record { asker, .. } | Purpose::Point { asker } => {
                 Self::reply(asker, first.map_or(Ok(()), Err), step)
             }
+            Purpose::Raise { term } => match failures.values().next() {
+                None => self.raised(now, term, step),
+                Some(failure) => {
+                    tracing::error!(%failure, "pointer files of before are in the prefix; these do not replace them");
+                }
+            },
             Purpose::Forget { dataset, asker } => {
                 if let Some(led) = self.datasets.remove(&dataset) {
                     if led.record.is_removed() {

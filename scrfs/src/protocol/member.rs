@@ -364,6 +364,13 @@ impl Member {
                     records,
                 });
             }
+            Order::Raise(term) => {
+                self.pointers.term = self.pointers.term.max(term);
+                if !self.leads {
+                    step.write(Write::Pointers(Box::new(self.pointers.clone())));
+                }
+                Self::answer(ticket, Ok(()), step);
+            }
             Order::Change { dataset, change } => {
                 let sequence = self.sequence(Then::Answer(ticket));
                 step.daemon(ToDaemon::Change {

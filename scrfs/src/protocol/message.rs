@@ -128,6 +128,8 @@ pub enum Order {
     Forget(DatasetId),
     /// These pointer files are now as the records say.
     Point(Vec<(Name, PointerRecord)>),
+    /// Leaders of lower terms give out no versions of pointer files any more.
+    Raise(u64),
     /// Change directories of an open dataset.
     Change {
         /// Of which dataset.

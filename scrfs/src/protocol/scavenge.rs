@@ -239,7 +239,7 @@ pub fn spoil(catalogs: &mut Catalogs, node: &str, key: DatasetKey, slot: Slot, s
 }
 
 /// The pointer files that the prefix is to have: newer than those it has, and written when what the
-/// prefix has was the newest.
+/// prefix has was the newest. What another job has written there since stays.
 pub fn pointers_due(catalogs: &Catalogs, prefix: &PrefixView) -> Pointers {
     let mut known = Pointers::default();
     let mut keys: BTreeMap<DatasetId, DatasetKey> = BTreeMap::new();
@@ -257,7 +257,8 @@ pub fn pointers_due(catalogs: &Catalogs, prefix: &PrefixView) -> Pointers {
         ..Pointers::default()
     };
     for (name, record) in &known.all {
-        if record.version > prefix.pointers.version(name) && record.after.is_none_or(has) {
+        let there = prefix.pointers.all.get(name);
+        if record.outdoes(there) && record.after.is_none_or(has) {
             due.learn(name.clone(), record.clone());
         }
     }

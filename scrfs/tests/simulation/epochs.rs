@@ -8,6 +8,9 @@ use scrfs::id::{Epoch, Rank, Slot};
 use scrfs::protocol::node::{Node, Start};
 use std::collections::BTreeMap;
 
+/// Epochs that begin while the prefix does not answer.
+const LATE_PERCENT: u32 = 8;
+
 impl World {
     /// A new epoch on these machines, in the order of ranks.
     pub fn begin_epoch(&mut self, members: &[usize], new_run: bool) {
@@ -34,13 +37,14 @@ impl World {
                 losses: BTreeMap::new(),
             })
             .collect();
+        self.is_late = self.prefix.is_some() && self.percent(LATE_PERCENT);
         self.expect_of_epoch(new_run);
         for at in 0..members.len() {
             let machine = &mut self.machines[self.coords[at].machine];
             let slot = Slot(at as u32);
             machine.daemon.connect(slot, &machine.disk);
             let inventory = machine.disk.inventory(&machine.name);
-            let view = self.view().filter(|_| at == 0);
+            let view = self.view().filter(|_| at == 0 && !self.is_late);
             let start = Start {
                 epoch: self.epoch,
                 me: Rank(at as u32),
@@ -53,6 +57,9 @@ impl World {
             let (node, step) = Node::start(start, inventory);
             self.coords[at].node = Some(node);
             self.carry_out(at, step);
+        }
+        if self.is_late {
+            self.look();
         }
     }
 

@@ -52,9 +52,17 @@ impl World {
         self.machines[machine].daemon.ask(what);
     }
 
-    /// What is given out is above everything that was there.
+    /// What is given out is above everything that was there; what the prefix has may be told again.
     pub fn invariant_versions_are_given_out_once(&mut self, records: &[(Name, PointerRecord)]) {
+        let there = self.prefix.as_ref().map(|prefix| prefix.pointers.clone());
+        let is_there = |name: &Name, record| {
+            let there = there.as_ref().and_then(|there| there.all.get(name));
+            there == Some(record)
+        };
         for (name, record) in records {
+            if self.is_late && is_there(name, record) {
+                continue;
+            }
             let version = record.version;
             if version.term <= self.checker.term || version <= self.checker.pointed {
                 let text = format!("{name}: {version:?} after {:?}", self.checker.pointed);
@@ -108,7 +116,15 @@ impl World {
         let late = first.all.iter().find(|(name, record)| {
             record.after.is_none() && prefix.pointers.version(name) < record.version
         });
-        if let Some((name, record)) = late {
+        let mut there = prefix.pointers.all.iter();
+        let unknown = there.find(|(name, record)| {
+            // A name that a dataset has taken since stays as it was there.
+            first.version(name) < record.version && first.all.contains_key(name)
+        });
+        if let Some((name, record)) = unknown {
+            let text = format!("{name}: {record:?} is newer than what the nodes have");
+            self.violate("invariant_all_agree_on_pointers_at_rest", text);
+        } else if let Some((name, record)) = late {
             let text = format!("{name}: {record:?} is not in the prefix");
             self.violate("invariant_pointers_come_to_the_prefix", text);
         }

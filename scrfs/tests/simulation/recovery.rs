@@ -1,7 +1,7 @@
 //! What must hold when an epoch begins: what the disks can give is found again, and nothing else.
 
 use crate::checker::slots_of;
-use crate::disk::Disk;
+use crate::disk::{Disk, Prefix};
 use crate::world::World;
 use scrfs::config::Class;
 use scrfs::control::Request;
@@ -17,6 +17,11 @@ pub enum Expected {
 }
 
 impl World {
+    /// The prefix, unless it did not answer when the epoch began.
+    fn seen_at_first(&self) -> Option<&Prefix> {
+        self.prefix.as_ref().filter(|_| !self.is_late)
+    }
+
     /// Before an epoch begins: what it must find, from the disks alone.
     pub fn expect_of_epoch(&mut self, new_run: bool) {
         let newest = self
@@ -24,7 +29,7 @@ impl World {
             .map(|disk| disk.epoch.epoch)
             .max()
             .unwrap_or_default();
-        let complete = self.prefix.as_ref().map(|prefix| &prefix.complete);
+        let complete = self.seen_at_first().map(|prefix| &prefix.complete);
         let flushed = complete
             .and_then(|it| it.keys().last())
             .map_or(0, |id| id.0);
@@ -48,13 +53,14 @@ impl World {
             let Some(seal) = records[0].seal.clone() else {
                 continue;
             };
-            let in_prefix = self.prefix.as_ref().is_some_and(|it| {
+            let in_prefix = self.seen_at_first().is_some_and(|it| {
                 let complete = it.complete.get(&id);
                 complete.is_some_and(|(it, _)| it.created == records[0].created)
             });
             // What was dropped for the prefix, and is still here when that has it no more, counts again.
             let settled = records.iter().any(|it| match it.phase {
-                Phase::Evicted => in_prefix,
+                // Of what the prefix has nothing is known while it does not answer.
+                Phase::Evicted => in_prefix || self.is_late,
                 phase => phase == Phase::Failed,
             });
             let protected = records.iter().any(|it| it.protected.is_some());
@@ -242,8 +248,8 @@ impl World {
             })
         };
         let fetchable = self
-            .prefix
-            .iter()
+            .seen_at_first()
+            .into_iter()
             .flat_map(|prefix| prefix.complete.values());
         let mut fetchable = fetchable.filter(|(record, _)| {
             let known = self.disk_of(0).records.get(&record.id);

@@ -60,6 +60,8 @@ pub struct World {
     pub ready: bool,
     pub new_run: bool,
     pub prefix: Option<Prefix>,
+    /// It does not answer when the epoch begins.
+    pub is_late: bool,
     pub people: People,
     pub programs: Programs,
     pub checker: Checker,
@@ -96,6 +98,7 @@ impl World {
             ready: false,
             new_run: true,
             prefix: prefix.then(Prefix::default),
+            is_late: false,
             people: People::of(seed),
             programs: Programs::default(),
             checker: Checker::default(),

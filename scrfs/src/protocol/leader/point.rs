@@ -22,6 +22,8 @@ use crate::protocol::step::{Effect, Step, Write};
 #[derive(Debug, Default)]
 pub(super) struct Pointing {
     pub(super) known: Pointers,
+    /// Of the versions that are given out.
+    term: u64,
     number: u64,
     /// What the prefix has.
     written: Pointers,
@@ -31,11 +33,16 @@ pub(super) struct Pointing {
 
 impl Pointing {
     /// Begins a term above all there is.
-    pub(super) fn begin<'a>(found: impl Iterator<Item = &'a Pointers>, written: Pointers) -> Self {
+    pub(super) fn begin<'a>(
+        found: impl Iterator<Item = &'a Pointers>,
+        mut written: Pointers,
+    ) -> Self {
         let mut known = written.clone();
         found.for_each(|one| known.merge(one));
         known.term += 1;
+        settle(&mut written, &known);
         Self {
+            term: known.term,
             known,
             written,
             ..Self::default()
@@ -44,6 +51,18 @@ impl Pointing {
 
     pub(super) fn deadline(&self) -> Option<u64> {
         self.retry.as_ref().and_then(Retry::deadline)
+    }
+}
+
+/// What another job has written since stays: ours, known here, counts as written.
+fn settle(written: &mut Pointers, known: &Pointers) {
+    for (name, there) in &mut written.all {
+        let ours = known.all.get(name);
+        let is_older =
+            |ours: &&PointerRecord| ours.version > there.version && !ours.outdoes(Some(there));
+        if let Some(ours) = ours.filter(is_older) {
+            *there = ours.clone();
+        }
     }
 }
 
@@ -63,7 +82,7 @@ impl Leader {
         for PointerChange { name, pointer } in changes {
             self.pointing.number += 1;
             let version = Version {
-                term: self.pointing.known.term,
+                term: self.pointing.term,
                 number: self.pointing.number,
             };
             let record = PointerRecord {
@@ -164,9 +183,56 @@ impl Leader {
         }
     }
 
-    /// What the prefix has, when that was not known before.
-    pub(super) fn learn_written(&mut self, written: &Pointers) {
-        self.pointing.written.merge(written);
+    /// What the prefix has, when that was not known before. This term may be no higher than those of before then:
+    /// a higher one begins.
+    pub(super) fn learn_written(&mut self, written: &Pointers, step: &mut Step) {
+        let Pointing {
+            known,
+            written: there,
+            ..
+        } = &mut self.pointing;
+        there.merge(written);
+        settle(there, known);
+        let mut names = there.all.iter();
+        let is_newer = names.any(|(name, it)| it.version > known.version(name));
+        if is_newer || there.term >= known.term {
+            let term = known.term.max(there.term) + 1;
+            known.term = term;
+            step.write(Write::Pointers(Box::new(known.clone())));
+            self.order(Order::Raise(term), Purpose::Raise { term }, step);
+        }
+    }
+
+    /// All members know of a higher term: what was given out in this epoch is newer than all there is, of the rest the
+    /// newer counts.
+    pub(super) fn raised(&mut self, now: Now, term: u64, step: &mut Step) {
+        let before = std::mem::replace(&mut self.pointing.term, term);
+        let mut records = Vec::new();
+        for (name, there) in self.pointing.written.all.clone() {
+            let ours = self.pointing.known.all.get(&name);
+            let is_new = ours.is_some_and(|ours| ours.version.term == before);
+            let record = match ours {
+                Some(ours) if ours.version > there.version || *ours == there => continue,
+                Some(ours) if is_new => {
+                    self.pointing.number += 1;
+                    let number = self.pointing.number;
+                    PointerRecord {
+                        version: Version { term, number },
+                        ..ours.clone()
+                    }
+                }
+                Some(ours) if ours.version == there.version => continue,
+                None if self.is_dataset(&name) => continue,
+                _ => there,
+            };
+            self.pointing.known.learn(name.clone(), record.clone());
+            records.push((name, record));
+        }
+        if !records.is_empty() {
+            step.write(Write::Pointers(Box::new(self.pointing.known.clone())));
+            self.order(Order::Point(records), Purpose::Noted, step);
+        }
+        self.schedule(now, step);
     }
 
     /// The prefix has them, or not.

@@ -267,7 +267,7 @@ impl Leader {
     fn learn_prefix(&mut self, view: PrefixView, step: &mut Step) {
         self.learn_numbers(&view);
         if self.prefix.is_none() {
-            self.learn_written(&view.pointers);
+            self.learn_written(&view.pointers, step);
         }
         self.prefix = Some(view);
         self.looking.is_untold = true;
