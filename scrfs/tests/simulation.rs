@@ -39,6 +39,7 @@ use rand::Rng;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use scrfs::config::{Class, CommitWait, Config, DatasetRule, Pattern, Sources, StoreConfig};
+use scrfs::layout::record::Phase;
 use scrfs::redundancy::Scheme;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
@@ -335,53 +336,153 @@ fn seeds_that_found_something() {
     }
 }
 
-/// Two nodes or more make, write and commit two datasets, then everything comes to rest; a
-/// coordinator dies before the operation `fuse`, and `node` takes its disk with it.
-fn sweep_life(size: usize, fuse: Option<u64>, node: bool, new_run: bool) -> (World, bool) {
-    let mut config = base().clone();
-    config.redundancy.scheme = Scheme::Xor;
-    config.redundancy.set_size = 2;
-    config.store[0].count = 1;
-    config.flush.every = 2;
-    let mut world = World::new(7, config, true, true);
-    let mut members: Vec<usize> = (0..size).map(|_| world.add_machine()).collect();
-    world.begin_epoch(&members, true);
-    world.fuse = fuse;
-    world.work_through();
-    let Some(victim) = world.blown else {
-        return (world, false);
-    };
-    world.end_epoch();
-    if node {
-        world.drop_handles(members[victim]);
-        members[victim] = world.add_machine();
-    }
-    world.begin_epoch(&members, new_run);
-    world.settle();
-    (world, true)
+/// A small life, in which a coordinator dies before one operation.
+#[derive(Clone, Copy, Debug)]
+struct Sweep {
+    /// How many nodes, two or more.
+    size: usize,
+    /// The node's disk is lost with its coordinator.
+    node: bool,
+    /// The application starts anew with the next epoch.
+    new_run: bool,
+    /// The first dataset is output, which the second waits for.
+    output: bool,
 }
 
-/// Every record and every effect of a small life is the last thing a coordinator does, once.
+impl Sweep {
+    fn world(self, bypass: bool) -> (World, Vec<usize>) {
+        let mut config = base().clone();
+        config.redundancy.scheme = Scheme::Xor;
+        config.redundancy.set_size = 2;
+        config.store[0].count = 1;
+        config.flush.every = if self.output || bypass { 1 } else { 2 };
+        config.restart.bypass = bypass;
+        if self.output {
+            config.dataset = vec![DatasetRule {
+                pattern: Pattern::new("ckpt.1").unwrap(),
+                class: Class::Output,
+            }];
+        }
+        let mut world = World::new(7, config, true, true);
+        let members = (0..self.size).map(|_| world.add_machine()).collect();
+        (world, members)
+    }
+
+    /// Two datasets are made, written and committed; then everything comes to rest. Says whether somebody died.
+    fn commits(self, fuse: u64) -> (World, bool) {
+        let (mut world, members) = self.world(false);
+        world.begin_epoch(&members, true);
+        world.fuse = Some(fuse);
+        world.work_through();
+        self.end(world, members)
+    }
+
+    /// After all memory is lost, a restart reads what the prefix has where it is.
+    fn restarts_in_place(self, fuse: u64) -> (World, bool) {
+        let (mut world, members) = self.world(true);
+        world.begin_epoch(&members, true);
+        world.work_through();
+        world.settle();
+        world.end_epoch();
+        for machine in members {
+            world.drop_handles(machine);
+        }
+        let members: Vec<usize> = (0..self.size).map(|_| world.add_machine()).collect();
+        world.begin_epoch(&members, true);
+        world.fuse = Some(world.operations + fuse);
+        world.rest();
+        self.end(world, members)
+    }
+
+    fn end(self, mut world: World, mut members: Vec<usize>) -> (World, bool) {
+        let Some(victim) = world.blown else {
+            return (world, false);
+        };
+        world.end_epoch();
+        if self.node {
+            world.drop_handles(members[victim]);
+            members[victim] = world.add_machine();
+        }
+        world.begin_epoch(&members, self.new_run);
+        world.settle();
+        (world, true)
+    }
+
+    /// Each operation of a life is the last thing a coordinator does, once. Gives how many there are, and how it ends
+    /// when nobody dies.
+    fn each(self, life: fn(Self, u64) -> (World, bool)) -> (u64, World) {
+        let mut fuse = 1;
+        loop {
+            let (world, crashed) = life(self, fuse);
+            if let Some(violation) = &world.violation {
+                let log = world.log.as_deref().unwrap_or_default();
+                let tail = log[log.len().saturating_sub(80)..].join("\n");
+                panic!("{tail}\n{self:?}, point {fuse}: {violation}");
+            }
+            if !crashed {
+                return (fuse - 1, world);
+            }
+            fuse += 1;
+        }
+    }
+
+    fn all() -> impl Iterator<Item = Self> {
+        let losses = [(false, false), (false, true), (true, true), (true, false)];
+        (2..5).flat_map(move |size| {
+            losses.into_iter().map(move |(node, new_run)| Self {
+                size,
+                node,
+                new_run,
+                output: false,
+            })
+        })
+    }
+}
+
 #[test]
 fn every_crash_point_leaves_all_or_nothing() {
     let mut points = 0;
-    for size in 2..5 {
-        for (node, new_run) in [(false, false), (false, true), (true, true), (true, false)] {
-            for fuse in 1.. {
-                let (world, crashed) = sweep_life(size, Some(fuse), node, new_run);
-                if let Some(violation) = &world.violation {
-                    let log = world.log.as_deref().unwrap_or_default();
-                    let tail = log[log.len().saturating_sub(80)..].join("\n");
-                    panic!("{tail}\n{size} nodes, {node} {new_run}, point {fuse}: {violation}");
-                }
-                if !crashed {
-                    // Answered to every node for the first, to one for the second.
-                    assert_eq!(world.checker.commits, size as u64 + 1);
-                    break;
-                }
-                points += 1;
-            }
-        }
+    for sweep in Sweep::all() {
+        let (found, world) = sweep.each(Sweep::commits);
+        // Answered to every node for the first, to one for the second.
+        assert_eq!(world.checker.commits, sweep.size as u64 + 1);
+        points += found;
     }
     assert!(points > 1000, "only {points} points");
+}
+
+#[test]
+fn every_crash_point_leaves_output_that_a_checkpoint_waits_for() {
+    let mut points = 0;
+    for sweep in Sweep::all() {
+        let sweep = Sweep {
+            output: true,
+            ..sweep
+        };
+        let (found, world) = sweep.each(Sweep::commits);
+        let complete = world.prefix.map_or(0, |prefix| prefix.complete.len());
+        assert_eq!(complete, 2, "{sweep:?}");
+        points += found;
+    }
+    assert!(points > 1000, "only {points} points");
+}
+
+#[test]
+fn every_crash_point_of_a_restart_in_place_leaves_one_to_restart_from() {
+    let mut points = 0;
+    for sweep in Sweep::all() {
+        let (found, world) = sweep.each(Sweep::restarts_in_place);
+        let offered = world.checker.restart;
+        assert!(offered.is_some(), "{sweep:?}: nothing was offered");
+        assert!(
+            world
+                .disk_of(0)
+                .records
+                .values()
+                .any(|record| { Some(record.id) == offered && record.phase == Phase::Evicted }),
+            "{sweep:?}: {offered:?} was fetched"
+        );
+        points += found;
+    }
+    assert!(points > 100, "only {points} points");
 }

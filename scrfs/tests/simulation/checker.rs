@@ -31,6 +31,8 @@ pub struct Checker {
     pub truths: BTreeMap<DatasetId, Truth>,
     /// The same of histories that came to their end with their last node; one may come back.
     pub archive: BTreeMap<(DatasetId, u64), Truth>,
+    /// What the last epoch offered for a restart.
+    pub restart: Option<DatasetId>,
     /// Records that members brought into this epoch: number and birth.
     pub brought: BTreeSet<(DatasetId, u64)>,
     pub frozen: BTreeMap<(DatasetId, Slot), Content>,
@@ -479,6 +481,7 @@ impl World {
             Message::Begun => drop(self.checker.begun.insert(at)),
             Message::Ready { restart, .. } if to == 0 => {
                 self.ready = true;
+                self.checker.restart = *restart;
                 self.invariant_restart_is_the_newest(*restart);
                 self.invariant_deletion_fence(*restart);
             }

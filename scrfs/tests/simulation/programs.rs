@@ -110,7 +110,8 @@ impl World {
         }
     }
 
-    fn rest(&mut self) {
+    /// Goes on until everything is at rest, or a coordinator has died.
+    pub fn rest(&mut self) {
         while self.blown.is_none() && self.violation.is_none() && self.event() {}
     }
 
