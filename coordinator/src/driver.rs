@@ -142,6 +142,7 @@ impl<F: Fabric> Driver<F> {
         let inventory = inventory::take(&stores, node, group)?;
         let job = job_in_prefix(&config.job, options.run);
         let prefix = Arc::new(Target::at(&config.prefix).of_job(&job));
+        prefix.see().context("no thread for the prefix")?;
         let places = match me {
             LEADER => Places::wanted(&config.log, prefix.event_place()),
             _ => Places::default(),

@@ -18,7 +18,9 @@ use scrfs::layout::scr::ScrIndex;
 use scrfs::name::Name;
 use scrfs::protocol::step::Presence;
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// An opened prefix of either kind.
@@ -101,6 +103,24 @@ impl Target {
             url: url.display().to_string(),
             why: "this scrfs was built without object stores (the feature `objects`)".into(),
         })
+    }
+
+    /// Remembers what directory that is, on a thread which nobody waits for: it may hang.
+    ///
+    /// # Errors
+    ///
+    /// There is no thread.
+    pub(crate) fn see(self: &Arc<Self>) -> io::Result<()> {
+        let target = Arc::clone(self);
+        let see = move || {
+            if let Self::Directory(prefix) = &*target {
+                prefix.see();
+            }
+        };
+        std::thread::Builder::new()
+            .name("see".into())
+            .spawn(see)
+            .map(drop)
     }
 
     /// That it is there and may be written to.

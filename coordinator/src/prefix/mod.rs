@@ -7,7 +7,7 @@
 //!   manifest, and the index knows it.
 //! - What is not ours is never touched, replaced or removed.
 //! - What is read is checked against the checksums that were sealed.
-//! - In the mount point of a prefix that was unmounted since this process first wrote there nothing is made.
+//! - In the mount point of a prefix that was unmounted since this process first looked nothing is made.
 //! - A crash at any point leaves no dataset of that name or a complete one; [`Prefix::reconcile`]
 //!   finishes or removes what it left.
 //!
@@ -158,6 +158,11 @@ impl Prefix {
         nix::unistd::access(path, write)
             .map_err(io::Error::from)
             .map_err(PrefixError::io_at("write to", path))
+    }
+
+    /// Remembers what lies there, before anything is made in it. May hang.
+    pub(crate) fn see(&self) {
+        self.store.see_home();
     }
 
     fn check_there(&self) -> Result<(), PrefixError> {

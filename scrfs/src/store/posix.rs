@@ -73,6 +73,16 @@ impl Home {
         Ok(home.into())
     }
 
+    /// Remembers what it is, or where it would be made, if nothing was seen of it yet. May hang, as its file system does.
+    fn see(&self) {
+        let found = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+        let seen = found(&self.path).or_else(|_| Ok((found(parent(&self.path))?.0, NO_INODE)));
+        let seen: io::Result<_> = seen;
+        if let Ok(seen) = seen {
+            self.seen().get_or_insert(seen);
+        }
+    }
+
     fn seen(&self) -> MutexGuard<'_, Option<(u64, u64)>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -112,6 +122,8 @@ fn make_in(above: impl AsFd, name: &Path) -> io::Result<()> {
     }
 }
 
+/// The number of no inode.
+const NO_INODE: u64 = u64::MAX;
 /// How often a stale file is looked for again.
 const STALE_TRIES: usize = 4;
 /// Size of the reserve: room for the records of many commits.
@@ -129,6 +141,14 @@ impl PosixStore {
         Self {
             reserves: Vec::new(),
             home: Some(Arc::new(Home { path, seen })),
+        }
+    }
+
+    /// Remembers what its home is, so that nothing is made where that is mounted when it is not any more. May hang, as its
+    /// file system does.
+    pub fn see_home(&self) {
+        if let Some(home) = &self.home {
+            home.see();
         }
     }
 
@@ -339,7 +359,11 @@ mod tests {
         let put = |below: &str| store.put(&home.join(below), b"one");
         put("a/record").expect_err("no directory above it");
         assert!(!mount.exists());
+        store.see_home();
         fs::create_dir(&mount).expect("a directory");
+        store.see_home();
+        let seen = *store.home.as_ref().expect("a home").seen();
+        assert_eq!(seen.expect("seen").1, NO_INODE);
         put("a/b/record").expect("put");
         put("record").expect("put");
         // Removed and made anew by somebody, on the same device.
@@ -382,6 +406,21 @@ mod tests {
         put("c/d/record").expect("put");
         of_another();
         put("record").expect("put");
+        // Who has only looked knows as well, whether or not it was there then.
+        for is_there in [true, false] {
+            let store = PosixStore::at_home(home.clone());
+            if !is_there {
+                fs::remove_dir_all(&home).expect("removed");
+            }
+            store.see_home();
+            let seen = &store.home.as_ref().expect("a home").seen;
+            let device = fs::metadata("/proc").expect("another device").dev();
+            let inode = seen.lock().expect("whole").expect("seen").1;
+            *seen.lock().expect("whole") = Some((device, inode.wrapping_add(1)));
+            store.put(&home.join("e"), b"").expect_err("another");
+            fs::create_dir_all(home.join("c/d")).expect("there");
+            fs::write(home.join("c/d/record"), b"one").expect("written");
+        }
         let read = store.get(&home.join("c/d/record")).expect("read");
         assert_eq!(read.as_deref(), Some(&b"one"[..]));
     }
