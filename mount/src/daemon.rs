@@ -8,6 +8,7 @@
 //! the cache is changed but by the coordinator, except by `--purge` after the unmount; the daemon is never
 //! an MPI process.
 
+mod file;
 mod solo;
 
 use crate::cli::Failure;
@@ -20,6 +21,7 @@ use crate::store::{self, Place};
 use crate::vfs::{Settings, Vfs, alias};
 use crate::{halt, mountpoint, sys};
 use anyhow::{Context, anyhow, bail, ensure};
+pub use file::{DaemonFile, read_daemon_file};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
@@ -28,7 +30,6 @@ use scrfs::control::{Answer, Refusal};
 use scrfs::layout::path::CachePaths;
 use scrfs::store::posix::PosixStore;
 use scrfs::stores::owner;
-use serde::{Deserialize, Serialize};
 pub use solo::find_program;
 use solo::solo;
 use std::fs::{DirBuilder, File};
@@ -69,25 +70,6 @@ pub struct Plan {
     pub foreground: bool,
     /// FUSE options.
     pub mount: MountSettings,
-}
-
-/// `daemon.json`: facts about a live daemon, for commands and people.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct DaemonFile {
-    /// Its process.
-    pub pid: u32,
-    /// Node name.
-    pub node: String,
-    /// Where it is mounted.
-    pub mountpoint: PathBuf,
-    /// The cache.
-    pub cache: PathBuf,
-    /// Where it answers.
-    pub socket: PathBuf,
-    /// The prefix.
-    pub prefix: PathBuf,
-    /// The job.
-    pub job: String,
 }
 
 /// How a start ended, for the process that asked for it.
@@ -208,12 +190,6 @@ fn check_fuse() -> Result<(), Failure> {
         )));
     }
     Ok(())
-}
-
-/// Reads `daemon.json` of a cache.
-pub fn read_daemon_file(cache: &CachePaths) -> Option<DaemonFile> {
-    let text = std::fs::read(cache.daemon()).ok()?;
-    serde_json::from_slice(&text).ok()
 }
 
 /// Who has the cache.
@@ -497,7 +473,7 @@ fn serve_inner(
         prefix: plan.config.prefix.clone(),
         job: plan.config.job.clone(),
     };
-    let daemon_text = format!("{}\n", serde_json::to_string_pretty(&file)?);
+    let daemon_text = file.text()?;
     std::fs::write(cache.daemon(), &daemon_text)
         .with_context(|| format!("cannot write {}", cache.daemon().display()))?;
     let commit = plan.config.commit.clone();

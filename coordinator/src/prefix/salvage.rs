@@ -68,19 +68,15 @@ impl Prefix {
     }
 
     fn kept_metadata(&self, record: &DatasetRecord, slot: Slot) -> (PathBuf, PathBuf) {
-        let kept = self.paths.kept(record.key(), record.epoch);
-        (
-            kept.join(format!("{}.manifest", slot.0)),
-            kept.join(format!("{}.sums", slot.0)),
-        )
+        let (key, epoch) = (record.key(), record.epoch);
+        let sums = self.paths.kept_sums(key, epoch, slot, Stream::Data);
+        (self.paths.kept_manifest(key, epoch, slot), sums)
     }
 
     fn kept_parity(&self, record: &DatasetRecord, slot: Slot) -> (PathBuf, PathBuf) {
-        let kept = self.paths.kept(record.key(), record.epoch);
-        (
-            kept.join(format!("{}.parity", slot.0)),
-            kept.join(format!("{}.parity-sums", slot.0)),
-        )
+        let (key, epoch) = (record.key(), record.epoch);
+        let sums = self.paths.kept_sums(key, epoch, slot, Stream::Parity);
+        (self.paths.kept_parity(key, epoch, slot), sums)
     }
 
     /// Copies the parity of one slot. Blocks; not to be called from async code.

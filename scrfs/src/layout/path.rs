@@ -363,6 +363,25 @@ impl PrefixPaths {
         self.inflight(key).join(format!("{}.kept", epoch.0))
     }
 
+    /// Names of the files of a slot that a scavenge makes again.
+    pub fn kept_manifest(&self, key: DatasetKey, epoch: Epoch, slot: Slot) -> PathBuf {
+        self.kept(key, epoch).join(format!("{}.manifest", slot.0))
+    }
+
+    /// Parity of a slot, which lost ones are made again from.
+    pub fn kept_parity(&self, key: DatasetKey, epoch: Epoch, slot: Slot) -> PathBuf {
+        self.kept(key, epoch).join(format!("{}.parity", slot.0))
+    }
+
+    /// Checksums of either.
+    pub fn kept_sums(&self, key: DatasetKey, epoch: Epoch, slot: Slot, of: Stream) -> PathBuf {
+        let end = match of {
+            Stream::Data => "sums",
+            Stream::Parity => "parity-sums",
+        };
+        self.kept(key, epoch).join(format!("{}.{end}", slot.0))
+    }
+
     /// Records of scavenges that run.
     pub fn scavenges(&self) -> PathBuf {
         self.control().join("scavenge")
