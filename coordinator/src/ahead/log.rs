@@ -187,14 +187,25 @@ impl Foreseen {
             .truncate(usize::try_from(units).unwrap_or(usize::MAX));
     }
 
-    /// What is to be told of how far the log reaches: to where it was cut, and how far it reaches now.
-    pub(super) fn new_reach(&mut self, now: Instant) -> Vec<u64> {
+    /// Whether there is anything to be told or made.
+    pub(super) fn has_more(&self) -> bool {
+        let chunk = self.seal.chunk_bytes;
+        let told = self.reach.get(&self.own).copied().unwrap_or(0);
+        let settled = |geometry: SetGeometry| geometry.settled_parity(self.own, self.next);
+        self.cut_to.is_some()
+            || self.bytes / chunk * chunk > told
+            || (told > 0 && self.geometry().is_some_and(|it| settled(it) > self.next))
+    }
+
+    /// What is to be told of how far the log reaches: to where it was cut, and, when it is quiet, how far it reaches now.
+    pub(super) fn new_reach(&mut self, now: Instant, is_quiet: bool) -> Vec<u64> {
         let chunk = self.seal.chunk_bytes;
         let told = self.reach.get(&self.own).copied().unwrap_or(0);
         let cut = self.cut_to.take().map(|at| at / chunk * chunk);
         let cut = cut.filter(|at| *at < told);
         let reach = self.bytes / chunk * chunk;
-        let is_due = reach > cut.unwrap_or(told) && now >= self.told_at + TELL_EVERY;
+        let is_news = reach > cut.unwrap_or(told);
+        let is_due = is_quiet && is_news && now >= self.told_at + TELL_EVERY;
         let all: Vec<u64> = cut.into_iter().chain(is_due.then_some(reach)).collect();
         for bytes in &all {
             self.reaches(self.own, *bytes);
@@ -240,7 +251,7 @@ impl Foreseen {
         let allocated = found.len().min(found.blocks() * 512) / chunk * chunk;
         let end = settled
             .min(allocated)
-            .min(self.next.saturating_add(SLICE_BYTES));
+            .min(self.next.saturating_add(SLICE_BYTES.max(chunk)));
         (end > self.next).then_some((self.next, end, geometry))
     }
 

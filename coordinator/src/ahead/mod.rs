@@ -3,7 +3,8 @@
 //! The daemon says which files are closed, and before anything that may follow that one is opened again. What is closed
 //! is appended to the *provisional log* of this node, in that order; members of a set tell each other how far theirs
 //! reach. Each makes the parity of the stripes that all reach beyond, by the ordinary plan, into the room that the daemon
-//! keeps for its parity, for a share of the time, and only while nothing else is to be done.
+//! keeps for its parity, for a share of the time, and only while nothing else is to be done and programs do not write: what a
+//! log has reached is told when its node is [quiet], and parity is made by a node that is.
 //!
 //! All of it is provisional: it lives in memory and in that room, is no promise, and is thrown away with the epoch. The scan
 //! for the vote places the files as the provisional log has them, as far as they are what they were.
@@ -18,10 +19,12 @@
 //! A file that is opened again ends the provisional log where it began; what came after it is appended again.
 
 mod log;
+mod quiet;
 
 use crate::transfer::{Engine, JobEvent, JobId, TransferError};
 use bytes::Bytes;
 use log::{Foreseen, Made};
+use quiet::Quiet;
 use scrfs::id::{DatasetId, Rank, Slot};
 use scrfs::layout::manifest::DataExtent;
 use scrfs::layout::path::CachePaths;
@@ -32,14 +35,15 @@ use scrfs::redundancy::{Combination, Extent, Stream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Numbers of jobs from here on are ours: those of works count from 1, those of reads from `LAST_JOB`.
 const FIRST_JOB: u64 = 1 << 62;
 /// No number from here on is.
 const LAST_JOB: u64 = 1 << 63;
-/// Parity that is made in a row, in bytes, before it rests.
-const SLICE_BYTES: u64 = 16 << 20;
+/// Parity that is made in a row, in bytes, before it rests: programs that begin to write, or commit, wait for no more.
+const SLICE_BYTES: u64 = 4 << 20;
 /// So many slices in a row may fail before it is left to the encode after the commit.
 const FAILURES_MAX: u32 = 5;
 /// How far logs reach is told no more often.
@@ -132,6 +136,9 @@ pub(crate) struct Ahead {
     foreknown: BTreeMap<(DatasetId, Slot), Vec<Option<u32>>>,
     /// Of what the next parity that is written is made.
     making: Option<Making>,
+    quiet: Quiet,
+    /// There is something to be told or made when it is quiet.
+    waits: bool,
 }
 
 impl Ahead {
@@ -147,6 +154,8 @@ impl Ahead {
             foreknown: BTreeMap::new(),
             jobs: 0,
             making: None,
+            quiet: Quiet::new(Instant::now()),
+            waits: false,
         }
     }
 
@@ -163,6 +172,8 @@ impl Ahead {
 
     /// Nobody can write a file any more without [`Self::reopened`].
     pub(crate) fn closed(&mut self, dataset: DatasetId, ino: u64, path: RelPath) {
+        // The daemon says it when programs have not opened or closed anything for a moment.
+        self.quiet.begin(used_bytes(self.paths.root()));
         let (own, paths) = (self.own, &self.paths);
         if let Some(foreseen) = self.open.get_mut(&dataset)
             && let Err(error) = foreseen.append(paths, (dataset, own), ino, path)
@@ -174,6 +185,7 @@ impl Ahead {
 
     /// A file is about to be written again.
     pub(crate) fn reopened(&mut self, dataset: DatasetId, ino: u64) {
+        self.quiet.disturb(Instant::now());
         if let Some(foreseen) = self.open.get_mut(&dataset) {
             foreseen.reopened(ino);
         }
@@ -302,7 +314,8 @@ impl Ahead {
         let now = Instant::now();
         let next = |it: &Foreseen| [it.rests_until, it.told_at + TELL_EVERY];
         let all = self.open.values().flat_map(next);
-        all.filter(|at| *at > now).min()
+        let quiet = self.waits.then(|| self.quiet.may_be_at());
+        all.filter(|at| *at > now).chain(quiet).min()
     }
 
     /// Tells the sets how far this node's logs reach, and begins to make parity where there is some to be made and
@@ -316,8 +329,14 @@ impl Ahead {
         let mut messages = Vec::new();
         let is_free = is_idle && self.open.values().all(|it| it.job.is_none());
         let mut may_begin = is_free && self.share_percent > 0;
+        let has_more = self.open.values().any(Foreseen::has_more);
+        let is_quiet = has_more && {
+            let root = self.paths.root();
+            self.quiet.is_quiet(now, || used_bytes(root))
+        };
+        self.waits = has_more && !is_quiet;
         for (&dataset, foreseen) in &mut self.open {
-            for bytes in foreseen.new_reach(now) {
+            for bytes in foreseen.new_reach(now, is_quiet) {
                 let slot = self.own;
                 let set = foreseen.seal.set_of(slot).unwrap_or(&[]);
                 let peers = set.iter().filter(|member| **member != slot);
@@ -330,7 +349,10 @@ impl Ahead {
                     (Rank(member.0), reach)
                 }));
             }
-            if !may_begin || now < foreseen.rests_until || foreseen.failures > FAILURES_MAX {
+            if !(may_begin && is_quiet)
+                || now < foreseen.rests_until
+                || foreseen.failures > FAILURES_MAX
+            {
                 continue;
             }
             let room = self.paths.parity_room(dataset, self.own);
@@ -460,8 +482,15 @@ impl Ahead {
     }
 }
 
+/// Bytes in use where a directory lies.
+fn used_bytes(directory: &Path) -> Option<u64> {
+    let found = nix::sys::statvfs::statvfs(directory).ok()?;
+    let blocks = found.blocks().saturating_sub(found.blocks_free());
+    Some(blocks.saturating_mul(found.fragment_size()))
+}
+
 /// Device and number of a file that is there.
-pub(crate) fn identity(path: &std::path::Path) -> Option<(u64, u64)> {
+pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path)
         .ok()
         .map(|found| (found.dev(), found.ino()))

@@ -10,7 +10,8 @@
 //! same outbox. Both are handed over with the table locked, and the second before the program's operation begins.
 //!
 //! Small files are left to the encode after the commit: a word for each would cost more than it saves. Room for
-//! the parity is kept before the word is given.
+//! the parity is kept before the word is given. Both wait for a moment in which programs open and close nothing: while
+//! they write one file after the other the machine is theirs.
 
 use super::inode::{Inode, number_in_store};
 use super::{Vfs, view};
@@ -21,7 +22,7 @@ use scrfs::id::DatasetId;
 use scrfs::name::RelPath;
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -34,6 +35,8 @@ const BYTES_MIN: u64 = 256 << 10;
 const LOOKS: u32 = 7;
 /// The first of these pauses.
 const PAUSE: Duration = Duration::from_millis(2);
+/// Nothing is looked at before nothing was opened for writing or closed for so long.
+const CALM: Duration = Duration::from_millis(50);
 /// Without anything to look at, how soon to see whether the mount is still there.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -48,10 +51,11 @@ struct State {
     told: Option<u64>,
 }
 
-/// A file to look at.
+/// A file to look at, which is not held: what is removed meanwhile gives its space back.
 #[derive(Debug)]
 struct Look {
-    inode: Arc<Inode>,
+    key: (DatasetId, u64),
+    inode: Weak<Inode>,
     number: u64,
     looks: u32,
     at: Instant,
@@ -63,6 +67,8 @@ struct Table {
     /// Bytes that were told of, by dataset.
     told: HashMap<DatasetId, u64>,
     numbers: u64,
+    /// When a file was opened for writing or closed last.
+    changed: Option<Instant>,
     looks: Option<Sender<Look>>,
 }
 
@@ -137,6 +143,7 @@ impl Vfs {
         }
         let mut table = self.closed.lock();
         table.numbers += 1;
+        table.changed = Some(Instant::now());
         let (key, number) = ((dataset, ino), table.numbers);
         let state = table.files.entry(key).or_default();
         state.number = number;
@@ -164,12 +171,18 @@ impl Vfs {
         if state.writers > 0 {
             return;
         }
+        if inode.fd().is_ok_and(|fd| is_small(fd.as_fd())) {
+            table.files.remove(&key);
+            return;
+        }
         let look = Look {
-            inode: Arc::clone(inode),
+            key,
+            inode: Arc::downgrade(inode),
             number: state.number,
             looks: 0,
             at: Instant::now(),
         };
+        table.changed = Some(look.at);
         if table.looks.is_none() {
             table.looks = self.begin_to_look();
         }
@@ -197,8 +210,9 @@ impl Vfs {
 
     /// Looks at a file that was closed; returns it when it is to be looked at again.
     fn look_at(&self, mut look: Look) -> Option<Look> {
-        let key = (look.inode.dataset, look.inode.ino);
-        match self.tell_closed(&look) {
+        let inode = look.inode.upgrade();
+        let told = inode.map_or(Err(Errno::ENOENT), |it| self.tell_closed(&it, look.number));
+        match told {
             Ok(true) => return None,
             Ok(false) if look.looks < LOOKS => {
                 look.at = Instant::now() + PAUSE * (1 << look.looks);
@@ -207,25 +221,23 @@ impl Vfs {
             }
             Ok(false) => {}
             Err(errno) => {
-                let ino = look.inode.ino;
+                let (_, ino) = look.key;
                 tracing::debug!(ino, %errno, "a closed file is not encoded before the commit");
             }
         }
         let mut table = self.closed.lock();
         let is_same = |state: &State| state.number == look.number && state.told.is_none();
-        if table.files.get(&key).is_some_and(is_same) {
-            table.files.remove(&key);
+        if table.files.get(&look.key).is_some_and(is_same) {
+            table.files.remove(&look.key);
         }
         None
     }
 
     /// Tells of a file if nobody can write it; `false` when somebody still can.
-    fn tell_closed(&self, look: &Look) -> Result<bool, Errno> {
-        let (inode, dataset) = (&look.inode, look.inode.dataset);
+    fn tell_closed(&self, inode: &Inode, number: u64) -> Result<bool, Errno> {
+        let dataset = inode.dataset;
         let fd = inode.fd()?;
-        let found = sys::stat(fd.as_fd())?;
-        let size = u64::try_from(found.st_size).unwrap_or(0);
-        let bytes = size.min(u64::try_from(found.st_blocks).unwrap_or(0) * 512);
+        let bytes = bytes_of(fd.as_fd())?;
         let tree = self
             .read_names()
             .get(dataset)
@@ -246,7 +258,7 @@ impl Vfs {
         kept.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
         let mut table = self.closed.lock();
         let state = table.files.get_mut(&(dataset, inode.ino));
-        let state = state.filter(|state| state.number == look.number && state.writers == 0);
+        let state = state.filter(|state| state.number == number && state.writers == 0);
         let Some(state) = state else {
             // Opened again meanwhile: its next release comes here, too.
             return Ok(true);
@@ -261,15 +273,25 @@ impl Vfs {
     }
 }
 
+/// Bytes of data of a file.
+fn bytes_of(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let found = sys::stat(fd)?;
+    let size = u64::try_from(found.st_size).unwrap_or(0);
+    Ok(size.min(u64::try_from(found.st_blocks).unwrap_or(0) * 512))
+}
+
+fn is_small(fd: BorrowedFd<'_>) -> bool {
+    bytes_of(fd).is_ok_and(|bytes| bytes < BYTES_MIN)
+}
+
 /// Until the mount is gone.
 fn look_at_all(vfs: &Weak<Vfs>, queue: &Receiver<Look>) {
     let mut again: VecDeque<Look> = VecDeque::new();
+    let mut calm_at = Instant::now();
     loop {
         let now = Instant::now();
-        let next = again
-            .iter()
-            .map(|look| look.at.saturating_duration_since(now))
-            .min();
+        let first = again.iter().map(|look| look.at).min();
+        let next = first.map(|at| at.max(calm_at).saturating_duration_since(now));
         let look = match queue.recv_timeout(next.unwrap_or(IDLE)) {
             Ok(look) => Some(look),
             Err(RecvTimeoutError::Timeout) => None,
@@ -277,6 +299,15 @@ fn look_at_all(vfs: &Weak<Vfs>, queue: &Receiver<Look>) {
         };
         let Some(vfs) = vfs.upgrade() else { return };
         let now = Instant::now();
+        calm_at = vfs
+            .closed
+            .lock()
+            .changed
+            .map_or(now, |changed| changed + CALM);
+        if now < calm_at {
+            again.extend(look);
+            continue;
+        }
         let (due, later): (Vec<Look>, Vec<Look>) =
             again.drain(..).chain(look).partition(|look| look.at <= now);
         again.extend(later);

@@ -126,7 +126,7 @@ impl Loader<'_> {
 
     /// `redundancy.ahead`, in percent.
     pub(super) fn ahead(&mut self) -> Result<u64, ConfigError> {
-        self.get("redundancy.ahead", Raw::Integer(0), value::share)
+        self.get("redundancy.ahead", Raw::Integer(50), value::share)
     }
 
     /// `[[checkpoint]]`. A scheme of the command line or the environment sets them aside, as
