@@ -162,6 +162,10 @@ impl Vfs {
 
     /// A writable handle was released.
     pub(super) fn closing(&self, inode: &Arc<Inode>) {
+        if !self.settings().space.watches_closed() {
+            return;
+        }
+        let is_small = inode.fd().is_ok_and(|fd| is_small(fd.as_fd()));
         let mut table = self.closed.lock();
         let key = (inode.dataset, inode.ino);
         let Some(state) = table.files.get_mut(&key) else {
@@ -171,7 +175,7 @@ impl Vfs {
         if state.writers > 0 {
             return;
         }
-        if inode.fd().is_ok_and(|fd| is_small(fd.as_fd())) {
+        if is_small {
             table.files.remove(&key);
             return;
         }
