@@ -3,7 +3,7 @@
     loopback.py DIRECTORY MOUNT_POINT CONTROL
 
 As long as CONTROL has a file of a name in FAULTS, those calls fail with that error; a file `hang`, and all calls wait
-for its end, and CONTROL has a file `held` from when there is one. When CONTROL has a file
+for its end, or until HANG_MAX seconds after the first, and CONTROL has a file `held` from when there is one. When CONTROL has a file
 `reads` at the start, no read is answered from the page cache of its readers, and each is a line there: bytes and path.
 """
 
@@ -19,6 +19,8 @@ FAULTS = {
     "eio-sync": ({"fsync", "fsyncdir"}, errno.EIO),
     "estale": ({"open", "getattr"}, errno.ESTALE),
 }
+# So that a program which waits for ever fails its test.
+HANG_MAX = 150
 
 
 class Loopback(Operations):
@@ -29,9 +31,14 @@ class Loopback(Operations):
         self.control = control
         log = os.path.join(control, "reads")
         self.log = os.open(log, os.O_WRONLY | os.O_APPEND) if os.path.exists(log) else None
+        self.hung_since = None
+
+    def may_hang(self):
+        self.hung_since = self.hung_since or time.monotonic()
+        return time.monotonic() < self.hung_since + HANG_MAX
 
     def __call__(self, operation, path, *arguments):
-        while os.path.exists(os.path.join(self.control, "hang")):
+        while os.path.exists(os.path.join(self.control, "hang")) and self.may_hang():
             open(os.path.join(self.control, "held"), "w").close()
             time.sleep(0.01)
         for name, (failing, number) in FAULTS.items():
