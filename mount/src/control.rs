@@ -20,6 +20,7 @@ use scrfs::id::{DatasetId, Epoch};
 use scrfs::layout::path::CachePaths;
 use scrfs::layout::record::Phase;
 use scrfs::name::Name;
+use scrfs::process::Held;
 use scrfs::stores::Stores;
 use std::fmt::Display;
 use std::io::{self, BufReader, Read};
@@ -76,6 +77,7 @@ struct Link {
     stream: UnixStream,
     process: Option<OwnedFd>,
     pid: i32,
+    held: Held,
 }
 
 #[derive(Debug, Default)]
@@ -353,6 +355,7 @@ impl Server {
             stream,
             process,
             pid,
+            held: Held::default(),
         };
         let old = inner.link.replace(link);
         drop(inner);
@@ -375,7 +378,7 @@ impl Server {
     /// Gives up a coordinator that was killed and cannot go, because it waits in the kernel for a file system that
     /// does not answer: its end of the connection stays open until then.
     pub fn give_up_the_dead(&self) {
-        let is_dead = |link: &mut Link| scrfs::process::is_beyond_return(link.pid);
+        let is_dead = |link: &mut Link| link.held.look(link.pid, Instant::now());
         let dead = self.lock().link.take_if(is_dead);
         let Some(link) = dead else { return };
         tracing::warn!(

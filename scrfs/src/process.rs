@@ -3,13 +3,14 @@
 //!
 //! A thread that waits for a file system which does not answer cannot be ended: the process it is of stays, its first
 //! thread a zombie, with all its descriptors open, and nobody can wait for it in the usual way. What matters is
-//! that its program never runs on: see [`is_beyond_return`].
+//! that its program never runs on: see [`Held`].
 //!
 //! What cannot be seen counts as living, and as able to run.
 
 use crate::interval::Process;
 use procfs::process::{Stat, StatFlags, Task};
 use procfs::{ProcError, ProcResult};
+use std::time::{Duration, Instant};
 
 /// A process that has not ended, and its parent's number.
 pub fn look(pid: u32) -> Option<(Process, u32)> {
@@ -41,10 +42,29 @@ pub fn of_thread(thread: u32) -> Option<u32> {
     u32::try_from(status.tgid).ok()
 }
 
-/// Whether a process never runs its program again, though it may not be gone: each of its threads is dead, is ending,
-/// or has SIGKILL to take as soon as what it waits for in the kernel is over. One call of each to a file system may
-/// still be carried out.
-pub fn is_beyond_return(pid: i32) -> bool {
+/// One that is ending takes a moment, and longer to give its memory back; who waits uninterruptibly for so long is held.
+const HELD_AFTER: Duration = Duration::from_secs(1);
+
+/// Whether a process that was killed is held by the kernel, from one look to the next.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Held {
+    since: Option<Instant>,
+}
+
+impl Held {
+    /// Whether it never runs its program again, and has not gone for a while: one call of each of its threads to a file
+    /// system may still be carried out. To be asked again and again until it has gone.
+    pub fn look(&mut self, pid: i32, now: Instant) -> bool {
+        if !is_stuck(pid) {
+            self.since = None;
+            return false;
+        }
+        now.saturating_duration_since(*self.since.get_or_insert(now)) >= HELD_AFTER
+    }
+}
+
+/// Whether each thread is dead, or waits uninterruptibly and is ending or has SIGKILL to take after that.
+fn is_stuck(pid: i32) -> bool {
     let Ok(process) = procfs::process::Process::new(pid) else {
         return false;
     };
@@ -52,19 +72,22 @@ pub fn is_beyond_return(pid: i32) -> bool {
         return false;
     };
     threads.all(
-        |thread| match thread.and_then(|thread| is_ending(&thread)) {
-            Ok(is_ending) => is_ending,
+        |thread| match thread.and_then(|thread| is_thread_stuck(&thread)) {
+            Ok(is_stuck) => is_stuck,
             Err(ProcError::NotFound(_)) => true,
             Err(_) => false,
         },
     )
 }
 
-fn is_ending(thread: &Task) -> ProcResult<bool> {
+fn is_thread_stuck(thread: &Task) -> ProcResult<bool> {
     const SIGKILL: u64 = 1 << (libc::SIGKILL - 1);
     let stat = thread.stat()?;
     let exits = StatFlags::from_bits_retain(stat.flags).contains(StatFlags::PF_EXITING);
-    Ok(is_over(stat.state) || exits || thread.status()?.sigpnd & SIGKILL != 0)
+    if stat.state != 'D' {
+        return Ok(is_over(stat.state));
+    }
+    Ok(exits || thread.status()?.sigpnd & SIGKILL != 0)
 }
 
 fn is_over(state: char) -> bool {
@@ -92,7 +115,7 @@ mod tests {
             of_thread(u32::try_from(thread).expect("a number"))
         });
         assert_eq!(thread.join().expect("a thread"), Some(me));
-        assert!(!is_beyond_return(nix::unistd::getpid().as_raw()));
+        assert!(!is_stuck(nix::unistd::getpid().as_raw()));
         let mut cat = Command::new("cat")
             .stdin(Stdio::piped())
             .spawn()
@@ -100,12 +123,15 @@ mod tests {
         let number = i32::try_from(cat.id()).expect("a number");
         let (its, parent) = look(cat.id()).expect("it runs");
         assert_eq!(parent, me);
-        assert!(!is_beyond_return(number));
+        let (mut held, now) = (Held::default(), Instant::now());
+        assert!(!held.look(number, now) && !held.look(number, now + HELD_AFTER));
         cat.kill().expect("killed");
         // A zombie until it is waited for.
-        while is_alive(its) || !is_beyond_return(number) {
+        while is_alive(its) || !is_stuck(number) {
             std::thread::yield_now();
         }
+        assert!(!held.look(number, now), "it may go yet");
+        assert!(held.look(number, now + HELD_AFTER));
         cat.wait().expect("waited for");
         assert!(look(cat.id()).is_none());
     }

@@ -17,14 +17,14 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use scrfs::process::{is_beyond_return, parent};
+use scrfs::process::{Held, parent};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a process that is ending is looked at.
 const LOOK: Duration = Duration::from_millis(2);
@@ -53,8 +53,9 @@ pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
 pub(super) fn kill_child(child: &mut Child) {
     // Fails when it has ended already: as good.
     let _ = child.kill();
-    let is_held = |child: &Child| i32::try_from(child.id()).is_ok_and(is_beyond_return);
-    while matches!(child.try_wait(), Ok(None)) && !is_held(child) {
+    let mut held = Held::default();
+    let mut is_held = |pid: u32| i32::try_from(pid).is_ok_and(|pid| held.look(pid, Instant::now()));
+    while matches!(child.try_wait(), Ok(None)) && !is_held(child.id()) {
         std::thread::park_timeout(LOOK);
     }
 }
@@ -103,11 +104,11 @@ pub(super) fn kill_orphans(keep: &[u32]) {
         .iter()
         .filter_map(|pid| i32::try_from(*pid).ok())
         .collect();
-    let mut held = HashSet::new();
+    let mut left = HashSet::new();
     loop {
         let orphans: Vec<i32> = children()
             .into_iter()
-            .filter(|pid| !keep.contains(pid) && !held.contains(pid))
+            .filter(|pid| !keep.contains(pid) && !left.contains(pid))
             .collect();
         if orphans.is_empty() {
             return;
@@ -117,9 +118,10 @@ pub(super) fn kill_orphans(keep: &[u32]) {
             let _ = kill(pid, Signal::SIGKILL);
             // Its children are ours by the time it has ended.
             let flags = WaitPidFlag::__WALL | WaitPidFlag::WNOHANG;
+            let mut held = Held::default();
             while waitpid(pid, Some(flags)) == Ok(WaitStatus::StillAlive) {
-                if is_beyond_return(pid.as_raw()) {
-                    held.insert(pid.as_raw());
+                if held.look(pid.as_raw(), Instant::now()) {
+                    left.insert(pid.as_raw());
                     break;
                 }
                 std::thread::park_timeout(LOOK);
@@ -217,6 +219,16 @@ fn signal_process(process: &OwnedFd, signal: Signal) -> Result<(), Errno> {
 mod tests {
     use super::*;
     use std::process::Stdio;
+
+    #[test]
+    fn who_is_killed_is_gone_and_waited_for_when_that_returns() {
+        for _ in 0..20 {
+            let mut sleep = spawn(Command::new("sleep").arg("1000")).expect("sleep can be run");
+            let pid = sleep.id();
+            kill_child(&mut sleep);
+            assert_eq!(parent(pid), None, "it is still there");
+        }
+    }
 
     #[test]
     fn the_marked_are_killed_and_nobody_else() {

@@ -3,7 +3,7 @@
 use super::Running;
 use crate::sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use scrfs::process::is_beyond_return;
+use scrfs::process::Held;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -69,11 +69,12 @@ pub(super) fn solo(running: &Running, socket: &Path) {
 fn wait(mut child: Child) -> io::Result<Option<ExitStatus>> {
     let number = i32::try_from(child.id()).map_err(io::Error::other)?;
     let process = sys::open_process(number)?;
+    let mut held = Held::default();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if is_beyond_return(number) {
+        if held.look(number, Instant::now()) {
             // It may have gone meanwhile.
             return child.try_wait();
         }
